@@ -1,0 +1,183 @@
+"""What survives a crash: directories of safetensors files with a state.json, complete or absent, never half.
+
+A directory is written beside its place under a temporary name, flushed to disk, then renamed. state.json names every
+file with its SHA-256 and size, which are checked before a tensor is read. Nothing is pickled.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from kaizen.errors import ConfigError
+
+STATE = "state.json"
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace a JSON file atomically."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file atomically: readers see the old or the new content, never a part."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        _flush(file.fileno())
+    os.replace(temporary, path)
+    _flush_directory(path.parent)
+
+
+def write_directory(path: Path, files: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+    """Write a directory of NAME.safetensors files and state.json, complete or absent.
+
+    Args:
+        path: the directory; its parents are made. One that is there already is replaced.
+        files: tensors of each file by name (without suffix).
+        state: JSON content; "files" is added: name -> sha256 and bytes.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    written = {}
+    for name, tensors in files.items():
+        file = temporary / f"{name}.safetensors"
+        # safetensors refuses tensors that share memory or are not contiguous.
+        save_file({key: t.detach().cpu().clone().contiguous() for key, t in tensors.items()}, file)
+        with open(file, "rb+") as handle:
+            _flush(handle.fileno())
+        written[file.name] = {"sha256": _sha256(file), "bytes": file.stat().st_size}
+    write_json(temporary / STATE, {**state, "files": written})
+    _flush_directory(temporary)
+    if path.exists():
+        old = path.with_name(f".{path.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        path.rename(old)
+        temporary.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        temporary.rename(path)
+    _flush_directory(path.parent)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The state.json of a directory whose files are all there and unharmed.
+
+    Raises:
+        ConfigError: names the file and what is wrong with it.
+    """
+    file = path / STATE
+    try:
+        state = json.loads(file.read_text())
+        files = dict(state["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(str(file), f"cannot be read ({error})") from None
+    for name, expected in files.items():
+        part = path / name
+        if Path(name).name != name or not part.is_file():
+            raise ConfigError(str(part), "is named in state.json and missing")
+        if part.stat().st_size != expected["bytes"] or _sha256(part) != expected["sha256"]:
+            raise ConfigError(str(part), "is damaged: its SHA-256 is not the one in state.json")
+    return state
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, on the CPU.
+
+    Raises:
+        ConfigError: the file is missing or damaged.
+    """
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(str(file), f"cannot be read ({error})") from None
+
+
+def load_into(module: nn.Module, tensors: Mapping[str, Tensor], prefixes: Sequence[str], source: Path) -> None:
+    """Load tensors into the parts of a module whose names start with one of the prefixes, strictly.
+
+    Raises:
+        ConfigError: a name or a shape is not the module's own.
+    """
+    own = {name: t for name, t in module.state_dict().items() if name.startswith(tuple(prefixes))}
+    missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if missing or unknown:
+        raise ConfigError(str(source), f"does not fit the networks: lacks {missing[:3]}, has unknown {unknown[:3]}")
+    for name, tensor in tensors.items():
+        if own[name].shape != tensor.shape:
+            raise ConfigError(str(source), f"{name} is {list(tensor.shape)}, the network's is {list(own[name].shape)}")
+        with torch.no_grad():
+            own[name].copy_(tensor)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
+    """The optimizer's state as tensors named PARAMETER/KEY."""
+    return {
+        f"{name}/{key}": value
+        for name, parameter in module.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave."""
+    parameters = dict(module.named_parameters())
+    for name, tensor in tensors.items():
+        parameter, _, key = name.rpartition("/")
+        owner = parameters[parameter]
+        # Step counters stay on the CPU, where the optimizers of torch keep them.
+        value = tensor if tensor.dim() == 0 else tensor.to(owner.device, owner.dtype)
+        optimizer.state[owner][key] = value
+
+
+def newest_whole(directory: Path, keep: str) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint whose name starts with `keep` and that is whole; broken ones are set aside, by name.
+
+    A broken checkpoint is renamed to NAME.broken and reported, never deleted.
+    """
+    for path in sorted(directory.glob(f"{keep}*"), reverse=True):
+        if path.suffix == ".broken" or not path.is_dir():
+            continue
+        try:
+            return path, read_state(path)
+        except ConfigError as error:
+            print(f"set aside {path}.broken: {error}", flush=True)
+            shutil.rmtree(path.with_name(path.name + ".broken"), ignore_errors=True)
+            path.rename(path.with_name(path.name + ".broken"))
+    return None
+
+
+def prune(directory: Path, keep: int) -> None:
+    """Delete all but the `keep` newest whole checkpoints of a directory."""
+    whole = sorted(path for path in directory.glob("task-*") if path.suffix != ".broken")
+    for path in whole[:-keep]:
+        shutil.rmtree(path)
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _flush(descriptor: int) -> None:
+    os.fsync(descriptor)
+
+
+def _flush_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,231 @@
+"""From a recipe and dotted overrides on the command line to one checked configuration.
+
+No heavy import before the method is known, so that a wrong key costs a moment and not a start of torch.
+"""
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails, to_json
+
+from kaizen.config import Config, Section, check_pairs
+from kaizen.data.source import KNOWN_SOURCES
+from kaizen.errors import ConfigError
+from kaizen.methods import REGISTRY, method_class
+
+BUDGETS = ("per_class", "fraction", "total")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 scalars: 1e-5 is a number, `off` and `no` are strings, dates are strings."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("bool", r"true|false|True|False", "tfTF"),
+    ("null", r"null|~|", "n~\0"),
+    ("int", r"[-+]?\d+", "-+0123456789"),
+    ("float", r"[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?", "-+.0123456789"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), [*_first, ""])
+
+
+def parse_yaml(text: str) -> Any:
+    """YAML text as plain Python values."""
+    return yaml.load(text, Loader=_Loader)
+
+
+def shipped_recipes() -> dict[str, str]:
+    """Text of the shipped recipes by name; the first line of each is a comment that describes it."""
+    folder = resources.files("kaizen") / "recipes"
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name)
+    return {file.name.removesuffix(".yaml"): file.read_text() for file in files}
+
+
+def read_recipe(recipe: str) -> tuple[str, dict[str, Any]]:
+    """Name and content of a shipped recipe, or of a YAML file.
+
+    Raises:
+        ConfigError: no such recipe or file, or not a YAML mapping.
+    """
+    shipped = shipped_recipes()
+    if recipe in shipped:
+        name, text = recipe, shipped[recipe]
+    elif recipe.endswith((".yaml", ".yml")) or "/" in recipe:
+        try:
+            name, text = Path(recipe).stem, Path(recipe).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError("RECIPE", f"{recipe!r} cannot be read ({error})") from None
+    else:
+        raise ConfigError("RECIPE", f"is {recipe!r}; allowed: {', '.join(shipped)}, or the path of a YAML file")
+    try:
+        content = parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise ConfigError("RECIPE", f"{recipe!r} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or not all(isinstance(part, dict | list) for part in content.values()):
+        raise ConfigError(
+            "RECIPE", f"{recipe!r} holds no sections; allowed: sections of keys, such as optim: {{lr: 1}}"
+        )
+    return name, content
+
+
+def parse_arguments(tokens: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """Recipe and overrides from `[RECIPE] [--section.key VALUE ...]`; values stay text.
+
+    Raises:
+        ConfigError: a key without a value or without a section, or more than one recipe.
+    """
+    recipes, overrides, rest = [], {}, list(tokens)
+    while rest:
+        token = rest.pop(0)
+        if not token.startswith("--"):
+            recipes.append(token)
+            continue
+        key, given, value = token.removeprefix("--").partition("=")
+        if "." not in key:
+            raise ConfigError(token, "is no key; keys are written --section.key VALUE (see --help)")
+        if not given:
+            if not rest or rest[0].startswith("--"):
+                raise ConfigError(key, "needs a value: --section.key VALUE")
+            value = rest.pop(0)
+        overrides[key] = value
+    if len(recipes) > 1:
+        raise ConfigError("RECIPE", f"are {recipes}; only one is allowed")
+    return (recipes[0] if recipes else "digits"), overrides
+
+
+def resolve(recipe: str, overrides: dict[str, str]) -> tuple[str, Config]:
+    """Name of the recipe and the whole checked configuration.
+
+    Raises:
+        ConfigError: names the key, what was found and what is allowed.
+    """
+    name, tree = read_recipe(recipe)
+    _override(tree, overrides)
+    method = tree.get("method")
+    if not isinstance(method, dict) or "name" not in method:
+        raise ConfigError("method.name", f"is missing; allowed: {', '.join(REGISTRY)}")
+    if isinstance(stream := tree.get("stream"), dict) and stream.get("kind") == "joint":
+        stream["tasks"] = 1
+    settings: Any = method_class(method["name"]).Settings
+    kind: type[Config] = Config[settings]
+    try:
+        config: Config = kind.model_validate_json(to_json(tree))
+    except ValidationError as error:
+        raise _explained(error, tree, kind) from None
+    from kaizen.distill import resolve_distiller  # torch is loaded by now: the method's class needed it
+
+    config = config.model_copy(update={"distill": resolve_distiller(config)})
+    check_pairs(config)
+    known = KNOWN_SOURCES.get(config.data.source)
+    if known and config.stream.kind == "class" and config.stream.tasks > known.classes:
+        raise ConfigError(
+            "stream.tasks",
+            f"is {config.stream.tasks}; allowed: 1 to {known.classes}, the classes of {config.data.source}",
+        )
+    return name, config
+
+
+def _override(tree: dict[str, Any], overrides: dict[str, str]) -> None:
+    """Lay overrides over a recipe, in place."""
+    new_method = overrides.get("method.name")
+    if new_method is not None and new_method != tree.get("method", {}).get("name"):
+        tree["method"] = {}  # the recipe's other keys belong to its own method
+    budgets = [key for key in BUDGETS if overrides.get(f"replay.{key}", "null") != "null"]
+    for key in BUDGETS if budgets else ():
+        tree.get("replay", {}).pop(key, None)
+    for dotted, text in overrides.items():
+        section, *path = dotted.split(".")
+        if section not in Config.model_fields:
+            raise ConfigError(dotted, f"is not a key: no section {section!r}{_similar(section, Config.model_fields)}")
+        value = _parsed(dotted, text)
+        if section == "views":
+            _override_views(tree, path, value)
+            continue
+        if len(path) != 1:
+            raise ConfigError(dotted, "is not a key; keys are section.key")
+        tree.setdefault(section, {})[path[0]] = value
+
+
+def _override_views(tree: dict[str, Any], path: list[str], value: Any) -> None:
+    views = tree.setdefault("views", [{}, {}])
+    numbers = range(len(views)) if len(path) == 1 else [int(path[0])] if path[0].isdigit() else []
+    if not numbers or max(numbers) >= len(views) or len(path) > 2:
+        key = ".".join(["views", *path])
+        raise ConfigError(
+            key, f"is not a key; allowed: views.KEY (all views) or views.0.KEY to views.{len(views) - 1}.KEY"
+        )
+    for number in numbers:
+        views[number] = {**views[number], path[-1]: value}
+
+
+def _parsed(dotted: str, text: str) -> Any:
+    """The value of an override: text for keys that hold text, a YAML value otherwise."""
+    section, _, key = dotted.partition(".")
+    model = Config.model_fields[section].annotation
+    if isinstance(model, type) and issubclass(model, BaseModel) and key in model.model_fields:
+        annotation = model.model_fields[key].annotation
+        if annotation is str or (isinstance(annotation, types.UnionType) and str in typing.get_args(annotation)):
+            return None if text == "null" and annotation is not str else text
+    try:
+        return parse_yaml(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _explained(error: ValidationError, tree: dict[str, Any], kind: type[Section]) -> ConfigError:
+    """The first problem as one line; alternatives of one key are joined by `or`."""
+    found: dict[str, list[ErrorDetails]] = {}
+    for detail in error.errors():
+        found.setdefault(_key_of(detail["loc"], tree), []).append(detail)
+    key, details = next(iter(found.items()))
+    first = details[0]
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return ConfigError(key, f"is not a key{_similar(key.rpartition('.')[2], _siblings(first['loc'], kind))}{more}")
+    if first["type"] == "missing":
+        return ConfigError(key, f"is missing{more}")
+    problems = " or ".join(dict.fromkeys(d["msg"].removeprefix("Input should be ") for d in details))
+    if first["type"] == "value_error":
+        return ConfigError(key, problems.removeprefix("Value error, ") + more)
+    return ConfigError(key, f"is {_brief(first['input'])}; allowed: {problems}{more}")
+
+
+def _key_of(location: Sequence[str | int], tree: Any) -> str:
+    """The dotted key of a location: pydantic adds the names of union members, which are no keys of the tree."""
+    parts: list[str] = []
+    for part in location:
+        inside = (isinstance(tree, dict) and part in tree) or (isinstance(tree, list) and isinstance(part, int))
+        if parts and not inside:
+            break
+        parts.append(str(part))
+        tree = tree[part] if inside else None
+    return ".".join(parts)
+
+
+def _siblings(location: Sequence[str | int], kind: Any) -> list[str]:
+    """Keys that stand beside the location in the configuration."""
+    for part in location[:-1]:
+        if isinstance(part, str):
+            kind = kind.model_fields[part].annotation
+        members = [m for m in typing.get_args(kind) if isinstance(m, type) and issubclass(m, BaseModel)]
+        kind = members[0] if members else kind
+    return list(kind.model_fields)
+
+
+def _similar(word: str, allowed: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(allowed), n=1)
+    return f"; did you mean {close[0]}?" if close else f"; allowed: {', '.join(allowed)}"
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,29 @@
+"""Commands of `python -m kaizen`, one file each; a command is imported when it is called."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+
+from kaizen.errors import KaizenError
+
+COMMANDS = {
+    "recipes": "list the shipped recipes",
+    "show": "print the resolved configuration of a recipe and the numbers derived from it",
+}
+
+
+def run(tokens: Sequence[str], commands: Mapping[str, str]) -> int:
+    """Run the command that the first token names; returns the exit code."""
+    usage = "usage: python -m kaizen COMMAND ...\n\n" + "\n".join(f"  {c:10} {about}" for c, about in commands.items())
+    if not tokens or tokens[0] in ("-h", "--help"):
+        print(usage)
+        return 0
+    name, *rest = tokens
+    if name not in commands:
+        print(f"error: COMMAND: is {name!r}; allowed: {', '.join(commands)}", file=sys.stderr)
+        return 2
+    try:
+        return import_module(f"kaizen.commands.{name}").main(rest)
+    except KaizenError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code

@@ -1,0 +1,36 @@
+"""`python -m kaizen show RECIPE`: the resolved configuration as YAML, and the numbers derived from it."""
+
+from collections.abc import Sequence
+
+import yaml
+
+from kaizen.cli import parse_arguments, resolve
+from kaizen.data.source import KNOWN_SOURCES
+from kaizen.plan import describe, make_plan
+
+
+def main(tokens: Sequence[str]) -> int:
+    """Print the configuration that train.py would use; the data are read only if they are not a known source."""
+    if {"-h", "--help"} & set(tokens):
+        from kaizen.help import help_text
+
+        print(
+            help_text("python -m kaizen show [RECIPE] [--section.key VALUE ...]", "Print the resolved configuration.")
+        )
+        return 0
+    recipe, config = resolve(*parse_arguments(tokens))
+    print(f"# recipe: {recipe}\n# config hash: {config.hash()}")
+    print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None), end="")
+    known = KNOWN_SOURCES.get(config.data.source)
+    if known is not None and known.train_images % known.classes == 0 and config.stream.kind == "class":
+        from kaizen.data.stream import class_stream
+
+        cuts = class_stream(known.classes, config.stream.tasks, config.stream.seed)
+        sizes = [len(cut) * known.train_images // known.classes for cut in cuts]
+    else:
+        from kaizen.data.load import load_stream
+
+        sizes = load_stream(config).train_sizes
+    for line in describe(config, make_plan(config, sizes, 1), 1):
+        print(f"# {line}")
+    return 0

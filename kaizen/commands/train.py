@@ -1,0 +1,43 @@
+"""train.py: parse, build, run."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from kaizen.cli import parse_arguments, resolve
+from kaizen.errors import ConfigError, KaizenError, Stopped
+
+USAGE = "accelerate launch train.py [RECIPE] [--section.key VALUE ...]"
+
+
+def main(tokens: Sequence[str]) -> int:
+    """Train as the command line says; returns the exit code (see CONTRACT: 0, 2, 3, 75)."""
+    if {"-h", "--help"} & set(tokens):
+        from kaizen.help import help_text
+
+        print(help_text(USAGE, "Train Kaizen, or go on where the run directory left off."))
+        return 0
+    path = None
+    try:
+        recipe, config = resolve(*parse_arguments(tokens))
+        path = Path(config.run.dir or f"runs/{recipe}-seed{config.run.seed}")
+        from kaizen.trainer import Trainer  # torch, accelerate and datasets load only for a configuration that holds
+
+        Trainer(recipe, config, path).run()
+    except Stopped as stopped:
+        _say(f"stopped by {stopped}: the same command goes on from here")
+        return stopped.exit_code
+    except ConfigError as error:
+        _say(f"error: {error}")
+        return error.exit_code
+    except KaizenError as error:
+        _say(f"error: training failed: {error}")
+        return error.exit_code
+    return 0
+
+
+def _say(text: str) -> None:
+    """One line on stderr, from one process of the run; what a launcher says comes below it."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,240 @@
+"""The configuration: one typed, frozen object, checked once at the start; a YAML section is a class with defaults.
+
+Only pydantic is imported here, so that a wrong key is reported before any heavy import. What needs the data (classes of
+an unknown data set, steps an epoch) is checked by the trainer, still before any work.
+"""
+
+import hashlib
+import json
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+
+from kaizen.errors import ConfigError
+
+Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+# Keys that say where and how often, not what is computed: a run may go on under other values of these.
+FREE_KEYS = ("run.dir", "run.resume", "run.checkpoint_every", "run.keep_checkpoints", "data.cache_dir", "log")
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class RunConfig(Section):
+    dir: str | None = Field(None, description="run directory; null: runs/RECIPE-seedN")
+    seed: Seed = Field(0, description="seed of initialisation, order, views, replay")
+    resume: Literal["auto", "never", "must"] = Field(
+        "auto", description="auto: go on if the directory holds a run; never: it must hold none; must: it must hold one"
+    )
+    checkpoint_every: int = Field(500, ge=0, description="steps between checkpoints; 0: only at task ends")
+    keep_checkpoints: Count = Field(2, description="newest checkpoints kept")
+
+
+class DataConfig(Section):
+    source: str = Field(
+        "digits",
+        description="digits, cifar10, cifar100, fashion_mnist, hub:OWNER/NAME, parquet:DIR, imagefolder:DIR, disk:DIR",
+    )
+    image_size: int | None = Field(None, ge=4, description="side of the square image in pixels; null: the source's own")
+    image_column: str | None = Field(None, description="column of the images; null: found by type")
+    label_column: str | None = Field(None, description="column of the labels; null: found by type")
+    domain_column: str | None = Field(None, description="column of the domains; null: none")
+    train_split: str = Field("train", description="split trained on")
+    test_split: str = Field("test", description="split evaluated on")
+    cache_dir: str | None = Field(None, description="where decoded images are kept; null: ~/.cache/kaizen")
+    normalize: Literal["dataset"] | tuple[tuple[float, float, float], tuple[Positive, Positive, Positive]] = Field(
+        "dataset", description="dataset: mean and std of the training images; or [[mean x 3], [std x 3]] for 0..1"
+    )
+
+
+class StreamConfig(Section):
+    kind: Literal["class", "joint"] = Field(
+        "class", description="class: each task brings new classes; joint: everything in one task"
+    )
+    tasks: Count = Field(5, description="number of tasks (joint: always 1)")
+    seed: Seed = Field(5, description="seed of the cut into tasks (5: the released split)")
+
+
+class EncoderConfig(Section):
+    name: Literal["resnet18", "resnet34", "resnet50"] = Field("resnet18", description="architecture")
+    stem: Literal["cifar", "imagenet"] = Field(
+        "cifar", description="cifar: 3x3 stride 1, no max-pool; imagenet: 7x7 stride 2 with max-pool"
+    )
+    stem_padding: int = Field(1, ge=0, le=3, description="padding of the cifar stem (the released code pads by 2)")
+    norm: Literal["batch", "group"] = Field("batch", description="normalisation layers")
+    width: Count = Field(64, description="channels of the first stage")
+
+
+class MethodSettings(Section):
+    """Keys every SSL method has; each method's own settings extend this class."""
+
+    name: str = Field(description="SSL method")
+    weight: NonNegative = Field(1.0, description="weight of the SSL loss")
+    projector_hidden: Count = Field(2048, description="hidden size of the projector")
+    projector_out: Count = Field(128, description="size of the projections")
+
+
+class DistillConfig(Section):
+    name: str = Field("auto", description="distiller of the features; auto: the one that belongs to the method")
+    weight: NonNegative | None = Field(None, description="lambda_FE; null: the distiller's own default")
+    temperature: Positive = Field(0.2, description="temperature of the contrastive distiller")
+    hidden: Count = Field(2048, description="hidden size of the distillation predictor")
+
+
+class ClassifierConfig(Section):
+    hidden: tuple[Count, ...] = Field((1000,), description="hidden sizes; []: a linear classifier")
+    weight: NonNegative = Field(1.0, description="w_C, weight of the cross-entropy")
+    distill_weight: NonNegative | Literal["class_ratio"] = Field(
+        2.0,
+        description="lambda_C, weight of the old classifier's soft labels; class_ratio: classes before / classes new",
+    )
+    stop_gradient: bool = Field(True, description="false lets the classifier losses train the encoder too")
+
+
+class TeacherConfig(Section):
+    batchnorm: Literal["batch", "running"] = Field(
+        "batch", description="the teacher normalises by the batch at hand, or by its frozen statistics"
+    )
+
+
+class ReplayConfig(Section):
+    policy: Literal["none", "random", "first"] = Field(
+        "random", description="which images are kept: none, random (class-balanced), first of each class"
+    )
+    per_class: Count | None = Field(None, description="images kept of each class")
+    fraction: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="part kept of each class")
+    total: Count | None = Field(None, description="images kept in all, shared evenly by the classes seen")
+    batch: Count = Field(32, description="replay images a step, over all processes")
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> "ReplayConfig":
+        given = [key for key in ("per_class", "fraction", "total") if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are given; only one of per_class, fraction, total is allowed")
+        return self
+
+
+class ViewConfig(Section):
+    crop_scale: tuple[Positive, Positive] = Field((0.08, 1.0), description="area of the crop, smallest and largest")
+    crop_ratio: tuple[Positive, Positive] = Field((0.75, 4 / 3), description="width / height of the crop")
+    jitter: tuple[NonNegative, NonNegative, NonNegative, Annotated[float, Field(ge=0, le=0.5)]] = Field(
+        (0.4, 0.4, 0.2, 0.1), description="strength of brightness, contrast, saturation, hue"
+    )
+    jitter_p: Probability = Field(0.8, description="probability of colour jitter")
+    gray_p: Probability = Field(0.2, description="probability of greyscale")
+    blur_p: Probability = Field(0.0, description="probability of Gaussian blur")
+    blur_sigma: tuple[Positive, Positive] = Field((0.1, 2.0), description="radius of the blur in pixels")
+    solarize_p: Probability = Field(0.0, description="probability of solarisation at 128")
+    flip_p: Probability = Field(0.5, description="probability of a horizontal flip")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "ViewConfig":
+        for key in ("crop_scale", "crop_ratio", "blur_sigma"):
+            low, high = getattr(self, key)
+            if low > high or (key == "crop_scale" and high > 1):
+                raise ValueError(f"{key} is [{low}, {high}]; allowed: [smallest, largest], areas up to 1")
+        return self
+
+
+class OptimConfig(Section):
+    name: Literal["sgd", "lars", "adamw"] = Field("lars", description="optimiser")
+    lr: Positive = Field(1.0, description="base rate, scaled by batch / 256")
+    classifier_lr: Positive = Field(0.1, description="rate of the classifier, not scaled")
+    weight_decay: NonNegative = Field(1e-5, description="weight decay (none on the classifier and 1-D parameters)")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="momentum of SGD and LARS")
+    eta: Positive = Field(0.02, description="trust coefficient of LARS")
+    epochs: Count = Field(500, description="epochs a task")
+    batch: Annotated[int, Field(ge=2)] = Field(
+        256, description="images an optimiser step, over all processes and accumulation, replay excluded"
+    )
+    warmup_epochs: int = Field(10, ge=0, description="epochs of linear warm-up at the start of each task")
+    min_lr: NonNegative = Field(0.0, description="rate at the end of the cosine")
+
+
+class EvalConfig(Section):
+    readers: tuple[Literal["classifier"], ...] = Field(
+        ("classifier",), min_length=1, description="readers of the features, each with its own accuracy matrix"
+    )
+
+
+class LogConfig(Section):
+    every_steps: Count = Field(10, description="steps between log lines (and checks for non-finite losses)")
+    wandb: Literal["disabled", "offline", "online"] = Field("disabled", description="Weights & Biases")
+    project: str = Field("kaizen", description="wandb project")
+    name: str | None = Field(None, description="wandb run name; null: the run directory's name")
+
+
+M = TypeVar("M", bound=MethodSettings)
+
+
+class Config(Section, Generic[M]):
+    """The whole configuration of a run."""
+
+    run: RunConfig = RunConfig()
+    data: DataConfig = DataConfig()
+    stream: StreamConfig = StreamConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    method: SerializeAsAny[M]
+    distill: DistillConfig = DistillConfig()
+    classifier: ClassifierConfig = ClassifierConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    replay: ReplayConfig = ReplayConfig()
+    views: tuple[ViewConfig, ...] = Field((ViewConfig(), ViewConfig()), min_length=2, max_length=2)
+    optim: OptimConfig = OptimConfig()
+    eval: EvalConfig = EvalConfig()
+    log: LogConfig = LogConfig()
+
+    def fixed(self) -> dict[str, Any]:
+        """Flat dictionary of the keys that decide what is computed."""
+        flat = flatten(self.model_dump(mode="json"))
+        return {k: v for k, v in flat.items() if not any(k == free or k.startswith(free + ".") for free in FREE_KEYS)}
+
+    def hash(self) -> str:
+        """SHA-256 (16 hex digits) of the keys that decide what is computed."""
+        return hashlib.sha256(json.dumps(self.fixed(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def replay_budget(self) -> tuple[str, float]:
+        """The replay budget's kind and size; 1 % of each class where none is given."""
+        for kind in ("per_class", "fraction", "total"):
+            if (size := getattr(self.replay, kind)) is not None:
+                return kind, size
+        return "fraction", 0.01
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of nested dictionaries (lists of dictionaries by index)."""
+    if isinstance(tree, list) and tree and isinstance(tree[0], dict):
+        tree = {str(i): item for i, item in enumerate(tree)}
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def check_pairs(config: Config) -> None:
+    """Refuse pairs of keys that do not fit; needs no data.
+
+    Raises:
+        ConfigError: names the key, its value and what is allowed.
+    """
+    optim = config.optim
+    if optim.warmup_epochs and optim.warmup_epochs >= optim.epochs:
+        raise ConfigError(
+            "optim.warmup_epochs", f"is {optim.warmup_epochs}; allowed: below optim.epochs ({optim.epochs})"
+        )
+    if optim.min_lr > optim.lr * optim.batch / 256:
+        raise ConfigError("optim.min_lr", f"is {optim.min_lr}, above the scaled rate {optim.lr * optim.batch / 256:g}")
+    if config.encoder.stem == "imagenet" and config.encoder.stem_padding != 1:
+        raise ConfigError("encoder.stem_padding", "applies to encoder.stem cifar; with stem imagenet only 1 is allowed")
+    if len(set(config.eval.readers)) != len(config.eval.readers):
+        raise ConfigError("eval.readers", f"is {list(config.eval.readers)}; each reader may be named once")

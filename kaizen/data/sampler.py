@@ -1,0 +1,103 @@
+"""The only order: (seed, task, epoch, step) -> the global batch -> this process' slice.
+
+No generator state is involved, so a restart or another number of processes draws the same images and the same views.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kaizen.data.random import Purpose, fold, hash_rows, permutation
+from kaizen.parallel import Batch
+
+
+@dataclass(frozen=True)
+class Draw:
+    """This process' images of one step.
+
+    sample_ids: (n,) indices into the source's train split; memory_rows: (m,) rows of the replay memory;
+    keys: int64 (n + m,), random keys of their views.
+    """
+
+    sample_ids: Tensor
+    memory_rows: Tensor
+    keys: Tensor
+    batch: Batch
+
+
+class Sampler:
+    """Order of one task.
+
+    Args:
+        seed: the run's seed.
+        task: index of the task.
+        sample_ids: (n,) indices of the task's images in the source's train split.
+        labels: (n,) their labels, -1 = not available.
+        batch: images of the current task in a global batch; fewer if the task has fewer.
+        memory_ids, memory_labels: (m,) sample ids and labels of the replay memory.
+        replay: replay images in a global batch (none when the memory is empty).
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        task: int,
+        sample_ids: np.ndarray,
+        labels: np.ndarray,
+        batch: int,
+        memory_ids: Tensor,
+        memory_labels: Tensor,
+        replay: int,
+        *,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.seed, self.task, self.rank, self.world = seed, task, rank, world
+        self.sample_ids, self.labels = torch.from_numpy(sample_ids), torch.from_numpy(labels)
+        self.memory_ids, self.memory_labels = memory_ids, memory_labels
+        self.batch = min(batch, len(sample_ids))
+        self.replay = replay if len(memory_ids) else 0
+        self._orders: dict[tuple[Purpose, int], Tensor] = {}
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full batches in the task's images; it never depends on the replay memory."""
+        return len(self.sample_ids) // self.batch
+
+    def draw(self, step: int) -> Draw:
+        """The images of a step of the task (counted from 0 over its epochs)."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        current = self._order(Purpose.ORDER, epoch, len(self.sample_ids))[place * self.batch :][: self.batch]
+        rows = self._memory_rows(step)
+        labels = torch.cat([self.labels[current], self.memory_labels[rows]])
+        batch = Batch(len(current), len(rows), int((labels >= 0).sum()), self.rank, self.world)
+        positions = torch.tensor(batch.positions(self.rank))
+        mine, memory = positions[positions < batch.current], positions[positions >= batch.current]
+        keys = [
+            hash_rows(fold(self.seed, purpose, self.task, epoch, place), where, ids)
+            for purpose, where, ids in (
+                (Purpose.VIEWS, mine, self.sample_ids[current[mine]]),
+                (Purpose.REPLAY_VIEWS, memory, self.memory_ids[rows[memory - batch.current]]),
+            )
+        ]
+        return Draw(self.sample_ids[current[mine]], rows[memory - batch.current], torch.cat(keys), batch)
+
+    def _memory_rows(self, step: int) -> Tensor:
+        """Replay draws of a step: without replacement until the memory is used up, then again in another order."""
+        size, start, end = len(self.memory_ids), step * self.replay, (step + 1) * self.replay
+        if start == end:
+            return torch.empty(0, dtype=torch.int64)
+        first, last = start // size, (end - 1) // size
+        laps = torch.cat([self._order(Purpose.REPLAY, lap, size) for lap in range(first, last + 1)])
+        return laps[start - first * size : end - first * size]
+
+    def _order(self, purpose: Purpose, lap: int, size: int) -> Tensor:
+        """Permutation of one lap over the images; the latest ones are kept, as a lap lasts many steps."""
+        found = self._orders.get((purpose, lap))
+        if found is None:
+            found = permutation(size, fold(self.seed, purpose, self.task, lap))
+            self._orders = {key: order for key, order in self._orders.items() if key[1] >= lap - 1 or key[0] != purpose}
+            self._orders[purpose, lap] = found
+        return found

@@ -1,0 +1,29 @@
+"""The ways a run can end, as exceptions; each carries the exit code of `python train.py`."""
+
+
+class KaizenError(Exception):
+    """A run that cannot go on, with a message for the user and an exit code."""
+
+    exit_code = 1
+
+
+class ConfigError(KaizenError):
+    """Configuration or data that cannot be used: one line naming the key or file, what was found, what is allowed."""
+
+    exit_code = 2
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"{key}: {problem}")
+        self.key = key
+
+
+class TrainingFailed(KaizenError):
+    """Training that cannot be trusted any more, such as a loss that is not finite."""
+
+    exit_code = 3
+
+
+class Stopped(KaizenError):
+    """A run that was asked to stop and has saved all that it needs to go on."""
+
+    exit_code = 75

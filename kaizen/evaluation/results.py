@@ -1,0 +1,72 @@
+"""results.json: the accuracy matrices and what the run cost, rewritten after every task."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kaizen.checkpoint import write_json
+from kaizen.data.stream import Task
+from kaizen.errors import ConfigError
+from kaizen.evaluation.metrics import summarize
+
+
+class Results:
+    """The content of results.json, read back when a run goes on.
+
+    Raises:
+        ConfigError: the file is there and cannot be read.
+    """
+
+    def __init__(self, file: Path, *, recipe: str, config_hash: str, kind: str, tasks: Sequence[Task]) -> None:
+        self.file = file
+        listed = [
+            {"name": t.name, "classes": list(t.classes), "train_images": len(t.train), "test_images": len(t.test)}
+            for t in tasks
+        ]
+        self.content: dict[str, Any] = {
+            "schema": 1,
+            "recipe": recipe,
+            "config_hash": config_hash,
+            "stream": {"kind": kind, "tasks": listed},
+            "readers": {},
+            "seconds": {"train": [], "evaluate": [], "total": 0.0},
+            "images_per_second": [],
+            "peak_memory_bytes": 0,
+            "world_size": 0,
+        }
+        if file.exists():
+            try:
+                self.content |= json.loads(file.read_text())
+            except ValueError as error:
+                raise ConfigError(str(file), f"cannot be read ({error}); delete it to evaluate again") from None
+
+    @property
+    def evaluated(self) -> int:
+        """Tasks whose row is there for every reader; -1 where the untrained row is missing too."""
+        lengths: list[int] = [len(reader["matrix"]) for reader in self.content["readers"].values()]
+        return min(lengths) if lengths else -1
+
+    def add_untrained(self, row: Mapping[str, list[float]]) -> None:
+        """The accuracies of the untrained network, by reader."""
+        self.content["readers"] = {
+            reader: {"untrained": values, "matrix": [], **summarize([], values)} for reader, values in row.items()
+        }
+
+    def add_row(self, row: Mapping[str, list[float]], *, images: int, trained: float, evaluated: float) -> None:
+        """The next task: accuracies by reader, images it trained on (counted again each epoch), seconds it took."""
+        for reader, values in row.items():
+            found = self.content["readers"][reader]
+            found["matrix"].append(values)
+            found |= summarize(found["matrix"], found["untrained"])
+        self.content["seconds"]["train"].append(trained)
+        self.content["seconds"]["evaluate"].append(evaluated)
+        self.content["images_per_second"].append(images / max(trained, 1e-9))
+
+    def write(self, *, world: int, peak_memory: int) -> None:
+        """Replace the file."""
+        seconds = self.content["seconds"]
+        seconds["total"] = sum(seconds["train"]) + sum(seconds["evaluate"])
+        self.content["world_size"] = world
+        self.content["peak_memory_bytes"] = max(peak_memory, self.content["peak_memory_bytes"])
+        write_json(self.file, self.content)

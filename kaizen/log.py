@@ -1,0 +1,172 @@
+"""What a run tells: log.jsonl, status.json, environment.json, the progress bar, trackers, the final table."""
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import kaizen
+from kaizen.checkpoint import write_json
+from kaizen.config import Config
+from kaizen.errors import ConfigError
+from kaizen.evaluation.metrics import DEFINITIONS
+from kaizen.parallel import Parallel
+
+LIBRARIES = ("torch", "torchvision", "accelerate", "datasets", "safetensors", "numpy")
+
+
+def write_status(
+    directory: Path, state: str, *, exit_code: int | None, task: int, step: int, reason: str | None = None
+) -> None:
+    """status.json: launchers swallow exit codes, so scripts read this."""
+    content = {"state": state, "exit_code": exit_code, "task": task, "step": step, "reason": reason}
+    write_json(directory / "status.json", content)
+
+
+def environment(parallel: Parallel) -> dict[str, Any]:
+    """What decides, beside the configuration, whether two runs can be equal bit for bit."""
+    device = torch.cuda.get_device_name(parallel.device) if parallel.device.type == "cuda" else platform.processor()
+    return {
+        "kaizen": kaizen.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "libraries": {name: version(name) for name in LIBRARIES},
+        "device": f"{parallel.device.type} {device}".strip(),
+        "world_size": parallel.world,
+        "threads_per_process": parallel.threads,
+        "mixed_precision": parallel.accelerator.mixed_precision,
+        "command": sys.argv,
+    }
+
+
+class Clock:
+    """Seconds that a task has trained, over all its starts, and images a second since the last look."""
+
+    def __init__(self, before: float) -> None:
+        self._started = self._lap = time.perf_counter()
+        self._before, self._images = before, 0
+
+    def count(self, images: int) -> None:
+        """Images of one step."""
+        self._images += images
+
+    def seconds(self) -> float:
+        """Seconds of training, those before a restart included."""
+        return self._before + time.perf_counter() - self._started
+
+    def lap(self) -> float:
+        """Images a second since the last call."""
+        now = time.perf_counter()
+        rate, self._images = self._images / (now - self._lap), 0
+        self._lap = now
+        return rate
+
+
+def cut_log(file: Path, step: int) -> None:
+    """Drop lines after a step of the run: the steps that a restored checkpoint will do again."""
+    if not file.exists():
+        return
+    kept = []
+    for line in file.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):
+            continue  # a line cut short by a kill
+    temporary = file.with_name(f".{file.name}.tmp")
+    temporary.write_text("".join(kept))
+    os.replace(temporary, file)
+
+
+class RunLog:
+    """Progress of the whole run, written by one process; the bar is quiet where stderr is no terminal."""
+
+    def __init__(self, directory: Path, config: Config, parallel: Parallel, *, steps: int, done: int) -> None:
+        self.parallel = parallel
+        self._file = open(directory / "log.jsonl", "a") if parallel.is_main else None  # noqa: SIM115
+        self._bar = tqdm(
+            total=steps,
+            initial=done,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not (parallel.is_main and sys.stderr.isatty()),
+        )
+        self._tracking = config.log.wandb != "disabled"
+        if self._tracking:
+            self._start_wandb(directory, config)
+
+    def _start_wandb(self, directory: Path, config: Config) -> None:
+        options = {"name": config.log.name or directory.name, "mode": config.log.wandb, "dir": str(directory)}
+        try:
+            self.parallel.accelerator.init_trackers(
+                config.log.project, config=config.model_dump(mode="json"), init_kwargs={"wandb": options}
+            )
+        except Exception as error:  # wandb raises its own kinds for a missing key, a refused one, no network
+            reason = " ".join(str(error).split())
+            raise ConfigError(
+                "log.wandb", f"is {config.log.wandb!r} and could not start ({reason}); allowed: offline"
+            ) from error
+
+    def line(self, record: Mapping[str, Any]) -> None:
+        """Append one line to log.jsonl (and the tracker); `record` holds `step`."""
+        if self._file is not None:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+        if self._tracking:
+            values = {k: v for k, v in record.items() if isinstance(v, int | float)}
+            self.parallel.accelerator.log(values, step=record["step"])
+
+    def advance(self, task: int, tasks: int, epoch: int, epochs: int) -> None:
+        """One step done."""
+        if not self._bar.disable:
+            self._bar.set_description(f"task {task + 1}/{tasks} epoch {epoch + 1}/{epochs}", refresh=False)
+            self._bar.update()
+
+    def show(self, loss: float, images_per_second: float) -> None:
+        """Latest loss and throughput on the bar."""
+        self._bar.set_postfix_str(f"loss {loss:.3f}, {images_per_second:.0f} images/s", refresh=False)
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        if self.parallel.is_main:
+            self._bar.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def close(self) -> None:
+        """Close file, bar and trackers."""
+        self._bar.close()
+        if self._file is not None:
+            self._file.close()
+        if self._tracking:
+            self.parallel.accelerator.end_training()
+
+
+def print_table(results: Mapping[str, Any]) -> None:
+    """Print every reader's accuracy matrix and metrics, each with its definition."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    tasks = results["stream"]["tasks"]
+    for reader, found in results["readers"].items():
+        table = Table(title=f"{reader}: top-1 accuracy in % on each task's test images, over all classes")
+        for heading in ("after training", *(f"task {i}" for i in range(len(tasks))), "mean of seen"):
+            table.add_column(heading, justify="right")
+        rows = [("nothing", found["untrained"], 0)] + [
+            (f"task {t}", row, t + 1) for t, row in enumerate(found["matrix"])
+        ]
+        for name, row, seen in rows:
+            mean = f"{100 * sum(row[:seen]) / seen:.1f}" if seen else ""
+            table.add_row(name, *(f"{100 * value:.1f}" for value in row), mean)
+        console.print(table)
+        for metric, definition in DEFINITIONS.items():
+            if found.get(metric) is not None:
+                console.print(f"  {metric.replace('_', ' '):20} {100 * found[metric]:6.1f} %   {definition}")

@@ -1,0 +1,29 @@
+"""SSL methods by name; a new method is one file here and one line in the registry.
+
+A method's module is imported when it is asked for, so that a wrong key is reported without importing torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from kaizen.errors import ConfigError
+
+if TYPE_CHECKING:
+    from kaizen.methods.base import Method
+
+REGISTRY = {
+    "simclr": "kaizen.methods.simclr:SimCLR",
+    "mocov2plus": "kaizen.methods.mocov2plus:MoCoV2Plus",
+}
+
+
+def method_class(name: object) -> "type[Method]":
+    """The class of the method of that name.
+
+    Raises:
+        ConfigError: no such method.
+    """
+    if name not in REGISTRY:
+        raise ConfigError("method.name", f"is {name!r}; allowed: {', '.join(REGISTRY)}")
+    module, _, attribute = REGISTRY[str(name)].partition(":")
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,92 @@
+"""Encoders: images (n, 3, h, w), normalised -> features (n, d)."""
+
+import math
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
+
+from kaizen.config import EncoderConfig
+
+RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int]]] = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+}
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm of at most 32 groups that divide the channels (Wu & He 2018, arXiv 1803.08494)."""
+    return nn.GroupNorm(math.gcd(32, channels), channels)
+
+
+class ResNet(nn.Module):
+    """ResNet (He et al. 2016, arXiv 1512.03385) without its last layer; parameter names are torchvision's.
+
+    torchvision's own class fixes the first stage at 64 channels and the stem at 7x7, so the stages are put together
+    here from its blocks.
+    """
+
+    def __init__(
+        self,
+        block: type[BasicBlock | Bottleneck],
+        layers: Sequence[int],
+        *,
+        stem: str = "cifar",
+        stem_padding: int = 1,
+        norm: str = "batch",
+        width: int = 64,
+    ) -> None:
+        super().__init__()
+        make_norm: Callable[..., nn.Module] = nn.BatchNorm2d if norm == "batch" else group_norm
+        if stem == "cifar":
+            self.conv1 = nn.Conv2d(3, width, 3, stride=1, padding=stem_padding, bias=False)
+            self.maxpool: nn.Module = nn.Identity()
+        else:
+            self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+            self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.bn1 = make_norm(width)
+        self.relu = nn.ReLU(inplace=True)
+        channels = width
+        stages = []
+        for index, depth in enumerate(layers):
+            planes = width * 2**index
+            stages.append(_stage(block, channels, planes, depth, 1 if index == 0 else 2, make_norm))
+            channels = planes * block.expansion
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.feature_dim = channels
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (n, 3, h, w) -> features (n, feature_dim)."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.avgpool(x).flatten(1)
+
+
+def _stage(
+    block: type[BasicBlock | Bottleneck],
+    channels: int,
+    planes: int,
+    depth: int,
+    stride: int,
+    make_norm: Callable[..., nn.Module],
+) -> nn.Sequential:
+    out = planes * block.expansion
+    downsample = None
+    if stride != 1 or channels != out:
+        downsample = nn.Sequential(conv1x1(channels, out, stride), make_norm(out))
+    blocks = [block(channels, planes, stride, downsample, norm_layer=make_norm)]
+    blocks += [block(out, planes, norm_layer=make_norm) for _ in range(1, depth)]
+    return nn.Sequential(*blocks)
+
+
+def build_encoder(config: EncoderConfig) -> ResNet:
+    """The encoder that the configuration names, freshly initialised from torch's global generator."""
+    block, layers = RESNETS[config.name]
+    return ResNet(
+        block, layers, stem=config.stem, stem_padding=config.stem_padding, norm=config.norm, width=config.width
+    )

@@ -1,0 +1,212 @@
+"""Everything that knows about processes: who we are, what the others hold, whether they agree.
+
+Losses here follow one rule: each process returns its *share*, a scalar whose mean over processes is the loss of the
+global batch. DDP and FSDP average gradients over processes, so the mean of the shares' gradients is the gradient of the
+global loss, whatever the number of processes and however uneven their slices.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from kaizen.errors import ConfigError, KaizenError
+
+T = TypeVar("T")
+
+
+def shard(count: int, rank: int, world: int) -> range:
+    """Positions of `count` items that belong to a rank: consecutive, disjoint, sizes differing by at most one."""
+    return range(count * rank // world, count * (rank + 1) // world)
+
+
+class _AllGather(torch.autograd.Function):
+    """Concatenate (n_r, ...) over processes; backward sums the gradients of all processes for the own rows."""
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor, sizes: tuple[int, ...], rank: int) -> Tensor:
+        ctx.sizes, ctx.rank = sizes, rank
+        largest = max(sizes)
+        padded = local.new_zeros((largest, *local.shape[1:]))
+        padded[: local.shape[0]] = local
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        # The gathered tensor was used by every process, so its gradient is the sum of theirs.
+        total = grads[0].contiguous().clone()
+        dist.all_reduce(total)
+        start = sum(ctx.sizes[: ctx.rank])
+        return total[start : start + ctx.sizes[ctx.rank]], None, None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Where this process' images stand in one step's global batch, [current images ; replay images].
+
+    current, replay: sizes of the global parts; labelled: images of the global batch whose label is available.
+    """
+
+    current: int
+    replay: int
+    labelled: int
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def size(self) -> int:
+        """Images in the global batch."""
+        return self.current + self.replay
+
+    def positions(self, rank: int) -> list[int]:
+        """Positions in the global batch of a rank's images: its slice of the current part, then of the replay."""
+        replay = shard(self.replay, rank, self.world)
+        return [*shard(self.current, rank, self.world), *(self.current + i for i in replay)]
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Images of each rank."""
+        return tuple(len(self.positions(rank)) for rank in range(self.world))
+
+    @cached_property
+    def rows(self) -> Tensor | None:
+        """Global positions of the local images, int64; None for one process, which holds all of them in order."""
+        return torch.tensor(self.positions(self.rank)) if self.world > 1 else None
+
+    @cached_property
+    def _order(self) -> Tensor:
+        arrived = [position for rank in range(self.world) for position in self.positions(rank)]
+        return torch.tensor(arrived).argsort()
+
+    def gather(self, local: Tensor) -> Tensor:
+        """Rows (n_local, ...) of all processes in global order (size, ...), with gradient."""
+        if self.world == 1:
+            return local
+        return _AllGather.apply(local, self.sizes, self.rank)[self._order.to(local.device)]
+
+    def share(self, local_mean: Tensor) -> Tensor:
+        """This process' share of a global mean over images, from the mean over its own images."""
+        return local_mean * (self.sizes[self.rank] * self.world / self.size)
+
+    def share_labelled(self, local_sum: Tensor) -> Tensor:
+        """This process' share of a global mean over labelled images, from a sum over its own; 0 if none is labelled."""
+        return local_sum * (self.world / max(self.labelled, 1))
+
+
+class Parallel:
+    """The processes of a run, as Accelerate started them.
+
+    Raises:
+        ConfigError: the launcher started more processes than this one can see, so each would train alone.
+    """
+
+    def __init__(self, *, log_with: str | None = None, project_dir: str | None = None) -> None:
+        self.accelerator = Accelerator(log_with=log_with, project_dir=project_dir)
+        self.rank = self.accelerator.process_index
+        self.world = self.accelerator.num_processes
+        self.device = self.accelerator.device
+        self.is_main = self.accelerator.is_main_process
+        expected = int(os.environ.get("WORLD_SIZE", "1"))
+        if expected != self.world:
+            raise ConfigError(
+                "launcher",
+                f"started {expected} processes, but Accelerate sees {self.world}, so each would train alone; "
+                "on CPU set ACCELERATE_USE_CPU=1 and launch with --multi_gpu --num_processes N",
+            )
+        if self.accelerator.gradient_accumulation_steps != 1:
+            raise ConfigError("gradient_accumulation_steps", "only 1 is supported")
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self.threads = int(os.environ.get("KAIZEN_THREADS", "0")) or max(1, len(os.sched_getaffinity(0)) // local)
+        # Launchers set OMP_NUM_THREADS=1 whatever the machine; sums depend on the count, so it is set and recorded.
+        torch.set_num_threads(self.threads)
+        # Agreement on stopping runs beside the device's own stream, over a group on the CPU.
+        self._cpu_group: Any = dist.new_group(backend="gloo", timeout=timedelta(minutes=30)) if self.world > 1 else None
+
+    def broadcast(self, value: T) -> T:
+        """A Python value of the main process, on every process."""
+        if self._cpu_group is None:
+            return value
+        held = [value]
+        dist.broadcast_object_list(held, src=0, group=self._cpu_group)
+        return held[0]
+
+    def prepare(self, learner: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+        """The learner and optimizer, wrapped for this launch (DDP for several processes)."""
+        return self.accelerator.prepare(learner, optimizer)
+
+    def release(self) -> None:
+        """Let go of what was prepared, at the end of a task."""
+        self.accelerator.free_memory()
+
+    def mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
+        """Means over processes of scalar tensors, as Python numbers: one collective, one synchronisation."""
+        stacked = torch.stack([value.detach().to(torch.float64).reshape(()) for value in values.values()])
+        if self.world > 1:
+            dist.all_reduce(stacked)
+        return dict(zip(values, (stacked / self.world).tolist(), strict=True))
+
+    def sum(self, counts: Tensor) -> Tensor:
+        """Sum of a tensor over processes."""
+        if self.world > 1:
+            dist.all_reduce(counts)
+        return counts
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is up on any process; every process gets the same answer."""
+        if self._cpu_group is None:
+            return flag
+        raised = torch.tensor(int(flag))
+        dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self._cpu_group)
+        return bool(raised)
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self._cpu_group is not None:
+            dist.barrier(group=self._cpu_group)
+
+    def main_first(self, work: Callable[[], T]) -> T:
+        """The work's result on every process, done first by one process a node and then, from its caches, by the rest.
+
+        Raises:
+            KaizenError: on every process, what any process raised, so that none waits for one that is gone.
+        """
+        first = self.accelerator.is_local_main_process
+        result = self._agreed(work, first)
+        return self._agreed(work, not first, result)
+
+    def on_main(self, work: Callable[[], None]) -> None:
+        """Work for one process of the run (files), with the others waiting; what it raises is raised on all."""
+        self._agreed(work, self.is_main)
+
+    def _agreed(self, work: Callable[[], Any], mine: bool, otherwise: Any = None) -> Any:
+        result, error = otherwise, None
+        if mine:
+            try:
+                result = work()
+            except KaizenError as caught:
+                error = caught
+        if self._cpu_group is not None:
+            errors: list[Any] = [None] * self.world
+            described = (type(error), str(error)) if error else None
+            dist.all_gather_object(errors, described, group=self._cpu_group)
+            if error is None and any(errors):
+                kind, message = next(found for found in errors if found)
+                error = kind.__new__(kind)
+                Exception.__init__(error, message)
+        if error:
+            raise error
+        return result
+
+    def announce(self, text: str) -> None:
+        """Print on one process."""
+        if self.is_main:
+            print(text, flush=True)

@@ -1,0 +1,92 @@
+"""Numbers derived from the configuration, computed once and printed: steps, rates, batches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kaizen.config import Config
+from kaizen.errors import ConfigError
+from kaizen.optim import warmup_cosine
+
+WARMUP_START = 0.003  # ALGORITHM: warm-up starts at this rate, or at the base rate where that is lower
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """Steps of one task: an epoch drops the images that do not fill a batch."""
+
+    images: int
+    batch: int
+    steps_per_epoch: int
+    steps: int
+    warmup_steps: int
+    first_step: int
+    """Steps of the run before this task."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The run in numbers; `lr` is the base rate scaled by batch / 256."""
+
+    tasks: tuple[TaskPlan, ...]
+    lr: float
+    min_lr: float
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run."""
+        return sum(task.steps for task in self.tasks)
+
+    def rate(self, task: int, step: int, base: float) -> float:
+        """Learning rate of a group with that base rate at a step of the task."""
+        plan, start = self.tasks[task], min(WARMUP_START, base)
+        return warmup_cosine(step, plan.steps, plan.warmup_steps, base, start, min(self.min_lr, base))
+
+
+def make_plan(config: Config, images: Sequence[int], world: int) -> Plan:
+    """Steps and rates for tasks of that many training images each, on `world` processes.
+
+    Raises:
+        ConfigError: a warm-up that leaves no step for the cosine, or fewer than two images for a process.
+    """
+    tasks, first = [], 0
+    for count in images:
+        batch = min(config.optim.batch, count)
+        if batch < 2 * world:
+            found = (
+                f"is {config.optim.batch}" if batch == config.optim.batch else f"is cut to {batch} by the smallest task"
+            )
+            raise ConfigError(
+                "optim.batch", f"{found}; allowed: at least {2 * world}, two images for each of {world} processes"
+            )
+        per_epoch = count // batch
+        steps = per_epoch * config.optim.epochs
+        warmup = per_epoch * config.optim.warmup_epochs
+        if warmup >= steps:
+            raise ConfigError("optim.warmup_epochs", f"gives {warmup} steps of {steps}; allowed: fewer than all")
+        # A warm-up of one step has no slope; it is left out.
+        tasks.append(TaskPlan(count, batch, per_epoch, steps, warmup if warmup >= 2 else 0, first))
+        first += steps
+    return Plan(tuple(tasks), config.optim.lr * config.optim.batch / 256, config.optim.min_lr)
+
+
+def describe(config: Config, plan: Plan, world: int) -> list[str]:
+    """The derived numbers as lines for the user."""
+    optim, replay = config.optim, config.replay
+    images = [task.images for task in plan.tasks]
+    per_epoch = [task.steps_per_epoch for task in plan.tasks]
+    memory = "none"
+    if replay.policy != "none":
+        kind, size = config.replay_budget()
+        memory = f"{replay.policy}, {kind} {size:g}, {replay.batch} images a step"
+    return [
+        f"processes           {world}",
+        f"global batch        {optim.batch} images a step ({-(-optim.batch // world)} a process) + replay: {memory}",
+        f"tasks               {len(images)}, training images {', '.join(map(str, images))}",
+        f"steps an epoch      {', '.join(map(str, per_epoch))}; {optim.epochs} epochs a task",
+        f"steps               {plan.steps}",
+        f"learning rate       {plan.lr:g} = {optim.lr:g} x {optim.batch} / 256; classifier {optim.classifier_lr:g}; "
+        f"{optim.name}, warm-up {plan.tasks[0].warmup_steps} steps",
+        f"losses              {config.method.name} x {config.method.weight:g}, distiller {config.distill.name} x "
+        f"{config.distill.weight:g}, classifier x {config.classifier.weight:g}, "
+        f"old classifier x {config.classifier.distill_weight}",
+    ]

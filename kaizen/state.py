@@ -1,0 +1,123 @@
+"""The state of one task: everything that trains, follows or remembers, how it begins, is saved and comes back.
+
+A task always begins from files (the task-end state of the one before), so a run that goes on and one that was killed
+begin a task in the same way.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kaizen.checkpoint import load_into, load_optimizer, optimizer_tensors, read_state, read_tensors, write_directory
+from kaizen.config import Config
+from kaizen.data.replay import Memory
+from kaizen.distill import build_distiller
+from kaizen.learner import Learner
+from kaizen.optim import build_optimizer, parameter_groups
+from kaizen.parallel import Parallel
+from kaizen.teacher import MomentumTwin, Teacher
+
+STUDENT = ("encoder.", "projector.", "classifier.", "distill_predictor.")
+
+
+def task_directory(run: Path, task: int) -> Path:
+    """Where the state at a task's end is kept."""
+    return run / "tasks" / f"task-{task:02d}"
+
+
+def checkpoint_directory(run: Path, task: int, step: int) -> Path:
+    """Where a checkpoint is kept; `step` counts over the run."""
+    return run / "checkpoints" / f"task-{task:02d}_step-{step:08d}"
+
+
+class TaskState:
+    """Student, optimizer, twin, teacher and replay memory of a task.
+
+    Args:
+        weights: weights of the four terms; without a weight on the old classifier and without a distiller there is no
+            teacher.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        num_classes: int,
+        task: int,
+        lr: float,
+        weights: dict[str, float],
+        run: Path,
+        parallel: Parallel,
+    ) -> None:
+        self.task, self.parallel = task, parallel
+        device = parallel.device
+        distiller = build_distiller(config.distill) if task else None
+        self.learner = Learner(config, num_classes, distiller).to(device).train()
+        before = task_directory(run, task - 1) if task else None
+        method = read_tensors(before / "method.safetensors") if before else {}
+        if before:
+            self._load_student(read_tensors(before / "student.safetensors"), method, before)
+        self.twin = MomentumTwin(self.learner) if self.learner.method.uses_twin else None
+        if before and self.twin is not None:
+            _load_twin(self.twin, method, before)
+        self.teacher = None
+        if before and (distiller is not None or weights["classifier_distill"] > 0):
+            self.teacher = Teacher(before / "student.safetensors", config, num_classes, device)
+        groups = parameter_groups(self.learner, lr, config.optim.classifier_lr, config.optim.weight_decay)
+        optimizer = build_optimizer(config.optim.name, groups, config.optim.momentum, config.optim.eta, lr)
+        self.wrapped, self.optimizer = parallel.prepare(self.learner, optimizer)
+        self.memory_file = before / "replay.safetensors" if before else None
+
+    def memory(self, images: np.ndarray) -> Memory:
+        """The replay memory that the task before left; before task 0 an empty one for such images (n, c, h, w)."""
+        if self.memory_file is None:
+            return Memory.empty(*images.shape[1:3])
+        return Memory.from_tensors(read_tensors(self.memory_file))
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Files of a snapshot: the student, and everything else the next task starts from."""
+        own = self.learner.state_dict()
+        student = {name: t for name, t in own.items() if name.startswith(STUDENT)}
+        method = {name: t for name, t in own.items() if name.startswith("method.")}
+        if self.twin is not None:
+            method |= {f"twin.{name}": t for name, t in self.twin.state_dict().items()}
+        return {"student": student, "method": method}
+
+    def save_checkpoint(self, path: Path, position: dict[str, Any]) -> None:
+        """Write a checkpoint of this very step."""
+        files = self.tensors() | {"optimizer": optimizer_tensors(self._plain_optimizer(), self.learner)}
+        write_directory(path, files, position)
+
+    def save_task_end(self, path: Path, memory: Memory, position: dict[str, Any]) -> None:
+        """Write the state at the task's end."""
+        write_directory(path, self.tensors() | {"replay": memory.tensors()}, position)
+
+    def restore(self, path: Path) -> dict[str, Any]:
+        """Take up a checkpoint of this task; returns the position it was saved at.
+
+        Raises:
+            ConfigError: its tensors do not fit.
+        """
+        method = read_tensors(path / "method.safetensors")
+        self._load_student(read_tensors(path / "student.safetensors"), method, path)
+        if self.twin is not None:
+            _load_twin(self.twin, method, path)
+        load_optimizer(self._plain_optimizer(), self.learner, read_tensors(path / "optimizer.safetensors"))
+        return read_state(path)
+
+    def _load_student(self, student: dict[str, Tensor], method: dict[str, Tensor], path: Path) -> None:
+        # At task 1 the distillation predictor is new: the snapshot of task 0 has none, and its fresh values stay.
+        held = tuple(part for part in STUDENT if any(name.startswith(part) for name in student))
+        load_into(self.learner, student, held, path / "student.safetensors")
+        own = {name: t for name, t in method.items() if name.startswith("method.")}
+        load_into(self.learner, own, ("method.",), path / "method.safetensors")
+
+    def _plain_optimizer(self) -> torch.optim.Optimizer:
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+
+def _load_twin(twin: nn.Module, method: dict[str, Tensor], path: Path) -> None:
+    tensors = {name.removeprefix("twin."): t for name, t in method.items() if name.startswith("twin.")}
+    load_into(twin, tensors, ("",), path / "method.safetensors")

@@ -1,0 +1,72 @@
+"""The two networks beside the student that are never trained: the frozen teacher and the momentum twin."""
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from kaizen.checkpoint import load_into, read_tensors
+from kaizen.config import Config
+from kaizen.learner import Learner, Network, TeacherOutputs
+from kaizen.networks.heads import forget_running_statistics, forward_all, promote
+
+
+def read_network(snapshot: Path, config: Config, num_classes: int) -> Network:
+    """Encoder, projector and classifier of a task-end snapshot, on the CPU.
+
+    Raises:
+        ConfigError: the file is missing, damaged, or of other networks.
+    """
+    network = Network(config, num_classes)
+    parts = ("encoder.", "projector.", "classifier.")
+    tensors = {name: tensor for name, tensor in read_tensors(snapshot).items() if name.startswith(parts)}
+    load_into(network, tensors, parts, snapshot)
+    return network
+
+
+class Teacher:
+    """The network as it stood at the end of the task before, read from that task's snapshot and frozen.
+
+    With `teacher.batchnorm: batch` it normalises by the batch at hand; its own running statistics never change.
+    """
+
+    def __init__(self, snapshot: Path, config: Config, num_classes: int, device: torch.device) -> None:
+        self.network = read_network(snapshot, config, num_classes)
+        self.network.requires_grad_(False).eval().to(device)
+        if config.teacher.batchnorm == "batch":
+            forget_running_statistics(self.network)
+
+    @torch.no_grad()
+    def __call__(self, views: list[Tensor]) -> TeacherOutputs:
+        """Views (n, 3, h, w) -> projections (n, d) and classifier logits (n, classes) of each."""
+        features = forward_all(self.network.encoder, views)
+        projections = forward_all(self.network.projector, features)
+        logits = forward_all(self.network.classifier, features)
+        return TeacherOutputs([promote(z) for z in projections], [promote(g) for g in logits])
+
+
+class MomentumTwin(nn.Module):
+    """Exponential moving average of the student's encoder and projector (He et al. 2020, arXiv 1911.05722).
+
+    Parameters follow the student; BatchNorm runs in train mode on the twin's own batches, with buffers of its own.
+    """
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__()
+        self.encoder = copy.deepcopy(learner.encoder)
+        self.projector = copy.deepcopy(learner.projector)
+        self.requires_grad_(False).train()
+        students = [*learner.encoder.parameters(), *learner.projector.parameters()]
+        self._pairs: tuple[list[Tensor], list[Tensor]] = (list(self.parameters()), list(students))
+
+    @torch.no_grad()
+    def forward(self, views: list[Tensor]) -> list[Tensor]:
+        """Views (n, 3, h, w) -> projections (n, d), float32 or wider."""
+        return [promote(z) for z in forward_all(self.projector, forward_all(self.encoder, views))]
+
+    @torch.no_grad()
+    def update(self, tau: float) -> None:
+        """Move every parameter: tau x twin + (1 - tau) x student."""
+        own, students = self._pairs
+        torch._foreach_lerp_(own, students, 1.0 - tau)

@@ -1,0 +1,263 @@
+"""The story of a run: for each task, for each step; then remember, look, go on."""
+
+import math
+import resource
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kaizen.config import Config
+from kaizen.data.load import load_stream
+from kaizen.data.replay import Memory, remember
+from kaizen.data.sampler import Draw, Sampler
+from kaizen.data.views import augment
+from kaizen.directory import RunDirectory
+from kaizen.errors import KaizenError, Stopped, TrainingFailed
+from kaizen.evaluation.evaluator import Evaluator
+from kaizen.evaluation.results import Results
+from kaizen.learner import Network, total
+from kaizen.log import Clock, RunLog, print_table
+from kaizen.methods.base import Outputs
+from kaizen.optim import momentum_tau
+from kaizen.parallel import Parallel
+from kaizen.plan import describe, make_plan
+from kaizen.state import TaskState, checkpoint_directory, task_directory
+from kaizen.stop import StopRequest
+from kaizen.teacher import read_network
+
+STOP_STEPS = 5  # steps between agreements on stopping; each is a message between processes
+
+
+class Trainer:
+    """A run in its directory: `run()` trains it, or goes on where it was left.
+
+    Args:
+        recipe: name of the recipe, for the record.
+        config: the checked configuration.
+        path: the run directory.
+
+    Raises:
+        ConfigError: data, stream or directory do not fit the configuration.
+        Stopped: asked to stop before the first step.
+    """
+
+    def __init__(self, recipe: str, config: Config, path: Path) -> None:
+        self.config, self.path = config, path
+        self.stop = StopRequest(path)
+        self.stop.install()
+        self.parallel = Parallel(log_with="wandb" if config.log.wandb != "disabled" else None)
+        self.stream = self.parallel.main_first(lambda: load_stream(config))
+        self.source, self.tasks = self.stream.source, self.stream.tasks
+        self.moments = [moment.to(self.parallel.device) for moment in self.stream.moments]
+        self.plan = make_plan(config, self.stream.train_sizes, self.parallel.world)
+        self.directory = RunDirectory(path, config, recipe, self.parallel)
+        self.evaluator = Evaluator(self.stream, config.eval.readers, self.parallel)
+        self.results = Results(
+            path / "results.json", recipe=recipe, config_hash=config.hash(), kind=config.stream.kind, tasks=self.tasks
+        )
+        for line in (f"run directory       {path}", *describe(config, self.plan, self.parallel.world)):
+            self.parallel.announce(line)
+
+    def run(self) -> None:
+        """Train every task that is not done, evaluate after each, and print the results.
+
+        Raises:
+            Stopped: asked to stop, with everything saved.
+            TrainingFailed: a loss is not finite; the last checkpoint is kept.
+        """
+        try:
+            self._run()
+        except Stopped as stopped:
+            self.directory.write_status("stopped", stopped.exit_code, str(stopped))
+            self.stop.clear(self.parallel.is_main)
+            raise
+        except Exception as error:
+            code = error.exit_code if isinstance(error, KaizenError) else TrainingFailed.exit_code
+            self.directory.write_status("failed", code, f"{type(error).__name__}: {error}")
+            raise
+        self.directory.write_status("done", 0)
+        if self.parallel.is_main:
+            print_table(self.results.content)
+
+    def _run(self) -> None:
+        done = self.directory.tasks_done()
+        steps_done = self.plan.tasks[done].first_step if done < len(self.tasks) else self.plan.steps
+        found = self.directory.find_checkpoint(done)
+        if found:
+            steps_done = found[1]["step"]
+        self.directory.position = (min(done, len(self.tasks) - 1), steps_done)
+        self.directory.cut_log(steps_done)
+        self.log = RunLog(self.path, self.config, self.parallel, steps=self.plan.steps, done=steps_done)
+        try:
+            for task in range(self.results.evaluated, done):
+                self.evaluate(task)
+            for task in range(done, len(self.tasks)):
+                self.train_task(task, found[0] if found and task == done else None)
+                self.evaluate(task)
+        finally:
+            self.log.close()
+
+    def train_task(self, task: int, checkpoint: Path | None) -> None:
+        """Train one task from its beginning, or from a checkpoint of it, and write its end state."""
+        plan, weights = self.plan.tasks[task], self._weights(task)
+        state = TaskState(self.config, self.source.num_classes, task, self.plan.lr, weights, self.path, self.parallel)
+        position = state.restore(checkpoint) if checkpoint else {"step": plan.first_step, "train_seconds": 0.0}
+        memory, first = state.memory(self.source.train.images), position["step"] - plan.first_step
+        sampler = self._sampler(task, memory)
+        clock = Clock(position["train_seconds"])
+        with self.stop.deferred():
+            for step in range(first, plan.steps):
+                terms = self.step(state, sampler.draw(step), memory, step, weights)
+                number = plan.first_step + step + 1
+                self.directory.position = (task, number)
+                clock.count(plan.batch)
+                self.log.advance(task, len(self.tasks), step // plan.steps_per_epoch, self.config.optim.epochs)
+                if number % self.config.log.every_steps == 0:
+                    self._log(task, step, terms, weights, clock)
+                if step + 1 == plan.steps:
+                    self._check_finite(terms, weights)
+                elif self._stop_asked(number):
+                    self._save(state, terms, weights, clock)
+                    raise Stopped(self.stop.asked() or "another process was asked to stop")
+                elif (every := self.config.run.checkpoint_every) and number % every == 0:
+                    self._save(state, terms, weights, clock)
+            memory = self._remember(memory, task)
+            position = {"task": task, "step": plan.first_step + plan.steps, "train_seconds": clock.seconds()}
+            path = task_directory(self.path, task)
+            self.parallel.on_main(lambda: state.save_task_end(path, memory, position))
+        self.parallel.release()
+
+    def step(
+        self, state: TaskState, draw: Draw, memory: Memory, step: int, weights: dict[str, float]
+    ) -> dict[str, Tensor]:
+        """One optimiser step on the images drawn; returns the four terms, still on the device."""
+        images, labels = self._gather(draw, memory)
+        keys, size = draw.keys.to(self.parallel.device), self.source.image_size
+        views = [augment(images, keys, v, view, size, *self.moments) for v, view in enumerate(self.config.views)]
+        with torch.no_grad(), self.parallel.accelerator.autocast():
+            twin = state.twin(views) if state.twin is not None else None
+            old = state.teacher(views) if state.teacher is not None else None
+        terms, projections = state.wrapped(views, labels, draw.batch, twin, old)
+        self.parallel.accelerator.backward(total(terms, weights))
+        for group in state.optimizer.param_groups:
+            group["lr"] = self.plan.rate(state.task, step, group["base_lr"])
+        state.optimizer.step()
+        state.optimizer.zero_grad()
+        # A step that a gradient scaler skipped advances nothing.
+        if not self.parallel.accelerator.optimizer_step_was_skipped:
+            if state.twin is not None:
+                settings = self.config.method
+                tau = momentum_tau(step, self.plan.tasks[state.task].steps, settings.tau_base, settings.tau_final)
+                state.twin.update(tau)
+            with torch.no_grad():
+                state.learner.method.after_step(Outputs(projections, twin), draw.batch)
+        return terms
+
+    def evaluate(self, task: int) -> None:
+        """Every reader's accuracies after a task (-1: before the first), from its snapshot, into results.json."""
+        if self.parallel.any(self.stop.asked() is not None):
+            raise Stopped(self.stop.asked() or "another process was asked to stop")
+        began = time.perf_counter()
+        if task < 0:
+            self.results.add_untrained(self.evaluator.row(Network(self.config, self.source.num_classes)))
+        else:
+            path = task_directory(self.path, task)
+            network = read_network(path / "student.safetensors", self.config, self.source.num_classes)
+            row = self.evaluator.row(network)
+            images = self.plan.tasks[task].batch * self.plan.tasks[task].steps
+            seconds = {"trained": self.directory.train_seconds(task), "evaluated": time.perf_counter() - began}
+            self.results.add_row(row, images=images, **seconds)
+            seen = row["classifier"][: task + 1]
+            self.log.say(
+                f"task {task + 1}/{len(self.tasks)} ({self.tasks[task].name}): classifier accuracy on the tasks seen "
+                f"{', '.join(f'{100 * value:.1f}' for value in seen)}; mean {100 * sum(seen) / len(seen):.1f} %"
+            )
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if self.parallel.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.parallel.device)
+        self.parallel.on_main(lambda: self.results.write(world=self.parallel.world, peak_memory=peak))
+
+    def _sampler(self, task: int, memory: Memory) -> Sampler:
+        ids = self.tasks[task].train
+        return Sampler(
+            self.config.run.seed,
+            task,
+            ids,
+            self.source.train.labels[ids],
+            self.config.optim.batch,
+            memory.sample_ids,
+            memory.labels,
+            self.config.replay.batch,
+            rank=self.parallel.rank,
+            world=self.parallel.world,
+        )
+
+    def _gather(self, draw: Draw, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Images uint8 (n, 3, h, w) and labels (n,) of a draw, on the device."""
+        train, ids = self.source.train, draw.sample_ids.numpy()
+        images = torch.cat([torch.from_numpy(train.images[ids]), memory.images[draw.memory_rows]])
+        labels = torch.cat([torch.from_numpy(train.labels[ids]), memory.labels[draw.memory_rows]])
+        return images.to(self.parallel.device, non_blocking=True), labels.to(self.parallel.device, non_blocking=True)
+
+    def _weights(self, task: int) -> dict[str, float]:
+        """Weights of the four terms in a task."""
+        config = self.config
+        weight = config.classifier.distill_weight
+        if weight == "class_ratio":
+            before = {c for earlier in self.tasks[:task] for c in earlier.classes}
+            weight = len(before) / len(set(self.tasks[task].classes) - before)
+        return {
+            "ssl": config.method.weight,
+            "distill": config.distill.weight or 0.0,
+            "classifier": config.classifier.weight,
+            "classifier_distill": float(weight),
+        }
+
+    def _remember(self, memory: Memory, task: int) -> Memory:
+        return remember(
+            memory,
+            self.source.train.images,
+            self.source.train.labels,
+            self.tasks[task].train,
+            task=task,
+            seed=self.config.run.seed,
+            policy=self.config.replay.policy,
+            budget=self.config.replay_budget(),
+        )
+
+    def _log(self, task: int, step: int, terms: dict[str, Tensor], weights: dict[str, float], clock: Clock) -> None:
+        plan = self.plan.tasks[task]
+        losses = self._check_finite(terms, weights)
+        rate = clock.lap()
+        record = {
+            "step": plan.first_step + step + 1,
+            "task": task,
+            "epoch": step // plan.steps_per_epoch,
+            "seconds": clock.seconds(),
+            "images_per_second": rate,
+            "lr": self.plan.rate(task, step, self.plan.lr),
+            **losses,
+        }
+        self.log.line(record)
+        self.log.show(losses["loss/total"], rate)
+
+    def _check_finite(self, terms: dict[str, Tensor], weights: dict[str, float]) -> dict[str, float]:
+        """The global losses as numbers, by their names in the log."""
+        values = self.parallel.mean({**terms, "total": total(terms, weights)})
+        bad = [f"loss/{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            task, step = self.directory.position
+            raise TrainingFailed(f"task {task}, step {step}: {', '.join(bad)}; the last checkpoint is kept")
+        return {f"loss/{name}": values[name] for name in ("total", *terms)}
+
+    def _stop_asked(self, number: int) -> bool:
+        return number % STOP_STEPS == 0 and self.parallel.any(self.stop.asked() is not None)
+
+    def _save(self, state: TaskState, terms: dict[str, Tensor], weights: dict[str, float], clock: Clock) -> None:
+        self._check_finite(terms, weights)
+        task, step = self.directory.position
+        position = {"task": task, "step": step, "train_seconds": clock.seconds(), "config_hash": self.config.hash()}
+        self.parallel.on_main(lambda: state.save_checkpoint(checkpoint_directory(self.path, task, step), position))
+        self.directory.prune_checkpoints()

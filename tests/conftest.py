@@ -1,0 +1,68 @@
+"""Small runs shared by the tests: narrow networks on the bundled digits, in this process or in one that can be killed."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("KAIZEN_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+TINY = [
+    *("--encoder.width", "4", "--optim.epochs", "2", "--optim.warmup_epochs", "1", "--optim.batch", "96"),
+    *("--replay.batch", "24", "--replay.per_class", "4", "--method.projector_hidden", "32"),
+    *("--distill.hidden", "32", "--classifier.hidden", "[16]", "--log.every_steps", "1", "--run.checkpoint_every", "2"),
+]
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A cache of decoded images that lives as long as the tests."""
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def tiny(cache: str, tmp_path: Path) -> list[str]:
+    """Arguments of a run of seconds: five tasks of digits, six steps each."""
+    return ["digits", *TINY, "--data.cache_dir", cache, "--run.dir", str(tmp_path / "run")]
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """Runs in this process take over signals; give them back."""
+    held = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in held.items():
+        signal.signal(number, handler)
+
+
+def _train(arguments: Sequence[str]) -> None:
+    from kaizen.commands.train import main
+
+    os._exit(main(arguments))
+
+
+class Launcher:
+    """Starts runs in processes of their own, from a server that has imported everything once."""
+
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["kaizen.trainer", "kaizen.commands.train", "sklearn.datasets"])
+
+    def start(self, arguments: Sequence[str]) -> multiprocessing.Process:
+        process = self._context.Process(target=_train, args=(list(arguments),), daemon=True)
+        process.start()
+        return process
+
+    def run(self, arguments: Sequence[str]) -> int | None:
+        process = self.start(arguments)
+        process.join(120)
+        return process.exitcode
+
+
+@pytest.fixture(scope="session")
+def launcher() -> Launcher:
+    return Launcher()

@@ -1,0 +1,133 @@
+"""Directories of tensors: complete or absent, checked before use, free of pickle."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from kaizen.optim import build_optimizer, parameter_groups
+from torch import nn
+
+from kaizen.checkpoint import (
+    load_into,
+    load_optimizer,
+    newest_whole,
+    optimizer_tensors,
+    prune,
+    read_state,
+    read_tensors,
+    write_directory,
+)
+from kaizen.errors import ConfigError
+
+
+def write(path: Path, value: float = 1.0) -> Path:
+    shared = torch.full((2, 3), value)
+    write_directory(path, {"student": {"a": shared, "b": shared.t()}, "method": {}}, {"step": 7})
+    return path
+
+
+def test_round_trip_with_shared_and_strided_tensors(tmp_path: Path) -> None:
+    path = write(tmp_path / "task-00_step-00000007")
+    state = read_state(path)
+    assert state["step"] == 7
+    assert set(state["files"]) == {"student.safetensors", "method.safetensors"}
+    assert torch.equal(read_tensors(path / "student.safetensors")["b"], torch.ones(3, 2))
+    assert read_tensors(path / "method.safetensors") == {}
+    assert [p.name for p in tmp_path.iterdir()] == [path.name], "no temporary directory stays"
+
+
+def test_equal_tensors_give_equal_files(tmp_path: Path) -> None:
+    one, two = write(tmp_path / "one"), write(tmp_path / "two")
+    for file in one.iterdir():
+        assert file.read_bytes() == (two / file.name).read_bytes()
+
+
+def test_a_directory_is_replaced_whole(tmp_path: Path) -> None:
+    path = write(tmp_path / "task-00")
+    write(path, 2.0)
+    assert read_tensors(path / "student.safetensors")["a"].unique().item() == 2.0
+    assert [p.name for p in tmp_path.iterdir()] == ["task-00"]
+
+
+def damage(path: Path, how: str) -> None:
+    file = path / "student.safetensors"
+    if how == "flipped":
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(data)
+    elif how == "truncated":
+        file.write_bytes(file.read_bytes()[:-4])
+    elif how == "missing":
+        file.unlink()
+    elif how == "state cut off":
+        (path / "state.json").write_text((path / "state.json").read_text()[:20])
+    elif how == "outside":
+        state = json.loads((path / "state.json").read_text())
+        state["files"]["../student.safetensors"] = state["files"].pop("student.safetensors")
+        (path / "state.json").write_text(json.dumps(state))
+
+
+@pytest.mark.parametrize("how", ["flipped", "truncated", "missing", "state cut off", "outside"])
+def test_damage_is_found_set_aside_and_the_one_before_is_used(
+    how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = write(tmp_path / "task-01_step-00000010"), write(tmp_path / "task-01_step-00000020")
+    damage(bad, how)
+    with pytest.raises(ConfigError):
+        read_state(bad)
+    found = newest_whole(tmp_path, "task-01_")
+    assert found is not None
+    assert found[0] == good
+    assert "task-01_step-00000020" in capsys.readouterr().out
+    assert (tmp_path / "task-01_step-00000020.broken").is_dir()
+    assert newest_whole(tmp_path, "task-02_") is None
+
+
+def test_prune_keeps_the_newest(tmp_path: Path) -> None:
+    for step in (5, 10, 100):
+        write(tmp_path / f"task-00_step-{step:08d}")
+    prune(tmp_path, 2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["task-00_step-00000010", "task-00_step-00000100"]
+
+
+def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    module = nn.ModuleDict({"encoder": nn.Linear(2, 2)})
+    good = {"encoder.weight": torch.ones(2, 2), "encoder.bias": torch.ones(2)}
+    load_into(module, good, ("encoder.",), tmp_path)
+    assert module["encoder"].weight.sum() == 4
+    with pytest.raises(ConfigError, match=r"encoder\.bias is \[3\]"):
+        load_into(module, {**good, "encoder.bias": torch.ones(3)}, ("encoder.",), tmp_path)
+    with pytest.raises(ConfigError, match=r"lacks \['encoder.bias'\]"):
+        load_into(module, {"encoder.weight": torch.ones(2, 2)}, ("encoder.",), tmp_path)
+    with pytest.raises(ConfigError, match="unknown"):
+        load_into(module, {**good, "encoder.more": torch.ones(1)}, ("encoder.",), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])
+def test_an_optimizer_that_comes_back_goes_on_bit_for_bit(name: str) -> None:
+    def made() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        module = nn.ModuleDict({"encoder": nn.Linear(4, 4), "classifier": nn.Linear(4, 2)})
+        groups = parameter_groups(module, 0.1, 0.05, 1e-2)
+        return module, build_optimizer(name, groups, 0.9, 0.02, 0.1)
+
+    def steps(module: nn.Module, optimizer: torch.optim.Optimizer, first: int, count: int) -> None:
+        for step in range(first, first + count):
+            x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+            module["classifier"](module["encoder"](x)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    straight, optimizer = made()
+    steps(straight, optimizer, 0, 5)
+    first, optimizer = made()
+    steps(first, optimizer, 0, 3)
+    saved = {key: t.clone() for key, t in optimizer_tensors(optimizer, first).items()}
+    weights = {key: t.clone() for key, t in first.state_dict().items()}
+    second, optimizer = made()
+    second.load_state_dict(weights)
+    load_optimizer(optimizer, second, saved)
+    steps(second, optimizer, 3, 2)
+    for one, other in zip(straight.parameters(), second.parameters(), strict=True):
+        assert torch.equal(one, other)

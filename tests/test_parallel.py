@@ -1,0 +1,92 @@
+"""Two processes against one: one launch, many checks. And launches that would train alone without saying so."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+
+from kaizen.parallel import Batch, shard
+
+ROOT = Path(__file__).parent.parent
+
+
+@given(st.integers(0, 300), st.integers(1, 64))
+def test_shards_are_disjoint_complete_and_even(count: int, world: int) -> None:
+    parts = [shard(count, rank, world) for rank in range(world)]
+    assert [i for part in parts for i in part] == list(range(count))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@given(st.integers(1, 60), st.integers(0, 20), st.integers(1, 16))
+def test_shares_of_all_ranks_average_to_the_mean(current: int, replay: int, world: int) -> None:
+    import torch
+
+    values = torch.arange(current + replay, dtype=torch.float64)
+    shares = []
+    for rank in range(world):
+        batch = Batch(current, replay, 0, rank, world)
+        if rows := batch.positions(rank):
+            shares.append(batch.share(values[rows].mean()))
+    assert float(sum(shares)) / world == pytest.approx(float(values.mean()), rel=1e-12)
+
+
+def torchrun(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "KAIZEN_THREADS": "1", **environment}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    return subprocess.run([*launcher, *command], env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory, cache: str) -> tuple[list[dict[str, Any]], Path]:
+    """What two processes found, and the directory of the run they made."""
+    out = tmp_path_factory.mktemp("two")
+    arguments = ["digits", *TINY, "--optim.batch", "95", "--data.cache_dir", cache, "--run.dir", str(out / "run")]
+    done = torchrun(str(ROOT / "tests" / "two_processes.py"), str(out), *arguments, ACCELERATE_USE_CPU="1")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return [json.loads((out / f"rank-{rank}.json").read_text()) for rank in range(2)], out / "run"
+
+
+def test_collectives(two: tuple[list[dict[str, Any]], Path]) -> None:
+    for rank, found in enumerate(two[0]):
+        assert found["rank"] == rank
+        checks = {name: value for name, value in found.items() if isinstance(value, bool)}
+        assert len(checks) == 7
+        assert all(checks.values()), checks
+
+
+@pytest.mark.parametrize("method", ["simclr", "mocov2plus"])
+def test_uneven_slices_and_labels_give_the_losses_gradients_and_queues_of_one_process(
+    method: str, two: tuple[list[dict[str, Any]], Path]
+) -> None:
+    for found in two[0]:
+        for part, gap in found[method].items():
+            assert gap < 1e-9, (part, gap)
+
+
+def test_two_processes_train_the_default_recipe_to_the_end(two: tuple[list[dict[str, Any]], Path]) -> None:
+    found, run = two
+    assert [rank["exit code"] for rank in found] == [0, 0]
+    results = json.loads((run / "results.json").read_text())
+    assert results["world_size"] == 2
+    assert len(results["readers"]["classifier"]["matrix"]) == 5
+    assert json.loads((run / "status.json").read_text())["state"] == "done"
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1)), "one process writes the log"
+    memory = load_file(run / "tasks" / "task-04" / "replay.safetensors")
+    assert len(memory["labels"]) == 40
+
+
+def test_processes_that_believe_to_be_alone_are_refused(tmp_path: Path, cache: str) -> None:
+    arguments = ["digits", *TINY, "--data.cache_dir", cache, "--run.dir", str(tmp_path / "run")]
+    done = torchrun("train.py", *arguments)
+    assert done.returncode != 0
+    assert "error: launcher: started 2 processes, but Accelerate sees 1" in done.stderr
+    assert not (tmp_path / "run" / "tasks").exists()
