@@ -80,7 +80,7 @@ class Batch:
     @cached_property
     def rows(self) -> Tensor | None:
         """Global positions of the local images, int64; None for one process, which holds all of them in order."""
-        return torch.tensor(self.positions(self.rank)) if self.world > 1 else None
+        return torch.tensor(self.positions(self.rank), dtype=torch.int64) if self.world > 1 else None
 
     @cached_property
     def _order(self) -> Tensor:

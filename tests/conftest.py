@@ -1,4 +1,4 @@
-"""Small runs shared by the tests: narrow networks on the bundled digits, in this process or in one that can be killed."""
+"""Small runs shared by the tests: narrow networks on the bundled digits, here or in a process that can be killed."""
 
 import multiprocessing
 import os

@@ -62,7 +62,7 @@ def test_terms_are_the_equations() -> None:
         assert torch.allclose(terms[name], expected[name], rtol=1e-5), name
         assert terms[name].dtype == torch.float32
     weights = {"ssl": 1.0, "distill": 2.0, "classifier": 3.0, "classifier_distill": 4.0}
-    by_hand = sum(weights[name] * float(terms[name]) for name in TERMS)
+    by_hand = sum(weights[name] * terms[name].item() for name in TERMS)
     assert float(total(terms, weights)) == pytest.approx(by_hand, rel=1e-5)
     assert all(torch.allclose(a, b) and not a.requires_grad for a, b in zip(projections, z, strict=True))
 

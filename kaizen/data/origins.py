@@ -150,7 +150,7 @@ def _local_files(request: Request) -> list[Path]:
 
 
 def _walk(folder: Path, depth: int | None = None) -> list[Path]:
-    """Files below a directory, sorted; only those exactly depth directories down, where a depth is given."""
+    """Files below a directory, sorted, hidden ones left out; with a depth only those that many directories down."""
     found = []
     # Links are followed: subsets of large sets are often directories of links to classes.
     for place, folders, names in os.walk(folder, followlinks=True):
@@ -158,7 +158,7 @@ def _walk(folder: Path, depth: int | None = None) -> list[Path]:
         if level == depth:
             folders.clear()
         if depth in (None, level):
-            found += [Path(place, name) for name in names]
+            found += [Path(place, name) for name in names if not name.startswith(".")]
     return sorted(found)
 
 
@@ -193,10 +193,23 @@ def _local(request: Request, work: Path) -> Any:
         if not isinstance(opened, datasets.DatasetDict):
             raise ValueError("it is one Dataset without splits; allowed: a DatasetDict that was saved")
         return opened
-    splits = dict.fromkeys((request.train_split, request.test_split))
+    kept = str(work / "datasets")
+    splits = {"data.train_split": request.train_split, "data.test_split": request.test_split}
     if request.kind == "parquet":
-        files = {split: f"{escape(str(root / split))}*.parquet" for split in splits}
-        return datasets.load_dataset("parquet", data_files=files, cache_dir=str(work / "datasets"))
+        tables = {split: _filled_tables(root, split, key) for key, split in splits.items()}
+        return datasets.load_dataset("parquet", data_files=tables, cache_dir=kept)
     # A pattern a class, as the library's own do not follow links.
-    classes = {s: [f"{escape(str(path))}/*" for path in sorted((root / s).iterdir()) if path.is_dir()] for s in splits}
-    return datasets.load_dataset("imagefolder", data_files=classes, drop_labels=False, cache_dir=str(work / "datasets"))
+    classes = {split: sorted({path.parent for path in _walk(root / split, depth=1)}) for split in splits.values()}
+    files = {split: [f"{escape(str(path))}/*" for path in paths] for split, paths in classes.items()}
+    return datasets.load_dataset("imagefolder", data_files=files, drop_labels=False, cache_dir=kept)
+
+
+def _filled_tables(root: Path, split: str, key: str) -> list[str]:
+    """The parquet files of a split that hold rows, as patterns; the datasets library fails on those without."""
+    from pyarrow import parquet  # type: ignore[import-untyped]
+
+    paths = sorted(root.glob(f"{escape(split)}*.parquet"))
+    filled = [escape(str(path)) for path in paths if parquet.read_metadata(path).num_rows]
+    if not filled:
+        raise ConfigError(key, f"is {split!r}, which holds no images")
+    return filled

@@ -24,9 +24,10 @@ __all__ = ["KNOWN_SOURCES", "KnownSource", "Source", "Split", "load_source"]
 
 @dataclass(frozen=True)
 class KnownSource:
-    """A source known by name: number of classes, image side in pixels, hub id (None: built in), columns."""
+    """A source known by name: classes, training images, image side in pixels, hub id (None: built in), columns."""
 
     classes: int
+    train_images: int
     image_size: int
     hub: str | None
     image_column: str
@@ -34,10 +35,10 @@ class KnownSource:
 
 
 KNOWN_SOURCES: dict[str, KnownSource] = {
-    "digits": KnownSource(10, 8, None, "image", "label"),
-    "cifar10": KnownSource(10, 32, "uoft-cs/cifar10", "img", "label"),
-    "cifar100": KnownSource(100, 32, "uoft-cs/cifar100", "img", "fine_label"),
-    "fashion_mnist": KnownSource(10, 28, "zalando-datasets/fashion_mnist", "image", "label"),
+    "digits": KnownSource(10, 1438, 8, None, "image", "label"),
+    "cifar10": KnownSource(10, 50000, 32, "uoft-cs/cifar10", "img", "label"),
+    "cifar100": KnownSource(100, 50000, 32, "uoft-cs/cifar100", "img", "fine_label"),
+    "fashion_mnist": KnownSource(10, 60000, 28, "zalando-datasets/fashion_mnist", "image", "label"),
 }
 
 

@@ -109,17 +109,13 @@ def _write_images(path: Path, split: Undecoded, size: int) -> np.ndarray:
     histogram = np.zeros((3, 256), dtype=np.int64)
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(split.labels), 3, size, size)}
     # Written in sequence, not through a map: a full disk is then an error here and not a bus error.
-    with _writing(path):
-        file = path.open("wb")
-    with file:
+    with _writing(path), path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         for chunk in decoded(split, size):
             histogram += np.stack([np.bincount(chunk[:, c].ravel(), minlength=256) for c in range(3)])
-            with _writing(path):
-                file.write(chunk.tobytes())
-        with _writing(path):
-            file.flush()
-            os.fsync(file.fileno())
+            file.write(chunk.tobytes())
+        file.flush()
+        os.fsync(file.fileno())
     return histogram
 
 

@@ -1,0 +1,110 @@
+"""LARS, parameter groups and schedules; rates and tau are plain functions of the step."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class LARS(torch.optim.Optimizer):
+    """SGD with momentum and layer-wise rates (You et al. 2017, arXiv 1708.03888).
+
+    For a parameter p with more than one dimension and gradient g: s = eta |p| / (|g| + wd |p| + 1e-8), with `clip`
+    s = min(s / lr, 1), g <- (g + wd p) s, then SGD. One-dimensional parameters (with `exclude_1d`) and those with
+    |p| = 0 or |g| = 0 take the plain gradient. Gradients are not changed.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        eta: float = 0.02,
+        clip: bool = True,
+        exclude_1d: bool = True,
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        super().__init__(params, {**defaults, "eta": eta, "clip": clip, "exclude_1d": exclude_1d})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        """One step; a group whose rate is 0 stays as it is."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            held = [p for p in group["params"] if p.grad is not None]
+            if held and group["lr"] != 0:
+                _momentum_step(self, group, held, _scaled_gradients(group, held))
+        return loss
+
+
+def _scaled_gradients(group: dict[str, Any], params: list[Tensor]) -> list[Tensor]:
+    gradients = [p.grad for p in params]
+    decay, lr = group["weight_decay"], group["lr"]
+    scaled = []
+    for p, g in zip(params, gradients, strict=True):
+        assert g is not None
+        if group["exclude_1d"] and p.ndim <= 1:
+            scaled.append(g)
+            continue
+        p_norm, g_norm = torch.linalg.vector_norm(p), torch.linalg.vector_norm(g)
+        s = group["eta"] * p_norm / (g_norm + decay * p_norm + 1e-8)
+        if group["clip"]:
+            s = (s / lr).clamp(max=1)
+        adapts = (p_norm > 0) & (g_norm > 0)
+        scaled.append(torch.where(adapts, (g + decay * p) * s, g))
+    return scaled
+
+
+def _momentum_step(
+    optimizer: torch.optim.Optimizer, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor]
+) -> None:
+    buffers = []
+    for p, g in zip(params, gradients, strict=True):
+        state = optimizer.state[p]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = g.detach().clone()
+        else:
+            state["momentum_buffer"].mul_(group["momentum"]).add_(g)
+        buffers.append(state["momentum_buffer"])
+    torch._foreach_add_(params, buffers, alpha=-group["lr"])
+
+
+def warmup_cosine(step: int, steps: int, warmup_steps: int, base: float, start: float, minimum: float) -> float:
+    """Learning rate at a step: linear from `start` to `base` over the warm-up, then cosine to `minimum`."""
+    if step < warmup_steps:
+        return start + step * (base - start) / (warmup_steps - 1)
+    progress = (step - warmup_steps) / (steps - warmup_steps)
+    return minimum + (base - minimum) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def momentum_tau(step: int, steps: int, base: float, final: float) -> float:
+    """Momentum of the twin at a step: cosine from `base` to `final` (Grill et al. 2020, arXiv 2006.07733)."""
+    return final - (final - base) * (math.cos(math.pi * step / steps) + 1) / 2
+
+
+def parameter_groups(model: nn.Module, lr: float, classifier_lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Groups body, body without decay (one-dimensional parameters) and classifier (its own rate, no decay)."""
+    parts: dict[str, list[nn.Parameter]] = {"body": [], "body_1d": [], "classifier": []}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            parts["classifier" if name.startswith("classifier.") else "body" if p.ndim > 1 else "body_1d"].append(p)
+    settings = {"body": (lr, weight_decay), "body_1d": (lr, 0.0), "classifier": (classifier_lr, 0.0)}
+    return [
+        {"params": params, "name": name, "lr": settings[name][0], "base_lr": settings[name][0], "weight_decay": settings[name][1]}
+        for name, params in parts.items()
+        if params
+    ]
+
+
+def build_optimizer(name: str, groups: list[dict[str, Any]], momentum: float, eta: float, lr: float) -> torch.optim.Optimizer:
+    """sgd, lars or adamw."""
+    if name == "lars":
+        return LARS(groups, lr=lr, momentum=momentum, eta=eta)
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum)
+    return torch.optim.AdamW(groups, lr=lr)

@@ -1,0 +1,239 @@
+"""Each operation equals torchvision's or PIL's with the same parameters; a view is a function of its key alone."""
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.v2.functional as tv
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFilter
+from torch._subclasses import FakeTensorMode
+
+from kaizen.config import ViewConfig
+from kaizen.data import random, views
+from kaizen.data.crop import crop_resize, sample_boxes
+from kaizen.data.random import fold, hash_rows, uniform
+from kaizen.data.views import Draw, ViewParameters, augment, blur, gray, jitter, normalize, sample_jitter, solarize
+
+MEAN, STD = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.25, 0.3])
+EVERYTHING = ViewParameters(blur_p=0.5, solarize_p=0.5, gray_p=0.3)
+NOTHING = ViewParameters((1.0, 1.0), (1.0, 1.0), jitter_p=0, gray_p=0, flip_p=0)
+
+
+def some_images(n, size=10, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=generator)
+    # Equal channels, black and white have no hue: let whole regions be so.
+    images[:, :, :2, :2], images[:, :, :2, 2:4] = 0, 255
+    images[:, :, 2:4] = images[:, :1, 2:4]
+    return images
+
+
+def some_keys(n, seed=0):
+    return hash_rows(fold(seed), torch.arange(n))
+
+
+def levels(normalized):
+    return (normalized * STD[:, None, None] + MEAN[:, None, None]) * 255
+
+
+ADJUST = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
+
+
+def test_jitter_is_torchvisions_in_each_of_the_24_orders():
+    orders = torch.tensor(list(permutations(range(4))) * 4)
+    images, draws = some_images(96).float(), uniform(some_keys(96), 4)
+    factors = [0.2 + 1.6 * draws[:, 0], 0.2 + 1.6 * draws[:, 1], 2 * draws[:, 2], draws[:, 3] - 0.5]
+    jittered = jitter(images, *factors, orders)
+    for i, order in enumerate(orders.tolist()):
+        theirs = images[i] / 255
+        for part in order:
+            theirs = ADJUST[part](theirs, float(factors[part][i]))
+        # Theirs weighs red by .2989 where ITU-R 601 and PIL have .299; contrast and saturation carry that on.
+        assert (jittered[i] - theirs * 255).abs().max() < 0.2
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_each_part_of_jitter_alone_is_torchvisions(part):
+    images = some_images(20).float()
+    factors = [torch.ones(20), torch.ones(20), torch.ones(20), torch.zeros(20)]
+    factors[part] = torch.linspace(-0.5, 0.5, 20) if part == 3 else torch.linspace(0, 2, 20)
+    jittered = jitter(images, *factors, torch.arange(4).expand(20, 4))
+    theirs = torch.stack([ADJUST[part](x / 255, float(f)) * 255 for x, f in zip(images, factors[part], strict=True)])
+    assert (jittered - theirs).abs().max() < 0.06
+
+
+def test_jitter_without_hue_is_jitter_with_no_turn():
+    images, draws = some_images(24).float(), 0.5 + uniform(some_keys(24), 3)
+    orders = torch.tensor(list(permutations(range(4))))
+    with_hue = jitter(images, *draws.T, torch.zeros(24), orders)
+    assert torch.equal(jitter(images, *draws.T, None, orders), with_hue)
+
+
+def test_jitter_is_drawn_from_torchvisions_ranges_and_spares_the_rest():
+    draws = uniform(some_keys(4000), Draw.END)
+    *factors, order = sample_jitter(draws, (0.4, 1.5, 0.2, 0.1), 0.8)
+    ranges, neutral = [(0.6, 1.4), (0, 2.5), (0.8, 1.2), (-0.1, 0.1)], [1, 1, 1, 0]
+    spared = draws[:, Draw.JITTER] >= 0.8
+    assert abs(spared.float().mean() - 0.2) < 0.03
+    for factor, (low, high), none in zip(factors, ranges, neutral, strict=True):
+        assert bool((factor[spared] == none).all())
+        drawn = (factor[~spared] - low) / (high - low)
+        assert 0 <= drawn.min() < 0.01
+        assert 0.99 < drawn.max() <= 1
+        assert abs(drawn.mean() - 0.5) < 0.03
+    counts = (order * torch.tensor([64, 16, 4, 1])).sum(1).unique(return_counts=True)[1]
+    assert len(counts) == 24
+    assert ((counts - 4000 / 24).square() / (4000 / 24)).sum() < 23 + 5 * 46**0.5
+
+
+def test_chosen_images_are_grey_as_pils_and_others_unchanged():
+    images, chosen = some_images(10), torch.arange(10) % 2 == 0
+    result = gray(images.float(), chosen)
+    assert torch.equal(result[~chosen], images[~chosen].float())
+    for ours, image in zip(result[chosen], images[chosen], strict=True):
+        theirs = torch.from_numpy(np.array(Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L")))
+        assert (ours - theirs).abs().max() < 0.51
+
+
+def test_chosen_images_are_solarised_as_torchvisions_and_others_unchanged():
+    images, chosen = some_images(10), torch.arange(10) % 2 == 0
+    images[:, 0, 5, 5:7] = torch.tensor([127, 128], dtype=torch.uint8)
+    result = solarize(images.float(), chosen)
+    assert torch.equal(result[~chosen], images[~chosen].float())
+    assert torch.equal(result[chosen], tv.solarize(images[chosen], 128).float())
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (8, 8), (3, 3), (20, 13)])
+def test_chosen_images_are_blurred_as_by_pil_and_others_unchanged(height, width):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (60, 3, height, width), dtype=torch.uint8, generator=generator)
+    images[::2] = torch.where(images[::2] < 128, 0, 255)
+    chosen, sigma = torch.arange(60) % 4 < 3, torch.linspace(0.1, 2.0, 60)
+    result = blur(images.float(), chosen, sigma, 2.0)
+    assert torch.equal(result[~chosen], images[~chosen].float())
+    off_by_two = []
+    for ours, image, radius in zip(result[chosen], images[chosen], sigma[chosen].tolist(), strict=True):
+        theirs = Image.fromarray(image.permute(1, 2, 0).numpy()).filter(ImageFilter.GaussianBlur(radius))
+        apart = (ours - torch.from_numpy(np.array(theirs)).permute(2, 0, 1)).abs()
+        assert apart.max() <= (2 if radius >= 0.3 else 4)
+        off_by_two.append((apart > 1).float().mean())
+    assert torch.stack(off_by_two).mean() < 0.05
+
+
+def test_blur_weights_are_exact_in_any_order_of_summation():
+    weights = views.blur_weights(torch.linspace(0.1, 2.0, 50), 32, 2.0)
+    assert torch.equal(weights * 2**15, (weights * 2**15).round())
+    assert torch.equal(weights.sum(dim=2), torch.ones(50, 32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_normalised_images_are_torchvisions(dtype):
+    images = some_images(5)
+    expected = tv.normalize(images / 255, MEAN.tolist(), STD.tolist())
+    for given_images in (images, images.float()):
+        result = normalize(given_images, MEAN, STD, dtype)
+        assert result.dtype == dtype
+        assert (result.float() - expected).abs().max() < (0.02 if dtype == torch.bfloat16 else 1e-5)
+
+
+def test_with_nothing_to_do_a_view_is_the_normalised_image():
+    images = some_images(5)
+    assert torch.equal(augment(images, some_keys(5), 0, NOTHING, 10, MEAN, STD), normalize(images, MEAN, STD))
+
+
+def test_a_view_is_its_operations_one_after_another():
+    """The flip, done inside the crop, has to give what a flip after all other operations gives."""
+    images, keys, size = some_images(64, 12), some_keys(64), 9
+    draws = uniform(keys, Draw.END, stream=1)
+    x = crop_resize(images, *sample_boxes(draws[:, Draw.BOX :], 12, 12, (0.08, 1.0), (3 / 4, 4 / 3)), size)
+    x = jitter(x, *sample_jitter(draws, EVERYTHING.jitter, 0.8))
+    x = gray(x, draws[:, Draw.GRAY] < 0.3)
+    x = blur(x, draws[:, Draw.BLUR] < 0.5, 0.1 + 1.9 * draws[:, Draw.BLUR_SIGMA], 2.0)
+    x = solarize(x, draws[:, Draw.SOLARIZE] < 0.5)
+    flip = draws[:, Draw.FLIP] < 0.5
+    assert 10 < flip.sum() < 54
+    x = torch.where(flip[:, None, None, None], x.flip(3), x)
+    assert (augment(images, keys, 1, EVERYTHING, size, MEAN, STD) - normalize(x, MEAN, STD)).abs().max() < 1e-5
+
+
+@settings(max_examples=40)
+@given(st.data(), st.integers(3, 13), st.integers(3, 13), st.integers(0, 3), st.integers(0, 2**63 - 1))
+def test_a_view_does_not_depend_on_the_other_images(data, source, size, view, seed):
+    images, keys = some_images(20, max(source, 4))[:, :, :source, :source], some_keys(20, seed)
+    together = augment(images, keys, view, EVERYTHING, size, MEAN, STD)
+    rows = torch.tensor(data.draw(st.lists(st.integers(0, 19), min_size=1, max_size=8)))
+    alone = augment(images[rows], keys[rows], view, EVERYTHING, size, MEAN, STD)
+    assert torch.equal(alone, together[rows])
+
+
+def test_parts_that_fit_the_cache_change_nothing(monkeypatch):
+    images, keys = some_images(23), some_keys(23)
+    whole = augment(images, keys, 0, EVERYTHING, 10, MEAN, STD)
+    monkeypatch.setattr(views, "CACHED_PIXELS", 500)
+    assert torch.equal(augment(images, keys, 0, EVERYTHING, 10, MEAN, STD), whole)
+
+
+def test_views_differ_between_views_and_keys_and_repeat_with_them():
+    images = some_images(1).expand(30, 3, 10, 10)
+    first, again, second = (augment(images, some_keys(30), v, EVERYTHING, 10, MEAN, STD) for v in (0, 0, 1))
+    assert torch.equal(first, again)
+    everything = torch.cat([first, second])
+    assert len(everything.flatten(1).unique(dim=0)) == 60
+
+
+@pytest.mark.parametrize("name", ["jitter_p", "gray_p", "blur_p", "solarize_p", "flip_p"])
+@pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
+def test_probabilities_are_respected(name, probability):
+    only = {"jitter_p": 0.0, "gray_p": 0.0, "flip_p": 0.0, name: probability}
+    parameters = ViewParameters((1.0, 1.0), (1.0, 1.0), blur_sigma=(1.0, 2.0), **only)
+    images = some_images(1)[:, :, 4:8, 4:8].expand(3000, 3, 4, 4)
+    result = augment(images, some_keys(3000), 0, parameters, 4, MEAN, STD)
+    changed = (result != normalize(images, MEAN, STD)).flatten(1).any(dim=1).float().mean()
+    assert abs(changed - probability) <= 4 * (probability * (1 - probability) / 3000) ** 0.5
+
+
+def test_an_operation_switched_off_shifts_no_other_draws():
+    images, keys = some_images(40), some_keys(40)
+    with_solarize = augment(images, keys, 0, EVERYTHING, 10, MEAN, STD)
+    without = augment(images, keys, 0, ViewParameters(blur_p=0.5, gray_p=0.3), 10, MEAN, STD)
+    spared = uniform(keys, Draw.END)[:, Draw.SOLARIZE] >= 0.5
+    assert 5 < spared.sum() < 35
+    assert torch.equal(with_solarize[spared], without[spared])
+
+
+def test_columns_of_draws_do_not_overlap():
+    assert [Draw.ORDER + 4, Draw.GRAY + 1] == [Draw.GRAY, Draw.BLUR]
+    assert sorted(Draw) == list(Draw)
+    assert len(set(Draw)) == len(Draw.__members__)
+
+
+def test_the_configuration_serves_as_parameters_with_the_same_defaults():
+    images, keys = some_images(6), some_keys(6)
+    ours = augment(images, keys, 0, ViewParameters(), 10, MEAN, STD)
+    assert torch.equal(augment(images, keys, 0, ViewConfig(), 10, MEAN, STD), ours)
+
+
+def test_an_empty_batch_gives_no_views():
+    views_of_none = augment(some_images(4)[:0], some_keys(0), 0, EVERYTHING, 7, MEAN, STD)
+    assert views_of_none.shape == (0, 3, 7, 7)
+
+
+@pytest.mark.parametrize(("source", "size"), [((20, 20), 32), ((40, 30), 16), ((5, 5), 5)])
+def test_views_have_the_size_and_type_asked_for_and_levels_in_range(source, size):
+    images = torch.randint(0, 256, (8, 3, *source), dtype=torch.uint8)
+    result = augment(images, some_keys(8), 0, EVERYTHING, size, MEAN, STD, torch.float64)
+    assert result.shape == (8, 3, size, size)
+    assert result.dtype == torch.float64
+    assert -1e-3 <= levels(result).min() <= levels(result).max() <= 255 + 1e-3
+
+
+def test_no_operation_waits_for_values_from_the_device():
+    """Tensors without data make any such operation raise (item, nonzero, indexing by a mask)."""
+    random._places.cache_clear()
+    with FakeTensorMode():
+        images, keys = torch.empty(4, 3, 9, 9, dtype=torch.uint8), torch.empty(4, dtype=torch.int64)
+        assert augment(images, keys, 0, EVERYTHING, 8, torch.empty(3), torch.empty(3)).shape == (4, 3, 8, 8)
+    random._places.cache_clear()
