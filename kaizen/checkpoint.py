@@ -163,7 +163,9 @@ def prune(directory: Path, keep: int) -> None:
     """Delete all but the `keep` newest whole checkpoints of a directory."""
     whole = sorted(path for path in directory.glob("task-*") if path.suffix != ".broken")
     for path in whole[:-keep]:
-        shutil.rmtree(path)
+        # Renamed first, so that a kill in the middle leaves no half of a checkpoint under a checkpoint's name.
+        gone = path.rename(path.with_name(f".{path.name}.old"))
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def _sha256(file: Path) -> str:

@@ -43,7 +43,6 @@ class RunDirectory:
             write_json(self.path / "environment.json", environment(self.parallel))
         except OSError as error:
             raise ConfigError("run.dir", f"{self.path} cannot be written ({error.strerror})") from None
-        self.write_status("running")
 
     def _compare(self, file: Path) -> None:
         try:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from kaizen.config import Config
 from kaizen.data.random import Purpose, fold
 from kaizen.distill import Distiller
-from kaizen.losses import cross_entropy_sum, soft_label_distillation
+from kaizen.losses import labelled_cross_entropy, promote, soft_label_distillation
 from kaizen.methods import method_class
 from kaizen.methods.base import Outputs
 from kaizen.networks.encoders import build_encoder
-from kaizen.networks.heads import forward_all, mlp, promote
+from kaizen.networks.heads import forward_all, mlp
 from kaizen.parallel import Batch
 
 TERMS = ("ssl", "distill", "classifier", "classifier_distill")
@@ -120,7 +120,7 @@ class Learner(Network):
         zero = projections[0].new_zeros(())
         terms = dict.fromkeys(TERMS, zero)
         terms["ssl"] = self.method.loss(Outputs(projections, twin), batch)
-        terms["classifier"] = sum((batch.share_labelled(cross_entropy_sum(g, labels)[0]) for g in logits), zero)
+        terms["classifier"] = sum((batch.share_labelled(labelled_cross_entropy(g, labels)) for g in logits), zero)
         if old is not None:
             soft = soft_label_distillation(logits[0], logits[1], old.logits[0], old.logits[1])
             terms["classifier_distill"] = batch.share(soft)

@@ -1,4 +1,4 @@
-"""What a run tells: log.jsonl, status.json, environment.json, the progress bar, trackers, the final table."""
+"""What a run tells while it goes on: log.jsonl, status.json, environment.json, the progress bar, trackers."""
 
 import json
 import os
@@ -16,11 +16,15 @@ from tqdm import tqdm
 import kaizen
 from kaizen.checkpoint import write_json
 from kaizen.config import Config
-from kaizen.errors import ConfigError
-from kaizen.evaluation.metrics import DEFINITIONS
+from kaizen.errors import ConfigError, Stopped
 from kaizen.parallel import Parallel
 
 LIBRARIES = ("torch", "torchvision", "accelerate", "datasets", "safetensors", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package and of the libraries that decide what a run computes."""
+    return {"kaizen": kaizen.__version__} | {name: version(name) for name in LIBRARIES}
 
 
 def write_status(
@@ -35,10 +39,9 @@ def environment(parallel: Parallel) -> dict[str, Any]:
     """What decides, beside the configuration, whether two runs can be equal bit for bit."""
     device = torch.cuda.get_device_name(parallel.device) if parallel.device.type == "cuda" else platform.processor()
     return {
-        "kaizen": kaizen.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "libraries": {name: version(name) for name in LIBRARIES},
+        "versions": versions(),
         "device": f"{parallel.device.type} {device}".strip(),
         "world_size": parallel.world,
         "threads_per_process": parallel.threads,
@@ -109,6 +112,8 @@ class RunLog:
             self.parallel.accelerator.init_trackers(
                 config.log.project, config=config.model_dump(mode="json"), init_kwargs={"wandb": options}
             )
+        except Stopped:
+            raise
         except Exception as error:  # wandb raises its own kinds for a missing key, a refused one, no network
             reason = " ".join(str(error).split())
             raise ConfigError(
@@ -147,26 +152,3 @@ class RunLog:
             self._file.close()
         if self._tracking:
             self.parallel.accelerator.end_training()
-
-
-def print_table(results: Mapping[str, Any]) -> None:
-    """Print every reader's accuracy matrix and metrics, each with its definition."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    tasks = results["stream"]["tasks"]
-    for reader, found in results["readers"].items():
-        table = Table(title=f"{reader}: top-1 accuracy in % on each task's test images, over all classes")
-        for heading in ("after training", *(f"task {i}" for i in range(len(tasks))), "mean of seen"):
-            table.add_column(heading, justify="right")
-        rows = [("nothing", found["untrained"], 0)] + [
-            (f"task {t}", row, t + 1) for t, row in enumerate(found["matrix"])
-        ]
-        for name, row, seen in rows:
-            mean = f"{100 * sum(row[:seen]) / seen:.1f}" if seen else ""
-            table.add_row(name, *(f"{100 * value:.1f}" for value in row), mean)
-        console.print(table)
-        for metric, definition in DEFINITIONS.items():
-            if found.get(metric) is not None:
-                console.print(f"  {metric.replace('_', ' '):20} {100 * found[metric]:6.1f} %   {definition}")

@@ -29,7 +29,7 @@ class LARS(torch.optim.Optimizer):
         super().__init__(params, {**defaults, "eta": eta, "clip": clip, "exclude_1d": exclude_1d})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Any = None) -> Any:
         """One step; a group whose rate is 0 stays as it is."""
         loss = None
         if closure is not None:
@@ -43,39 +43,47 @@ class LARS(torch.optim.Optimizer):
 
 
 def _scaled_gradients(group: dict[str, Any], params: list[Tensor]) -> list[Tensor]:
-    gradients = [p.grad for p in params]
-    decay, lr = group["weight_decay"], group["lr"]
-    scaled = []
-    for p, g in zip(params, gradients, strict=True):
-        assert g is not None
-        if group["exclude_1d"] and p.ndim <= 1:
-            scaled.append(g)
-            continue
-        p_norm, g_norm = torch.linalg.vector_norm(p), torch.linalg.vector_norm(g)
-        s = group["eta"] * p_norm / (g_norm + decay * p_norm + 1e-8)
-        if group["clip"]:
-            s = (s / lr).clamp(max=1)
-        adapts = (p_norm > 0) & (g_norm > 0)
-        scaled.append(torch.where(adapts, (g + decay * p) * s, g))
-    return scaled
+    """Gradients with decay and the layer-wise rate; nothing here waits for the device."""
+    gradients = [p.grad for p in params if p.grad is not None]
+    adapted = [i for i, p in enumerate(params) if p.ndim > 1 or not group["exclude_1d"]]
+    if not adapted:
+        return gradients
+    held, g = [params[i] for i in adapted], [gradients[i] for i in adapted]
+    decay = group["weight_decay"]
+    p_norm, g_norm = torch.stack(torch._foreach_norm(held)), torch.stack(torch._foreach_norm(g))
+    scale = group["eta"] * p_norm / (g_norm + decay * p_norm + 1e-8)
+    if group["clip"]:
+        scale = (scale / group["lr"]).clamp(max=1)
+    has_norms = (p_norm > 0) & (g_norm > 0)
+    scaled = torch._foreach_mul(g, torch.where(has_norms, scale, 1.0).unbind())
+    decayed = torch._foreach_mul(held, torch.where(has_norms, decay * scale, 0.0).unbind())
+    torch._foreach_add_(scaled, decayed)
+    for i, gradient in zip(adapted, scaled, strict=True):
+        gradients[i] = gradient
+    return gradients
 
 
 def _momentum_step(
     optimizer: torch.optim.Optimizer, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor]
 ) -> None:
-    buffers = []
+    known = [i for i, p in enumerate(params) if "momentum_buffer" in optimizer.state[p]]
+    buffers = [optimizer.state[params[i]]["momentum_buffer"] for i in known]
+    if known:
+        torch._foreach_mul_(buffers, group["momentum"])
+        torch._foreach_add_(buffers, [gradients[i] for i in known])
     for p, g in zip(params, gradients, strict=True):
-        state = optimizer.state[p]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = g.detach().clone()
-        else:
-            state["momentum_buffer"].mul_(group["momentum"]).add_(g)
-        buffers.append(state["momentum_buffer"])
-    torch._foreach_add_(params, buffers, alpha=-group["lr"])
+        optimizer.state[p].setdefault("momentum_buffer", g.detach().clone())
+    torch._foreach_add_(params, [optimizer.state[p]["momentum_buffer"] for p in params], alpha=-group["lr"])
 
 
 def warmup_cosine(step: int, steps: int, warmup_steps: int, base: float, start: float, minimum: float) -> float:
-    """Learning rate at a step: linear from `start` to `base` over the warm-up, then cosine to `minimum`."""
+    """Learning rate at a step: linear from `start` to `base` over the warm-up, then cosine to `minimum`.
+
+    Args:
+        step: 0 .. steps - 1.
+        warmup_steps: its last step has the rate `base`; fewer than 2 have no slope and count as none.
+    """
+    warmup_steps = warmup_steps if warmup_steps > 1 else 0
     if step < warmup_steps:
         return start + step * (base - start) / (warmup_steps - 1)
     progress = (step - warmup_steps) / (steps - warmup_steps)
@@ -88,21 +96,24 @@ def momentum_tau(step: int, steps: int, base: float, final: float) -> float:
 
 
 def parameter_groups(model: nn.Module, lr: float, classifier_lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups body, body without decay (one-dimensional parameters) and classifier (its own rate, no decay)."""
+    """Groups body, body_1d (no decay) and classifier (a rate of its own, no decay); `base_lr` keeps a group's rate."""
     parts: dict[str, list[nn.Parameter]] = {"body": [], "body_1d": [], "classifier": []}
     for name, p in model.named_parameters():
         if p.requires_grad:
             parts["classifier" if name.startswith("classifier.") else "body" if p.ndim > 1 else "body_1d"].append(p)
     settings = {"body": (lr, weight_decay), "body_1d": (lr, 0.0), "classifier": (classifier_lr, 0.0)}
     return [
-        {"params": params, "name": name, "lr": settings[name][0], "base_lr": settings[name][0], "weight_decay": settings[name][1]}
+        {"params": params, "name": name, "lr": settings[name][0], "base_lr": settings[name][0]}
+        | {"weight_decay": settings[name][1]}
         for name, params in parts.items()
         if params
     ]
 
 
-def build_optimizer(name: str, groups: list[dict[str, Any]], momentum: float, eta: float, lr: float) -> torch.optim.Optimizer:
-    """sgd, lars or adamw."""
+def build_optimizer(
+    name: str, groups: list[dict[str, Any]], momentum: float, eta: float, lr: float
+) -> torch.optim.Optimizer:
+    """sgd, lars or adamw over parameter groups; `momentum` and `eta` where the optimiser has them."""
     if name == "lars":
         return LARS(groups, lr=lr, momentum=momentum, eta=eta)
     if name == "sgd":

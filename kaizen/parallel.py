@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
-from kaizen.errors import ConfigError, KaizenError
+from kaizen.errors import ConfigError, KaizenError, TrainingFailed
 
 T = TypeVar("T")
 
@@ -109,8 +109,10 @@ class Parallel:
         ConfigError: the launcher started more processes than this one can see, so each would train alone.
     """
 
-    def __init__(self, *, log_with: str | None = None, project_dir: str | None = None) -> None:
-        self.accelerator = Accelerator(log_with=log_with, project_dir=project_dir)
+    def __init__(self, *, log_with: str | None = None) -> None:
+        # Buffers (queues, statistics) are each process' own and saved by one: sending them at every step is waste.
+        ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        self.accelerator = Accelerator(log_with=log_with, kwargs_handlers=[ddp])
         self.rank = self.accelerator.process_index
         self.world = self.accelerator.num_processes
         self.device = self.accelerator.device
@@ -178,6 +180,7 @@ class Parallel:
 
         Raises:
             KaizenError: on every process, what any process raised, so that none waits for one that is gone.
+            Exception: any other kind on the process that raised it; the others raise a TrainingFailed that quotes it.
         """
         first = self.accelerator.is_local_main_process
         result = self._agreed(work, first)
@@ -192,12 +195,11 @@ class Parallel:
         if mine:
             try:
                 result = work()
-            except KaizenError as caught:
+            except Exception as caught:
                 error = caught
         if self._cpu_group is not None:
             errors: list[Any] = [None] * self.world
-            described = (type(error), str(error)) if error else None
-            dist.all_gather_object(errors, described, group=self._cpu_group)
+            dist.all_gather_object(errors, _described(error, self.rank), group=self._cpu_group)
             if error is None and any(errors):
                 kind, message = next(found for found in errors if found)
                 error = kind.__new__(kind)
@@ -210,3 +212,12 @@ class Parallel:
         """Print on one process."""
         if self.is_main:
             print(text, flush=True)
+
+
+def _described(error: Exception | None, rank: int) -> tuple[type[KaizenError], str] | None:
+    """An error as it is told to the other processes."""
+    if error is None:
+        return None
+    if isinstance(error, KaizenError):
+        return type(error), str(error)
+    return TrainingFailed, f"process {rank}: {type(error).__name__}: {error}"

@@ -15,6 +15,7 @@ from kaizen.checkpoint import load_into, load_optimizer, optimizer_tensors, read
 from kaizen.config import Config
 from kaizen.data.replay import Memory
 from kaizen.distill import build_distiller
+from kaizen.errors import TrainingFailed
 from kaizen.learner import Learner
 from kaizen.optim import build_optimizer, parameter_groups
 from kaizen.parallel import Parallel
@@ -88,11 +89,14 @@ class TaskState:
     def save_checkpoint(self, path: Path, position: dict[str, Any]) -> None:
         """Write a checkpoint of this very step."""
         files = self.tensors() | {"optimizer": optimizer_tensors(self._plain_optimizer(), self.learner)}
+        _check_finite(files, position)
         write_directory(path, files, position)
 
     def save_task_end(self, path: Path, memory: Memory, position: dict[str, Any]) -> None:
         """Write the state at the task's end."""
-        write_directory(path, self.tensors() | {"replay": memory.tensors()}, position)
+        files = self.tensors()
+        _check_finite(files, position)
+        write_directory(path, files | {"replay": memory.tensors()}, position)
 
     def restore(self, path: Path) -> dict[str, Any]:
         """Take up a checkpoint of this task; returns the position it was saved at.
@@ -116,6 +120,15 @@ class TaskState:
 
     def _plain_optimizer(self) -> torch.optim.Optimizer:
         return getattr(self.optimizer, "optimizer", self.optimizer)
+
+
+def _check_finite(files: dict[str, dict[str, Tensor]], position: dict[str, Any]) -> None:
+    """Refuse to save what a step has broken although its losses were still finite."""
+    for file, tensors in files.items():
+        for name, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                where = f"task {position['task']}, step {position['step']}"
+                raise TrainingFailed(f"{where}: {name} ({file}) is not finite; the last checkpoint is kept")
 
 
 def _load_twin(twin: nn.Module, method: dict[str, Tensor], path: Path) -> None:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from kaizen.checkpoint import load_into, read_tensors
 from kaizen.config import Config
 from kaizen.learner import Learner, Network, TeacherOutputs
-from kaizen.networks.heads import forget_running_statistics, forward_all, promote
+from kaizen.losses import promote
+from kaizen.networks.heads import forget_running_statistics, forward_all
 
 
 def read_network(snapshot: Path, config: Config, num_classes: int) -> Network:

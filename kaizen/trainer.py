@@ -4,6 +4,7 @@ import math
 import resource
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,8 +18,9 @@ from kaizen.directory import RunDirectory
 from kaizen.errors import KaizenError, Stopped, TrainingFailed
 from kaizen.evaluation.evaluator import Evaluator
 from kaizen.evaluation.results import Results
+from kaizen.evaluation.table import print_results, save_picture
 from kaizen.learner import Network, total
-from kaizen.log import Clock, RunLog, print_table
+from kaizen.log import Clock, RunLog, versions
 from kaizen.methods.base import Outputs
 from kaizen.optim import momentum_tau
 from kaizen.parallel import Parallel
@@ -44,13 +46,13 @@ class Trainer:
     """
 
     def __init__(self, recipe: str, config: Config, path: Path) -> None:
-        self.config, self.path = config, path
+        self.config, self.path, self.versions = config, path, versions()
         self.stop = StopRequest(path)
         self.stop.install()
         self.parallel = Parallel(log_with="wandb" if config.log.wandb != "disabled" else None)
         self.stream = self.parallel.main_first(lambda: load_stream(config))
         self.source, self.tasks = self.stream.source, self.stream.tasks
-        self.moments = [moment.to(self.parallel.device) for moment in self.stream.moments]
+        self.mean, self.std = (moment.to(self.parallel.device) for moment in self.stream.moments)
         self.plan = make_plan(config, self.stream.train_sizes, self.parallel.world)
         self.directory = RunDirectory(path, config, recipe, self.parallel)
         self.evaluator = Evaluator(self.stream, config.eval.readers, self.parallel)
@@ -67,22 +69,28 @@ class Trainer:
             Stopped: asked to stop, with everything saved.
             TrainingFailed: a loss is not finite; the last checkpoint is kept.
         """
+        self.stop.defer()
         try:
+            self.directory.write_status("running")
             self._run()
         except Stopped as stopped:
             self.directory.write_status("stopped", stopped.exit_code, str(stopped))
-            self.stop.clear(self.parallel.is_main)
+            self.parallel.on_main(self.stop.clear)
             raise
         except Exception as error:
             code = error.exit_code if isinstance(error, KaizenError) else TrainingFailed.exit_code
             self.directory.write_status("failed", code, f"{type(error).__name__}: {error}")
             raise
         self.directory.write_status("done", 0)
-        if self.parallel.is_main:
-            print_table(self.results.content)
+        self.parallel.on_main(self._show_results)
+
+    def _show_results(self) -> None:
+        save_picture(self.results.content, self.path / "results.svg")
+        print_results(self.results.content)
 
     def _run(self) -> None:
         done = self.directory.tasks_done()
+        self.results.keep(done)
         steps_done = self.plan.tasks[done].first_step if done < len(self.tasks) else self.plan.steps
         found = self.directory.find_checkpoint(done)
         if found:
@@ -103,30 +111,30 @@ class Trainer:
         """Train one task from its beginning, or from a checkpoint of it, and write its end state."""
         plan, weights = self.plan.tasks[task], self._weights(task)
         state = TaskState(self.config, self.source.num_classes, task, self.plan.lr, weights, self.path, self.parallel)
-        position = state.restore(checkpoint) if checkpoint else {"step": plan.first_step, "train_seconds": 0.0}
+        position: dict[str, Any] = {"step": plan.first_step, "train_seconds": 0.0}
+        if checkpoint:
+            position = state.restore(checkpoint)
         memory, first = state.memory(self.source.train.images), position["step"] - plan.first_step
         sampler = self._sampler(task, memory)
         clock = Clock(position["train_seconds"])
-        with self.stop.deferred():
-            for step in range(first, plan.steps):
-                terms = self.step(state, sampler.draw(step), memory, step, weights)
-                number = plan.first_step + step + 1
-                self.directory.position = (task, number)
-                clock.count(plan.batch)
-                self.log.advance(task, len(self.tasks), step // plan.steps_per_epoch, self.config.optim.epochs)
-                if number % self.config.log.every_steps == 0:
-                    self._log(task, step, terms, weights, clock)
-                if step + 1 == plan.steps:
-                    self._check_finite(terms, weights)
-                elif self._stop_asked(number):
-                    self._save(state, terms, weights, clock)
-                    raise Stopped(self.stop.asked() or "another process was asked to stop")
-                elif (every := self.config.run.checkpoint_every) and number % every == 0:
-                    self._save(state, terms, weights, clock)
-            memory = self._remember(memory, task)
-            position = {"task": task, "step": plan.first_step + plan.steps, "train_seconds": clock.seconds()}
-            path = task_directory(self.path, task)
-            self.parallel.on_main(lambda: state.save_task_end(path, memory, position))
+        for step in range(first, plan.steps):
+            terms = self.step(state, sampler.draw(step), memory, step, weights)
+            number = plan.first_step + step + 1
+            self.directory.position = (task, number)
+            clock.count(plan.batch)
+            self.log.advance(task, len(self.tasks), step // plan.steps_per_epoch, self.config.optim.epochs)
+            if number % self.config.log.every_steps == 0:
+                self._log(task, step, terms, weights, clock)
+            if step + 1 == plan.steps:
+                self._check_finite(terms, weights)
+            elif number % STOP_STEPS == 0 and self._stop_asked():
+                self._save(state, terms, weights, clock)
+                self._stop_if_asked()
+            elif (every := self.config.run.checkpoint_every) and number % every == 0:
+                self._save(state, terms, weights, clock)
+        memory = self._remember(memory, task)
+        path, position = task_directory(self.path, task), self._position(clock)
+        self.parallel.on_main(lambda: state.save_task_end(path, memory, position))
         self.parallel.release()
 
     def step(
@@ -135,7 +143,7 @@ class Trainer:
         """One optimiser step on the images drawn; returns the four terms, still on the device."""
         images, labels = self._gather(draw, memory)
         keys, size = draw.keys.to(self.parallel.device), self.source.image_size
-        views = [augment(images, keys, v, view, size, *self.moments) for v, view in enumerate(self.config.views)]
+        views = [augment(images, keys, v, view, size, self.mean, self.std) for v, view in enumerate(self.config.views)]
         with torch.no_grad(), self.parallel.accelerator.autocast():
             twin = state.twin(views) if state.twin is not None else None
             old = state.teacher(views) if state.teacher is not None else None
@@ -157,15 +165,13 @@ class Trainer:
 
     def evaluate(self, task: int) -> None:
         """Every reader's accuracies after a task (-1: before the first), from its snapshot, into results.json."""
-        if self.parallel.any(self.stop.asked() is not None):
-            raise Stopped(self.stop.asked() or "another process was asked to stop")
         began = time.perf_counter()
         if task < 0:
-            self.results.add_untrained(self.evaluator.row(Network(self.config, self.source.num_classes)))
+            self.results.add_untrained(self._row(Network(self.config, self.source.num_classes)))
         else:
             path = task_directory(self.path, task)
             network = read_network(path / "student.safetensors", self.config, self.source.num_classes)
-            row = self.evaluator.row(network)
+            row = self._row(network)
             images = self.plan.tasks[task].batch * self.plan.tasks[task].steps
             seconds = {"trained": self.directory.train_seconds(task), "evaluated": time.perf_counter() - began}
             self.results.add_row(row, images=images, **seconds)
@@ -178,6 +184,9 @@ class Trainer:
         if self.parallel.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self.parallel.device)
         self.parallel.on_main(lambda: self.results.write(world=self.parallel.world, peak_memory=peak))
+
+    def _row(self, network: Network) -> dict[str, list[float]]:
+        return self.evaluator.row(network, self._stop_if_asked)
 
     def _sampler(self, task: int, memory: Memory) -> Sampler:
         ids = self.tasks[task].train
@@ -252,12 +261,22 @@ class Trainer:
             raise TrainingFailed(f"task {task}, step {step}: {', '.join(bad)}; the last checkpoint is kept")
         return {f"loss/{name}": values[name] for name in ("total", *terms)}
 
-    def _stop_asked(self, number: int) -> bool:
-        return number % STOP_STEPS == 0 and self.parallel.any(self.stop.asked() is not None)
+    def _stop_asked(self) -> bool:
+        """Whether any process was asked to stop; every process gets the same answer."""
+        return self.parallel.any(self.stop.asked() is not None)
+
+    def _stop_if_asked(self) -> None:
+        if self._stop_asked():
+            raise Stopped(self.stop.asked() or "another process was asked to stop")
+
+    def _position(self, clock: Clock) -> dict[str, Any]:
+        """Where the run stands, as it is kept with what is saved."""
+        task, step = self.directory.position
+        record = {"task": task, "step": step, "train_seconds": clock.seconds()}
+        return {**record, "config_hash": self.config.hash(), "versions": self.versions}
 
     def _save(self, state: TaskState, terms: dict[str, Tensor], weights: dict[str, float], clock: Clock) -> None:
         self._check_finite(terms, weights)
-        task, step = self.directory.position
-        position = {"task": task, "step": step, "train_seconds": clock.seconds(), "config_hash": self.config.hash()}
-        self.parallel.on_main(lambda: state.save_checkpoint(checkpoint_directory(self.path, task, step), position))
+        path, position = checkpoint_directory(self.path, *self.directory.position), self._position(clock)
+        self.parallel.on_main(lambda: state.save_checkpoint(path, position))
         self.directory.prune_checkpoints()

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from kaizen.optim import build_optimizer, parameter_groups
 from torch import nn
 
 from kaizen.checkpoint import (
@@ -19,6 +18,7 @@ from kaizen.checkpoint import (
     write_directory,
 )
 from kaizen.errors import ConfigError
+from kaizen.optim import build_optimizer, parameter_groups
 
 
 def write(path: Path, value: float = 1.0) -> Path:

@@ -31,6 +31,11 @@ def test_show_tells_the_numbers_of_overrides(capsys: pytest.CaptureFixture[str])
     assert "learning rate       2 = 1 x 512 / 256" in out
 
 
+def test_show_of_a_known_source_needs_no_data(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["show", "cifar100-mocov2plus", "--stream.kind", "joint"], COMMANDS) == 0
+    assert "tasks               1, training images 50000" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("tokens", [["shwo"], ["show", "digitz"], ["show", "--optim.lr", "x"], ["recipes", "all"]])
 def test_mistakes_end_with_code_2_and_one_line(tokens: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tokens, COMMANDS) == 2

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from kaizen.losses import contrastive_distillation, nt_xent
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,6 +12,7 @@ from kaizen.cli import parse_arguments, resolve
 from kaizen.config import Config
 from kaizen.distill import build_distiller
 from kaizen.learner import TERMS, Learner, TeacherOutputs, total
+from kaizen.losses import contrastive_distillation, nt_xent
 from kaizen.parallel import Batch
 from kaizen.teacher import MomentumTwin, Teacher
 
@@ -63,7 +63,7 @@ def test_terms_are_the_equations() -> None:
         assert terms[name].dtype == torch.float32
     weights = {"ssl": 1.0, "distill": 2.0, "classifier": 3.0, "classifier_distill": 4.0}
     by_hand = sum(weights[name] * terms[name].item() for name in TERMS)
-    assert float(total(terms, weights)) == pytest.approx(by_hand, rel=1e-5)
+    assert total(terms, weights).item() == pytest.approx(by_hand, rel=1e-5)
     assert all(torch.allclose(a, b) and not a.requires_grad for a, b in zip(projections, z, strict=True))
 
 

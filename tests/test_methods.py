@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kaizen.losses import info_nce
 from torch.nn import functional as F
 
 from kaizen.errors import ConfigError
+from kaizen.losses import info_nce
 from kaizen.methods import REGISTRY, method_class
 from kaizen.methods.base import Outputs
 from kaizen.methods.mocov2plus import MoCoV2Plus, MoCoV2PlusSettings

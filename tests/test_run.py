@@ -2,18 +2,20 @@
 
 import json
 import math
+import shutil
 import signal
 import time
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
 from conftest import Launcher
-from kaizen.evaluation.metrics import summarize
 from safetensors.torch import load_file
 
 from kaizen.commands.train import main
+from kaizen.evaluation.metrics import summarize
 
 TASKS, STEPS = 5, 6
 
@@ -56,6 +58,12 @@ def test_a_run_leaves_the_files_of_the_contract(undisturbed: Path) -> None:
         assert memory["images"].shape == (8 * (task + 1), 3, 8, 8)
         assert memory["images"].dtype == torch.uint8
         assert memory["task_ids"].unique().tolist() == list(range(task + 1))
+    picture = ElementTree.fromstring((undisturbed / "results.svg").read_text())
+    assert "forgetting" in "".join(picture.itertext())
+    state = json.loads((undisturbed / "checkpoints/task-04_step-00000028/state.json").read_text())
+    assert (state["task"], state["step"]) == (4, 28)
+    assert len(state["config_hash"]) == 16
+    assert {"kaizen", "torch"} <= set(state["versions"])
     names = sorted(p.name for p in (undisturbed / "checkpoints").iterdir())
     assert names == ["task-04_step-00000026", "task-04_step-00000028"], "keep_checkpoints newest"
     assert not [p for p in undisturbed.rglob("*") if p.suffix in (".pt", ".pkl", ".bin", ".tmp")]
@@ -189,6 +197,29 @@ def test_a_loss_that_is_not_finite_ends_with_code_3_and_keeps_the_last_checkpoin
     status = status_of(run_of(tiny))
     assert (status["state"], status["exit_code"], status["task"]) == ("failed", 3, 0)
     assert not (run_of(tiny) / "tasks").exists()
+
+
+def test_a_step_that_breaks_the_weights_is_not_saved(tiny: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    one_step = ["--stream.tasks", "1", "--optim.batch", "1400", "--optim.epochs", "1", "--optim.warmup_epochs", "0"]
+    assert main([*tiny, *one_step, "--optim.name", "sgd", "--optim.lr", "1e38"]) == 3
+    error = capfd.readouterr().err
+    assert "training failed: task 0, step 1: " in error
+    assert "is not finite; the last checkpoint is kept" in error
+    assert not list(run_of(tiny).glob("tasks/*"))
+
+
+def test_a_task_whose_end_state_is_gone_is_trained_and_evaluated_again(
+    tiny: list[str], launcher: Launcher, undisturbed: Path
+) -> None:
+    run = run_of(tiny)
+    shutil.copytree(undisturbed, run)
+    for folder in ("tasks/task-03", "tasks/task-04", "checkpoints"):
+        shutil.rmtree(run / folder)
+    assert launcher.run(tiny) == 0
+    assert snapshots(run) == snapshots(undisturbed)
+    mine, theirs = (json.loads((r / "results.json").read_text()) for r in (run, undisturbed))
+    assert mine["readers"] == theirs["readers"]
+    assert len(mine["seconds"]["train"]) == TASKS
 
 
 def test_another_configuration_in_the_same_directory_is_refused_by_key(

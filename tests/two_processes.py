@@ -59,9 +59,10 @@ def learner_gap(parallel: Parallel, *method: str) -> dict[str, float]:
         rows = torch.arange(CURRENT + REPLAY) if batch.rows is None else batch.rows
         mine = [[tensor[rows] for tensor in part] for part in (views, twin, *old)]
         for _ in range(2):
+            learner.zero_grad()
             terms, z = learner(mine[0], LABELS[rows], batch, mine[1], TeacherOutputs(mine[2], mine[3]))
+            total(terms, WEIGHTS).backward()
             learner.method.after_step(Outputs(z, mine[1]), batch)
-        total(terms, WEIGHTS).backward()
         values = torch.stack([terms[name].detach() for name in TERMS])
         gradient = torch.cat([p.grad.flatten() for p in learner.parameters() if p.grad is not None])
         state = torch.cat([b.flatten().double() for b in learner.method.buffers()] or [torch.zeros(1).double()])

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import yaml
 
 from kaizen.cli import parse_arguments, resolve
+from kaizen.config import Config
 from kaizen.data.source import KNOWN_SOURCES
 from kaizen.plan import describe, make_plan
 
@@ -21,16 +22,22 @@ def main(tokens: Sequence[str]) -> int:
     recipe, config = resolve(*parse_arguments(tokens))
     print(f"# recipe: {recipe}\n# config hash: {config.hash()}")
     print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None), end="")
-    known = KNOWN_SOURCES.get(config.data.source)
-    if known is not None and known.train_images % known.classes == 0 and config.stream.kind == "class":
-        from kaizen.data.stream import class_stream
-
-        cuts = class_stream(known.classes, config.stream.tasks, config.stream.seed)
-        sizes = [len(cut) * known.train_images // known.classes for cut in cuts]
-    else:
-        from kaizen.data.load import load_stream
-
-        sizes = load_stream(config).train_sizes
-    for line in describe(config, make_plan(config, sizes, 1), 1):
+    for line in describe(config, make_plan(config, _train_sizes(config), 1), 1):
         print(f"# {line}")
     return 0
+
+
+def _train_sizes(config: Config) -> list[int]:
+    """Training images of each task; known sources with equal classes need no data for it."""
+    known = KNOWN_SOURCES.get(config.data.source)
+    if known is not None and config.data.train_split == "train":
+        if config.stream.kind == "joint":
+            return [known.train_images]
+        if known.train_images % known.classes == 0:
+            from kaizen.data.stream import class_stream
+
+            cuts = class_stream(known.classes, config.stream.tasks, config.stream.seed)
+            return [len(cut) * known.train_images // known.classes for cut in cuts]
+    from kaizen.data.load import load_stream
+
+    return load_stream(config).train_sizes

@@ -2,11 +2,12 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 from kaizen.cli import parse_arguments, resolve
-from kaizen.errors import ConfigError, KaizenError, Stopped
+from kaizen.errors import ConfigError, KaizenError, Stopped, TrainingFailed
 
 USAGE = "accelerate launch train.py [RECIPE] [--section.key VALUE ...]"
 
@@ -18,22 +19,23 @@ def main(tokens: Sequence[str]) -> int:
 
         print(help_text(USAGE, "Train Kaizen, or go on where the run directory left off."))
         return 0
-    path = None
     try:
         recipe, config = resolve(*parse_arguments(tokens))
-        path = Path(config.run.dir or f"runs/{recipe}-seed{config.run.seed}")
         from kaizen.trainer import Trainer  # torch, accelerate and datasets load only for a configuration that holds
 
-        Trainer(recipe, config, path).run()
-    except Stopped as stopped:
-        _say(f"stopped by {stopped}: the same command goes on from here")
-        return stopped.exit_code
+        Trainer(recipe, config, Path(config.run.dir or f"runs/{recipe}-seed{config.run.seed}")).run()
+    except (Stopped, KeyboardInterrupt) as stopped:
+        _say(f"stopped by {str(stopped) or 'SIGINT'}: the same command goes on from here")
+        return Stopped.exit_code
     except ConfigError as error:
         _say(f"error: {error}")
         return error.exit_code
     except KaizenError as error:
         _say(f"error: training failed: {error}")
         return error.exit_code
+    except Exception:
+        traceback.print_exc()
+        return TrainingFailed.exit_code
     return 0
 
 

@@ -48,4 +48,8 @@ def load_stream(config: Config) -> Stream:
     except StreamError as error:
         raise ConfigError("stream.tasks", str(error)) from None
     mean, std = (source.mean, source.std) if data.normalize == "dataset" else data.normalize
+    if min(std) <= 0:
+        raise ConfigError(
+            "data.normalize", f"std of the training images is {list(std)}; allowed: above 0, as [[mean x 3], [std x 3]]"
+        )
     return Stream(source, tuple(tasks), (torch.tensor(mean), torch.tensor(std)))

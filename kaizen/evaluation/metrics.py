@@ -1,6 +1,6 @@
-"""Metrics of an accuracy matrix A[t][i]: accuracy on task i's test images after training task t, tasks weighing equally.
+"""Metrics of an accuracy matrix A[t][i]: accuracy on task i's test images after training task t.
 
-Several libraries define forgetting differently; DEFINITIONS says what is meant here.
+Tasks weigh equally. Several libraries define forgetting differently; DEFINITIONS says what is meant here.
 """
 
 from collections.abc import Sequence

@@ -38,8 +38,18 @@ class Results:
         if file.exists():
             try:
                 self.content |= json.loads(file.read_text())
-            except ValueError as error:
+            except (OSError, ValueError) as error:
                 raise ConfigError(str(file), f"cannot be read ({error}); delete it to evaluate again") from None
+
+    def keep(self, tasks: int) -> None:
+        """Drop the rows of tasks beyond the first `tasks`: those whose end state is gone will be trained again."""
+        for found in self.content["readers"].values():
+            found["matrix"] = found["matrix"][:tasks]
+            found |= summarize(found["matrix"], found["untrained"])
+        seconds = self.content["seconds"]
+        for name in ("train", "evaluate"):
+            seconds[name] = seconds[name][:tasks]
+        self.content["images_per_second"] = self.content["images_per_second"][:tasks]
 
     @property
     def evaluated(self) -> int:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
 
@@ -34,8 +33,3 @@ def forget_running_statistics(module: nn.Module) -> None:
 def forward_all(module: nn.Module, views: Sequence[Tensor]) -> list[Tensor]:
     """The module on each view in a call of its own, so that statistics of views are never pooled."""
     return [module(view) for view in views]
-
-
-def promote(tensor: Tensor) -> Tensor:
-    """Half types to float32; wider types as they are."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

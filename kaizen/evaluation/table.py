@@ -1,0 +1,71 @@
+"""The final table: each reader's accuracy matrix and metrics, on the terminal and as a picture."""
+
+import io
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich._export_format import CONSOLE_SVG_FORMAT
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from kaizen.checkpoint import write_text
+from kaizen.evaluation.metrics import DEFINITIONS
+
+COLUMN = 10
+"""Characters of a task's column, its border included."""
+LEAST_WIDTH = 118
+COLD, WARM = (247, 251, 255), (33, 113, 181)
+"""Colours of accuracy 0 and 1."""
+# A picture of this program's loads no font from elsewhere.
+SVG_FORMAT = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+
+
+def print_results(results: Mapping[str, Any]) -> None:
+    """Print every reader's accuracy matrix and metrics, each with its definition."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _width(results)
+    for part in _parts(results):
+        console.print(part)
+
+
+def save_picture(results: Mapping[str, Any], file: Path) -> None:
+    """Write what `print_results` prints as an SVG picture, atomically."""
+    console = Console(highlight=False, record=True, file=io.StringIO(), width=_width(results), force_terminal=True)
+    for part in _parts(results):
+        console.print(part)
+    picture = console.export_svg(title=f"Kaizen: {results['recipe']}", code_format=SVG_FORMAT, unique_id="kaizen")
+    write_text(file, picture)
+
+
+def _width(results: Mapping[str, Any]) -> int:
+    return max(LEAST_WIDTH, COLUMN * (len(results["stream"]["tasks"]) + 3))
+
+
+def _parts(results: Mapping[str, Any]) -> list[RenderableType]:
+    parts: list[RenderableType] = []
+    tasks = results["stream"]["tasks"]
+    for reader, found in results["readers"].items():
+        table = Table(title=f"{reader}: top-1 accuracy in % on each task's test images, over all classes")
+        table.add_column("after training")
+        for index in range(len(tasks)):
+            table.add_column(f"task {index}", justify="right")
+        table.add_column("mean of seen", justify="right")
+        table.add_row("nothing", *map(_cell, found["untrained"]), "")
+        for index, row in enumerate(found["matrix"]):
+            seen = row[: index + 1]
+            table.add_row(f"task {index}", *map(_cell, row), _cell(sum(seen) / len(seen)))
+        parts.append(table)
+        for metric, definition in DEFINITIONS.items():
+            if found.get(metric) is not None:
+                parts.append(f"  {metric.replace('_', ' '):20} {100 * found[metric]:6.1f} %   {definition}")
+    return parts
+
+
+def _cell(accuracy: float) -> Text:
+    shade = tuple(round(cold + (warm - cold) * accuracy) for cold, warm in zip(COLD, WARM, strict=True))
+    ink = "white" if accuracy > 0.6 else "black"
+    return Text(f"{100 * accuracy:.1f}", style=f"{ink} on rgb({shade[0]},{shade[1]},{shade[2]})")

@@ -1,0 +1,56 @@
+"""Metrics of the accuracy matrix: worked by hand, and properties for any matrix."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kaizen.evaluation.metrics import DEFINITIONS, summarize
+
+MATRIX = [[0.8, 0.1, 0.0], [0.5, 0.9, 0.2], [0.6, 0.4, 0.7]]
+UNTRAINED = [0.05, 0.15, 0.1]
+
+
+def test_worked_by_hand() -> None:
+    assert summarize(MATRIX, UNTRAINED) == pytest.approx(
+        {
+            "final_accuracy": (0.6 + 0.4 + 0.7) / 3,
+            "continual_accuracy": (0.8 + (0.5 + 0.9) / 2 + (0.6 + 0.4 + 0.7) / 3) / 3,
+            "forgetting": ((0.8 - 0.6) + (0.9 - 0.4)) / 2,
+            "backward_transfer": ((0.6 - 0.8) + (0.4 - 0.9)) / 2,
+            "forward_transfer": ((0.1 - 0.15) + (0.2 - 0.1)) / 2,
+            "learning_accuracy": (0.8 + 0.9 + 0.7) / 3,
+        }
+    )
+
+
+def test_the_best_accuracy_may_stand_before_the_task_or_long_after_it() -> None:
+    matrix = [[0.2, 0.9, 0.0], [0.6, 0.5, 0.0], [0.4, 0.3, 1.0]]
+    assert summarize(matrix, UNTRAINED)["forgetting"] == pytest.approx(((0.6 - 0.4) + (0.9 - 0.3)) / 2)
+
+
+def test_an_unfinished_run_and_one_task_have_nulls() -> None:
+    assert set(summarize([], UNTRAINED).values()) == {None}
+    assert set(summarize(MATRIX[:2], UNTRAINED).values()) == {None}
+    one = summarize([[0.7]], [0.1])
+    assert one == {
+        **dict.fromkeys(DEFINITIONS),
+        "final_accuracy": 0.7,
+        "continual_accuracy": 0.7,
+        "learning_accuracy": 0.7,
+    }
+    assert summarize(MATRIX, None)["forward_transfer"] is None
+
+
+def square(side: int) -> st.SearchStrategy[list[list[float]]]:
+    row = st.lists(st.floats(0, 1), min_size=side, max_size=side)
+    return st.lists(row, min_size=side, max_size=side)
+
+
+@given(st.integers(2, 6).flatmap(square))
+def test_bounds_and_relations_hold_for_any_matrix(matrix: list[list[float]]) -> None:
+    found = summarize(matrix, [0.0] * len(matrix))
+    assert set(found) == set(DEFINITIONS)
+    for name in ("final_accuracy", "continual_accuracy", "learning_accuracy", "forward_transfer"):
+        assert 0 <= found[name] <= 1
+    assert -1 <= found["forgetting"] <= 1
+    assert found["forgetting"] >= -found["backward_transfer"] - 1e-12, "the best is at least the one after the task"
