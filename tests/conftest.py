@@ -14,6 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 TINY = [
     *("--encoder.width", "4", "--optim.epochs", "2", "--optim.warmup_epochs", "1", "--optim.batch", "90"),
     *("--replay.batch", "24", "--replay.per_class", "4", "--method.projector_hidden", "32"),
+    *("--optim.name", "lars", "--optim.lr", "1", "--optim.classifier_lr", "0.1", "--classifier.distill_weight", "2"),
     *("--distill.hidden", "32", "--classifier.hidden", "[16]", "--log.every_steps", "1", "--run.checkpoint_every", "2"),
 ]
 
