@@ -7,6 +7,7 @@ file with its SHA-256 and size, which are checked before a tensor is read. Nothi
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from kaizen.errors import ConfigError
 
 STATE = "state.json"
+CHECKPOINT = re.compile(r"task-(\d+)_step-(\d+)")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -142,13 +144,19 @@ def load_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors:
         optimizer.state[owner][key] = value
 
 
-def newest_whole(directory: Path, keep: str) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint whose name starts with `keep` and that is whole; broken ones are set aside, by name.
+def checkpoints(directory: Path) -> list[tuple[int, int, Path]]:
+    """Task, step and path of every checkpoint of a directory, oldest first; those set aside are left out."""
+    named = ((CHECKPOINT.fullmatch(path.name), path) for path in directory.glob("task-*"))
+    return sorted((int(name[1]), int(name[2]), path) for name, path in named if name and path.is_dir())
+
+
+def newest_whole(directory: Path, task: int) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint of a task that is whole, with its state; broken ones are set aside, by name.
 
     A broken checkpoint is renamed to NAME.broken and reported, never deleted.
     """
-    for path in sorted(directory.glob(f"{keep}*"), reverse=True):
-        if path.suffix == ".broken" or not path.is_dir():
+    for of, _, path in reversed(checkpoints(directory)):
+        if of != task:
             continue
         try:
             return path, read_state(path)
@@ -159,13 +167,24 @@ def newest_whole(directory: Path, keep: str) -> tuple[Path, dict[str, Any]] | No
     return None
 
 
-def prune(directory: Path, keep: int) -> None:
-    """Delete all but the `keep` newest whole checkpoints of a directory."""
-    whole = sorted(path for path in directory.glob("task-*") if path.suffix != ".broken")
-    for path in whole[:-keep]:
+def prune(directory: Path, keep: int, task: int) -> None:
+    """Delete all but the `keep` newest checkpoints up to `task`, and those of later tasks, which are trained again."""
+    found = checkpoints(directory)
+    past = [path for of, _, path in found if of <= task]
+    for path in past[:-keep] + [path for of, _, path in found if of > task]:
         # Renamed first, so that a kill in the middle leaves no half of a checkpoint under a checkpoint's name.
-        gone = path.rename(path.with_name(f".{path.name}.old"))
+        gone = path.rename(path.with_name(f".{path.name}.gone"))
         shutil.rmtree(gone, ignore_errors=True)
+
+
+def tidy(directory: Path) -> None:
+    """Take away what a killed run left half written or half deleted, and put back what it was about to replace."""
+    for path in directory.glob(".task-*"):
+        final = path.with_name(path.name.removeprefix(".").removesuffix(".old"))
+        if path.suffix == ".old" and not final.exists():
+            path.rename(final)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _sha256(file: Path) -> str:

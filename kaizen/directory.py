@@ -1,11 +1,12 @@
 """The run directory: whose run it is, what is done, where it goes on."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from kaizen.checkpoint import newest_whole, prune, read_state, write_json, write_text
+from kaizen.checkpoint import newest_whole, prune, read_state, tidy, write_json, write_text
 from kaizen.config import Config, flatten
 from kaizen.errors import ConfigError
 from kaizen.log import cut_log, environment, write_status
@@ -38,11 +39,25 @@ class RunDirectory:
             raise ConfigError("run.resume", f"is 'must', but {self.path} holds no run; allowed: auto, never")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            for folder in ("tasks", "checkpoints"):
+                tidy(self.path / folder)
             dumped = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False, default_flow_style=None)
             write_text(file, f"# recipe: {recipe}\n{dumped}")
-            write_json(self.path / "environment.json", environment(self.parallel))
+            self._write_environment()
         except OSError as error:
             raise ConfigError("run.dir", f"{self.path} cannot be written ({error.strerror})") from None
+
+    def _write_environment(self) -> None:
+        file, now = self.path / "environment.json", environment(self.parallel)
+        if file.exists():
+            try:
+                before = json.loads(file.read_text())
+            except ValueError:
+                before = {}
+            for key in ("versions", *self.parallel.setting()):
+                if before.get(key, now[key]) != now[key]:
+                    print(f"note: {key} was {before[key]} and is now {now[key]}: the run goes on, not bit for bit")
+        write_json(file, now)
 
     def _compare(self, file: Path) -> None:
         try:
@@ -86,12 +101,13 @@ class RunDirectory:
         """The newest whole checkpoint of a task, the same on every process."""
         found = None
         if self.parallel.is_main:
-            found = newest_whole(self.path / "checkpoints", f"task-{task:02d}_")
+            found = newest_whole(self.path / "checkpoints", task)
         return self.parallel.broadcast(found)
 
     def prune_checkpoints(self) -> None:
-        """Delete the oldest checkpoints beyond run.keep_checkpoints."""
-        self.parallel.on_main(lambda: prune(self.path / "checkpoints", self.config.run.keep_checkpoints))
+        """Delete the oldest checkpoints beyond run.keep_checkpoints, and any of tasks still to come."""
+        keep, task = self.config.run.keep_checkpoints, self.position[0]
+        self.parallel.on_main(lambda: prune(self.path / "checkpoints", keep, task))
 
     def cut_log(self, step: int) -> None:
         """Drop the log lines of steps that will be done again."""

@@ -40,7 +40,8 @@ class Contrastive(Distiller):
     def loss(self, predictions: list[Tensor], targets: list[Tensor], batch: Batch) -> Tensor:
         p1, p2 = (batch.gather(p) for p in predictions)
         z1, z2 = (batch.gather(z) for z in targets)
-        return batch.share(contrastive_distillation(p1, p2, z1, z2, self.config.temperature, rows=batch.rows))
+        rows = batch.rows(p1.device)
+        return batch.share(contrastive_distillation(p1, p2, z1, z2, self.config.temperature, rows=rows))
 
 
 REGISTRY: dict[str, type[Distiller]] = {"contrastive": Contrastive}

@@ -101,7 +101,8 @@ class Learner(Network):
         logits = forward_all(self.classifier, read)
         predictions = None
         if self.distiller is not None and old is not None:
-            predictions = forward_all(self.distill_predictor, [self.method.distill_input(z) for z in projections])
+            inputs = [self.method.distill_input(z) for z in projections]
+            predictions = [promote(p) for p in forward_all(self.distill_predictor, inputs)]
         # Losses are computed in float32 or wider, whatever the networks' precision.
         with torch.autocast(views[0].device.type, enabled=False):
             terms = self._terms(projections, twin, logits, predictions, labels, old, batch)

@@ -42,10 +42,8 @@ def environment(parallel: Parallel) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": versions(),
-        "device": f"{parallel.device.type} {device}".strip(),
-        "world_size": parallel.world,
-        "threads_per_process": parallel.threads,
-        "mixed_precision": parallel.accelerator.mixed_precision,
+        **parallel.setting(),
+        "device_name": device,
         "command": sys.argv,
     }
 
@@ -151,4 +149,6 @@ class RunLog:
         if self._file is not None:
             self._file.close()
         if self._tracking:
-            self.parallel.accelerator.end_training()
+            # Not accelerate's end_training, which also takes down the group of processes.
+            for tracker in self.parallel.accelerator.trackers:
+                tracker.finish()

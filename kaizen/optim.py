@@ -66,13 +66,17 @@ def _scaled_gradients(group: dict[str, Any], params: list[Tensor]) -> list[Tenso
 def _momentum_step(
     optimizer: torch.optim.Optimizer, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor]
 ) -> None:
-    known = [i for i, p in enumerate(params) if "momentum_buffer" in optimizer.state[p]]
-    buffers = [optimizer.state[params[i]]["momentum_buffer"] for i in known]
-    if known:
-        torch._foreach_mul_(buffers, group["momentum"])
-        torch._foreach_add_(buffers, [gradients[i] for i in known])
+    held, arrived = [], []
     for p, g in zip(params, gradients, strict=True):
-        optimizer.state[p].setdefault("momentum_buffer", g.detach().clone())
+        state = optimizer.state[p]
+        if "momentum_buffer" in state:
+            held.append(state["momentum_buffer"])
+            arrived.append(g)
+        else:
+            state["momentum_buffer"] = g.detach().clone()
+    if held:
+        torch._foreach_mul_(held, group["momentum"])
+        torch._foreach_add_(held, arrived)
     torch._foreach_add_(params, [optimizer.state[p]["momentum_buffer"] for p in params], alpha=-group["lr"])
 
 

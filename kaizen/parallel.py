@@ -6,6 +6,7 @@ global loss, whatever the number of processes and however uneven their slices.
 """
 
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -67,31 +68,31 @@ class Batch:
         """Images in the global batch."""
         return self.current + self.replay
 
-    def positions(self, rank: int) -> list[int]:
-        """Positions in the global batch of a rank's images: its slice of the current part, then of the replay."""
+    def slices(self, rank: int) -> tuple[range, range]:
+        """Positions in the global batch of a rank's images: its slice of the current part and of the replay part."""
         replay = shard(self.replay, rank, self.world)
-        return [*shard(self.current, rank, self.world), *(self.current + i for i in replay)]
+        return shard(self.current, rank, self.world), range(self.current + replay.start, self.current + replay.stop)
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
         """Images of each rank."""
-        return tuple(len(self.positions(rank)) for rank in range(self.world))
+        return tuple(sum(map(len, self.slices(rank))) for rank in range(self.world))
 
-    @cached_property
-    def rows(self) -> Tensor | None:
+    def rows(self, device: torch.device) -> Tensor | None:
         """Global positions of the local images, int64; None for one process, which holds all of them in order."""
-        return torch.tensor(self.positions(self.rank), dtype=torch.int64) if self.world > 1 else None
-
-    @cached_property
-    def _order(self) -> Tensor:
-        arrived = [position for rank in range(self.world) for position in self.positions(rank)]
-        return torch.tensor(arrived).argsort()
+        if self.world == 1:
+            return None
+        # Made on the device: a copy would make the host wait for it.
+        return torch.cat([torch.arange(part.start, part.stop, device=device) for part in self.slices(self.rank)])
 
     def gather(self, local: Tensor) -> Tensor:
         """Rows (n_local, ...) of all processes in global order (size, ...), with gradient."""
         if self.world == 1:
             return local
-        return _AllGather.apply(local, self.sizes, self.rank)[self._order.to(local.device)]
+        parts = _AllGather.apply(local, self.sizes, self.rank).split(self.sizes)
+        current = [len(self.slices(rank)[0]) for rank in range(self.world)]
+        heads = [part[:count] for part, count in zip(parts, current, strict=True)]
+        return torch.cat(heads + [part[count:] for part, count in zip(parts, current, strict=True)])
 
     def share(self, local_mean: Tensor) -> Tensor:
         """This process' share of a global mean over images, from the mean over its own images."""
@@ -126,12 +127,16 @@ class Parallel:
             )
         if self.accelerator.gradient_accumulation_steps != 1:
             raise ConfigError("gradient_accumulation_steps", "only 1 is supported")
+        if self.accelerator.mixed_precision == "fp16" and self.device.type == "cpu":
+            raise ConfigError("mixed_precision", "is fp16, which does not train on a CPU; allowed there: no, bf16")
+        self._fresh_scaler = self.scaler_state()
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self.threads = int(os.environ.get("KAIZEN_THREADS", "0")) or max(1, len(os.sched_getaffinity(0)) // local)
         # Launchers set OMP_NUM_THREADS=1 whatever the machine; sums depend on the count, so it is set and recorded.
         torch.set_num_threads(self.threads)
-        # Agreement on stopping runs beside the device's own stream, over a group on the CPU.
-        self._cpu_group: Any = dist.new_group(backend="gloo", timeout=timedelta(minutes=30)) if self.world > 1 else None
+        # Agreement runs beside the device, over a group on the CPU. Its timeout leaves one process the time
+        # to decode a large data set; a process that died is noticed at once, by its closed connection.
+        self._cpu_group: Any = dist.new_group(backend="gloo", timeout=timedelta(hours=24)) if self.world > 1 else None
 
     def broadcast(self, value: T) -> T:
         """A Python value of the main process, on every process."""
@@ -143,11 +148,43 @@ class Parallel:
 
     def prepare(self, learner: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         """The learner and optimizer, wrapped for this launch (DDP for several processes)."""
-        return self.accelerator.prepare(learner, optimizer)
+        with warnings.catch_warnings():
+            # torch 2.14 wants another name for broadcast_buffers, which earlier versions do not know.
+            warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+            return self.accelerator.prepare(learner, optimizer)
 
     def release(self) -> None:
         """Let go of what was prepared, at the end of a task."""
         self.accelerator.free_memory()
+
+    def close(self) -> None:
+        """Leave the group of processes, at the end of a run."""
+        if self.world > 1:
+            dist.destroy_process_group()
+
+    def put(self, tensor: Tensor) -> Tensor:
+        """A CPU tensor on the device, without waiting for what the device is doing."""
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)
+
+    def setting(self) -> dict[str, Any]:
+        """What the launch decides and what, beside the configuration, makes two runs equal bit for bit."""
+        return {
+            "world_size": self.world,
+            "threads_per_process": self.threads,
+            "mixed_precision": self.accelerator.mixed_precision,
+            "device": self.device.type,
+        }
+
+    def scaler_state(self) -> dict[str, Any]:
+        """State of the gradient scaler (fp16), plain numbers; empty where there is none."""
+        return self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
+
+    def set_scaler(self, state: Mapping[str, Any] | None) -> None:
+        """Put the gradient scaler back to a saved state, or (None) to that of a fresh run."""
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(dict(state or self._fresh_scaler))
 
     def mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         """Means over processes of scalar tensors, as Python numbers: one collective, one synchronisation."""

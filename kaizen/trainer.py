@@ -76,6 +76,7 @@ class Trainer:
         except Stopped as stopped:
             self.directory.write_status("stopped", stopped.exit_code, str(stopped))
             self.parallel.on_main(self.stop.clear)
+            self.parallel.close()
             raise
         except Exception as error:
             code = error.exit_code if isinstance(error, KaizenError) else TrainingFailed.exit_code
@@ -83,6 +84,7 @@ class Trainer:
             raise
         self.directory.write_status("done", 0)
         self.parallel.on_main(self._show_results)
+        self.parallel.close()
 
     def _show_results(self) -> None:
         save_picture(self.results.content, self.path / "results.svg")
@@ -114,6 +116,7 @@ class Trainer:
         position: dict[str, Any] = {"step": plan.first_step, "train_seconds": 0.0}
         if checkpoint:
             position = state.restore(checkpoint)
+        self.parallel.set_scaler(position.get("scaler"))
         memory, first = state.memory(self.source.train.images), position["step"] - plan.first_step
         sampler = self._sampler(task, memory)
         clock = Clock(position["train_seconds"])
@@ -142,7 +145,7 @@ class Trainer:
     ) -> dict[str, Tensor]:
         """One optimiser step on the images drawn; returns the four terms, still on the device."""
         images, labels = self._gather(draw, memory)
-        keys, size = draw.keys.to(self.parallel.device), self.source.image_size
+        keys, size = self.parallel.put(draw.keys), self.source.image_size
         views = [augment(images, keys, v, view, size, self.mean, self.std) for v, view in enumerate(self.config.views)]
         with torch.no_grad(), self.parallel.accelerator.autocast():
             twin = state.twin(views) if state.twin is not None else None
@@ -208,7 +211,7 @@ class Trainer:
         train, ids = self.source.train, draw.sample_ids.numpy()
         images = torch.cat([torch.from_numpy(train.images[ids]), memory.images[draw.memory_rows]])
         labels = torch.cat([torch.from_numpy(train.labels[ids]), memory.labels[draw.memory_rows]])
-        return images.to(self.parallel.device, non_blocking=True), labels.to(self.parallel.device, non_blocking=True)
+        return self.parallel.put(images), self.parallel.put(labels)
 
     def _weights(self, task: int) -> dict[str, float]:
         """Weights of the four terms in a task."""
@@ -273,7 +276,8 @@ class Trainer:
         """Where the run stands, as it is kept with what is saved."""
         task, step = self.directory.position
         record = {"task": task, "step": step, "train_seconds": clock.seconds()}
-        return {**record, "config_hash": self.config.hash(), "versions": self.versions}
+        held = {"config_hash": self.config.hash(), "versions": self.versions, **self.parallel.setting()}
+        return {**record, **held, "scaler": self.parallel.scaler_state()}
 
     def _save(self, state: TaskState, terms: dict[str, Tensor], weights: dict[str, float], clock: Clock) -> None:
         self._check_finite(terms, weights)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from kaizen.checkpoint import (
+    checkpoints,
     load_into,
     load_optimizer,
     newest_whole,
@@ -15,6 +16,7 @@ from kaizen.checkpoint import (
     prune,
     read_state,
     read_tensors,
+    tidy,
     write_directory,
 )
 from kaizen.errors import ConfigError
@@ -76,19 +78,47 @@ def test_damage_is_found_set_aside_and_the_one_before_is_used(
     damage(bad, how)
     with pytest.raises(ConfigError):
         read_state(bad)
-    found = newest_whole(tmp_path, "task-01_")
+    found = newest_whole(tmp_path, 1)
     assert found is not None
     assert found[0] == good
     assert "task-01_step-00000020" in capsys.readouterr().out
     assert (tmp_path / "task-01_step-00000020.broken").is_dir()
-    assert newest_whole(tmp_path, "task-02_") is None
+    assert newest_whole(tmp_path, 2) is None
 
 
 def test_prune_keeps_the_newest(tmp_path: Path) -> None:
     for step in (5, 10, 100):
         write(tmp_path / f"task-00_step-{step:08d}")
-    prune(tmp_path, 2)
+    prune(tmp_path, 2, 0)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["task-00_step-00000010", "task-00_step-00000100"]
+
+
+def test_prune_deletes_what_a_task_that_is_trained_again_has_left_later(tmp_path: Path) -> None:
+    for task, step in ((3, 31), (4, 45), (4, 48), (100, 990)):
+        write(tmp_path / f"task-{task:02d}_step-{step:08d}")
+    prune(tmp_path, 2, 3)
+    assert [p.name for p in tmp_path.iterdir()] == ["task-03_step-00000031"]
+
+
+def test_order_of_checkpoints_is_that_of_their_numbers(tmp_path: Path) -> None:
+    for task in (2, 99, 100):
+        write(tmp_path / f"task-{task:02d}_step-{task:08d}")
+    (tmp_path / "task-100_step-00000100.broken").mkdir()
+    (tmp_path / "task-notes").mkdir()
+    assert [(task, step) for task, step, _ in checkpoints(tmp_path)] == [(2, 2), (99, 99), (100, 100)]
+
+
+def test_tidying_ends_what_a_kill_interrupted(tmp_path: Path) -> None:
+    write(tmp_path / "task-00", 1.0).rename(tmp_path / ".task-00.old")
+    write(tmp_path / "task-01", 2.0)
+    write(tmp_path / "whole", 3.0).rename(tmp_path / ".task-01.old")
+    for name in (".task-00.tmp", ".task-02.tmp", ".task-00_step-00000005.gone"):
+        (tmp_path / name).mkdir()
+    tidy(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["task-00", "task-01"]
+    for name, value in (("task-00", 1.0), ("task-01", 2.0)):
+        assert read_tensors(tmp_path / name / "student.safetensors")["a"].unique().item() == value
+    tidy(tmp_path / "not there")
 
 
 def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ sizes = st.tuples(st.integers(1, 70), st.integers(1, 40), st.integers(0, 20), st
 def test_slices_of_all_ranks_make_up_the_global_batch(size: tuple[int, int, int, int], world: int, step: int) -> None:
     whole = sampler(*size).draw(step)
     parts = [sampler(*size, rank, world).draw(step) for rank in range(world)]
-    order = torch.tensor([p for rank in range(world) for p in parts[0].batch.positions(rank)])
+    order = torch.tensor([p for rank in range(world) for part in parts[0].batch.slices(rank) for p in part])
     assert sorted(order.tolist()) == list(range(whole.batch.size))
     keys = torch.empty_like(whole.keys)
     keys[order] = torch.cat([part.keys for part in parts])

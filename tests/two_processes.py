@@ -3,20 +3,24 @@
 usage: two_processes.py OUT RUN_ARGUMENTS...; rank r writes OUT/rank-r.json, a dictionary of what it found.
 """
 
+import copy
 import json
 import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from kaizen.cli import parse_arguments, resolve
 from kaizen.commands.train import main
+from kaizen.config import Config
+from kaizen.data.load import load_stream
 from kaizen.distill import build_distiller
-from kaizen.errors import ConfigError
-from kaizen.learner import TERMS, Learner, TeacherOutputs, total
+from kaizen.errors import ConfigError, TrainingFailed
+from kaizen.evaluation.evaluator import Evaluator
+from kaizen.learner import TERMS, Learner, Network, TeacherOutputs, total
 from kaizen.methods.base import Outputs
+from kaizen.optim import build_optimizer, parameter_groups
 from kaizen.parallel import Batch, Parallel
 
 SMALL = ["digits", "--encoder.width", "4", "--encoder.norm", "group", "--classifier.hidden", "[12]"]
@@ -24,6 +28,7 @@ SMALL += ["--method.projector_hidden", "16", "--method.projector_out", "8", "--d
 CURRENT, REPLAY = 7, 4
 LABELS = torch.tensor([0, -1, -1, -1, 4, 2, 2, -1, 1, 5, 5])
 WEIGHTS = {"ssl": 1.0, "distill": 0.7, "classifier": 1.3, "classifier_distill": 2.0}
+STEPS = 10
 
 
 def random(*shape: int, seed: int) -> Tensor:
@@ -33,48 +38,72 @@ def random(*shape: int, seed: int) -> Tensor:
 def gather_checks(parallel: Parallel) -> dict[str, bool]:
     """Uneven rows arrive in global order, and the gradient is the sum over processes."""
     batch = Batch(CURRENT, REPLAY, 7, parallel.rank, parallel.world)
+    rows = batch.rows(parallel.device)
     whole = random(CURRENT + REPLAY, 3, seed=1)
-    local = whole[batch.rows].clone().requires_grad_()
+    local = whole[rows].clone().requires_grad_()
     gathered = batch.gather(local)
     weights = random(CURRENT + REPLAY, 3, seed=2)
     (gathered * weights * (parallel.rank + 1)).sum().backward()
     return {
         "gather value": torch.equal(gathered.detach(), whole),
-        "gather gradient": torch.allclose(local.grad, 3 * weights[batch.rows]),
+        "gather gradient": torch.allclose(local.grad, 3 * weights[rows]),
         "sizes": batch.sizes == (5, 6),
     }
 
 
-def learner_gap(parallel: Parallel, *method: str) -> dict[str, float]:
-    """Two steps on slices against the whole: relative gaps of terms, of the whole gradient, of the queues."""
-    config = resolve(*parse_arguments([*SMALL, *method]))[1]
-    views = [random(CURRENT + REPLAY, 3, 8, 8, seed=v) for v in (3, 4)]
-    twin = [random(CURRENT + REPLAY, 8, seed=v) for v in (5, 6)]
-    old = [random(CURRENT + REPLAY, 8, seed=v) for v in (7, 8)], [random(CURRENT + REPLAY, 10, seed=v) for v in (9, 10)]
-    found = []
-    for world in (1, parallel.world):
+class Training:
+    """Steps in float64 on fixed global batches, on this process' slice of them or (world 1) on the whole."""
+
+    def __init__(self, config: Config, parallel: Parallel, world: int) -> None:
         learner = Learner(config, 10, build_distiller(config.distill)).double()
         learner.distill_predictor.eval()  # its BatchNorm sees a process' own rows in this version
-        batch = Batch(CURRENT, REPLAY, int((LABELS >= 0).sum()), parallel.rank if world > 1 else 0, world)
-        rows = torch.arange(CURRENT + REPLAY) if batch.rows is None else batch.rows
-        mine = [[tensor[rows] for tensor in part] for part in (views, twin, *old)]
-        for _ in range(2):
-            learner.zero_grad()
-            terms, z = learner(mine[0], LABELS[rows], batch, mine[1], TeacherOutputs(mine[2], mine[3]))
-            total(terms, WEIGHTS).backward()
-            learner.method.after_step(Outputs(z, mine[1]), batch)
+        self.learner = learner
+        optimizer = build_optimizer("lars", parameter_groups(learner, 0.05, 0.05, 1e-4), 0.9, 0.02, 0.05)
+        self.rank, self.world, self.parallel = parallel.rank if world > 1 else 0, world, parallel
+        self.wrapped, self.optimizer = parallel.prepare(learner, optimizer) if world > 1 else (learner, optimizer)
+
+    def step(self, number: int) -> tuple[Tensor, Tensor]:
+        """Values of the terms and the whole gradient, of the global batch."""
+        size = CURRENT + REPLAY
+        draws = [random(size, 3, 8, 8, seed=100 * number + i) for i in range(2)]
+        draws += [random(size, 8, seed=100 * number + i) for i in range(2, 6)]
+        draws += [random(size, 10, seed=100 * number + i) for i in range(6, 8)]
+        batch = Batch(CURRENT, REPLAY, int((LABELS >= 0).sum()), self.rank, self.world)
+        rows = batch.rows(self.parallel.device)
+        rows = torch.arange(size) if rows is None else rows
+        mine = [draw[rows] for draw in draws]
+        views, twin, old = mine[:2], mine[2:4], TeacherOutputs(mine[4:6], mine[6:])
+        terms, projections = self.wrapped(views, LABELS[rows], batch, twin, old)
+        total(terms, WEIGHTS).backward()
         values = torch.stack([terms[name].detach() for name in TERMS])
-        gradient = torch.cat([p.grad.flatten() for p in learner.parameters() if p.grad is not None])
-        state = torch.cat([b.flatten().double() for b in learner.method.buffers()] or [torch.zeros(1).double()])
-        if world > 1:
-            for tensor in (values, gradient):
-                dist.all_reduce(tensor)
-                tensor /= world
-        found.append((values, gradient, state))
-    return {
-        name: float((a - b).norm() / (a.norm() + 1e-300))
-        for name, a, b in zip(("terms", "gradient", "state"), *found, strict=True)
-    }
+        if self.world > 1:
+            values = self.parallel.sum(values) / self.world
+        gradient = torch.cat([p.grad.flatten() for p in self.learner.parameters()])
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.learner.method.after_step(Outputs(projections, twin), batch)
+        return values, gradient
+
+    def state(self) -> Tensor:
+        return torch.cat([t.detach().flatten().double() for t in self.learner.state_dict().values()])
+
+
+def gap(one: Tensor, two: Tensor) -> float:
+    return float((one - two).norm() / one.norm())
+
+
+def training_gaps(parallel: Parallel, *method: str) -> dict[str, float]:
+    """Through DDP on slices against the whole: relative gaps of terms, whole gradient and all that is trained."""
+    config = resolve(*parse_arguments([*SMALL, *method]))[1]
+    alone, together = Training(config, parallel, 1), Training(config, parallel, parallel.world)
+    found = {"terms": 0.0, "gradient": 0.0}
+    for number in range(STEPS):
+        for name, one, two in zip(found, alone.step(number), together.step(number), strict=True):
+            found[name] = max(found[name], gap(one, two))
+    features = alone.learner.encoder(random(6, 3, 8, 8, seed=9))
+    assert features.std(dim=0).mean() > 0.01, "features that are all the same prove nothing"
+    parallel.release()
+    return {**found, "state": gap(alone.state(), together.state())}
 
 
 def errors_reach_all(parallel: Parallel) -> dict[str, bool]:
@@ -83,30 +112,44 @@ def errors_reach_all(parallel: Parallel) -> dict[str, bool]:
     def broken() -> None:
         raise ConfigError("data.source", "is broken")
 
+    def full() -> None:
+        raise OSError("no space left")
+
     caught = []
-    for work in (lambda: parallel.main_first(broken), lambda: parallel.on_main(broken)):
+    for work in (lambda: parallel.main_first(broken), lambda: parallel.on_main(broken), lambda: parallel.on_main(full)):
         try:
             work()
-        except ConfigError as error:
+        except (ConfigError, TrainingFailed, OSError) as error:
             caught.append(str(error))
+    last = "no space left" if parallel.is_main else "process 0: OSError: no space left"
     return {
-        "errors": caught == ["data.source: is broken"] * 2,
+        "errors": caught == ["data.source: is broken"] * 2 + [last],
         "any": parallel.any(parallel.rank == 1) and not parallel.any(False),
         "broadcast": parallel.broadcast(f"from {parallel.rank}") == "from 0",
         "mean": parallel.mean({"a": torch.tensor(float(parallel.rank))}) == {"a": 0.5},
     }
 
 
+def evaluation_agrees(parallel: Parallel, arguments: list[str]) -> bool:
+    """Two processes count the same as one."""
+    config = resolve(*parse_arguments(arguments))[1]
+    stream, network = load_stream(config), Network(config, 10)
+    alone = copy.copy(parallel)
+    alone.rank, alone.world = 0, 1
+    rows = [Evaluator(stream, ("classifier",), p).row(network, lambda: None) for p in (parallel, alone)]
+    return rows[0] == rows[1] and any(rows[0]["classifier"])
+
+
 if __name__ == "__main__":
-    out = Path(sys.argv[1])
+    out, arguments = Path(sys.argv[1]), sys.argv[2:]
     parallel = Parallel()
     found = {
         "rank": parallel.rank,
         **gather_checks(parallel),
         **errors_reach_all(parallel),
-        "simclr": learner_gap(parallel, "--method.name", "simclr", "--method.temperature", "0.2"),
-        "mocov2plus": learner_gap(parallel, "--method.name", "mocov2plus", "--method.queue_size", "9"),
+        "evaluation": evaluation_agrees(parallel, arguments),
+        "simclr": training_gaps(parallel, "--method.name", "simclr", "--method.temperature", "0.2"),
+        "mocov2plus": training_gaps(parallel, "--method.name", "mocov2plus", "--method.queue_size", "9"),
     }
-    found["exit code"] = main(sys.argv[2:])
+    found["exit code"] = main(arguments)
     (out / f"rank-{parallel.rank}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()

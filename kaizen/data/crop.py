@@ -6,6 +6,8 @@ beside it, nor on the number of threads.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -112,11 +114,22 @@ def resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         float32 (n, c, height, width), whole grey levels in 0..255.
     """
     n, channels, h, w = images.shape
-    # bfloat16 would round the weights.
-    with torch.autocast(images.device.type, enabled=False):
+    with exact_products(images.device):
         wide = torch.bmm(images.reshape(n, channels * h, w), columns.transpose(1, 2))
         wide = _to_levels(wide).view(n, channels, h, columns.shape[1])
         return _to_levels(torch.matmul(rows[:, None], wide))
+
+
+@contextmanager
+def exact_products(device: torch.device) -> Iterator[None]:
+    """Products in full float32: neither autocast's bfloat16 nor TF32, which would round the weights."""
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 def _to_levels(x: Tensor) -> Tensor:

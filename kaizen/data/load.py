@@ -47,6 +47,9 @@ def load_stream(config: Config) -> Stream:
         tasks = cut(stream.kind, *labels, source.num_classes, stream.tasks, stream.seed)
     except StreamError as error:
         raise ConfigError("stream.tasks", str(error)) from None
+    total = config.replay.total
+    if config.replay.policy != "none" and total is not None and total < source.num_classes:
+        raise ConfigError("replay.total", f"is {total}; allowed: at least {source.num_classes}, an image of each class")
     mean, std = (source.mean, source.std) if data.normalize == "dataset" else data.normalize
     if min(std) <= 0:
         raise ConfigError(

@@ -73,8 +73,7 @@ class Sampler:
         rows = self._memory_rows(step)
         labels = torch.cat([self.labels[current], self.memory_labels[rows]])
         batch = Batch(len(current), len(rows), int((labels >= 0).sum()), self.rank, self.world)
-        positions = torch.tensor(batch.positions(self.rank), dtype=torch.int64)
-        mine, memory = positions[positions < batch.current], positions[positions >= batch.current]
+        mine, memory = (torch.arange(part.start, part.stop) for part in batch.slices(self.rank))
         keys = [
             hash_rows(fold(self.seed, purpose, self.task, epoch, place), where, ids)
             for purpose, where, ids in (

@@ -50,13 +50,14 @@ def cut(
     """
     if kind == "joint":
         everything = (np.arange(len(train_labels)), np.flatnonzero(test_labels >= 0))
-        return [Task("joint", tuple(range(classes)), *everything)]
-    cuts = class_stream(classes, tasks, seed)
-    made = []
-    for index, chosen in enumerate(cuts):
-        train, test = (np.flatnonzero(np.isin(labels, chosen)) for labels in (train_labels, test_labels))
-        for split, found in (("training", train), ("test", test)):
+        made = [Task("joint", tuple(range(classes)), *everything)]
+    else:
+        made = []
+        for chosen in class_stream(classes, tasks, seed):
+            train, test = (np.flatnonzero(np.isin(labels, chosen)) for labels in (train_labels, test_labels))
+            made.append(Task(f"classes {', '.join(map(str, chosen))}", tuple(chosen), train, test))
+    for index, task in enumerate(made):
+        for split, found in (("training", task.train), ("labelled test", task.test)):
             if len(found) == 0:
-                raise StreamError(f"task {index} (classes {chosen}) has no {split} image")
-        made.append(Task(f"classes {', '.join(map(str, chosen))}", tuple(chosen), train, test))
+                raise StreamError(f"task {index} (classes {list(task.classes)}) has no {split} image")
     return made

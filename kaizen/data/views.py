@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kaizen.data.crop import BOX_DRAWS, GRID, crop_resize, resample, sample_boxes
+from kaizen.data.crop import BOX_DRAWS, GRID, crop_resize, exact_products, resample, sample_boxes
 from kaizen.data.random import uniform
 
 if TYPE_CHECKING:
@@ -244,8 +244,8 @@ def blur_weights(sigma: Tensor, length: int, largest: float) -> Tensor:
     once = box[:, :, border : border + length].clone()
     once[:, :, 0] += box[:, :, :border].sum(dim=2)
     once[:, :, -1] += box[:, :, border + length :].sum(dim=2)
-    # Few enough bits for each product to be exact in float32; bfloat16 would not be.
-    with torch.autocast(sigma.device.type, enabled=False):
+    # Few enough bits for each product to be exact in float32.
+    with exact_products(sigma.device):
         once = _round_rows(once, 2.0**11)
         twice = _round_rows(torch.bmm(once, once), 2.0**12)
         return _round_rows(torch.bmm(twice, once), GRID)

@@ -30,4 +30,4 @@ class SimCLR(Method):
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         z1, z2 = (batch.gather(z) for z in outputs.projections)
-        return batch.share(nt_xent(z1, z2, self.settings.temperature, rows=batch.rows))
+        return batch.share(nt_xent(z1, z2, self.settings.temperature, rows=batch.rows(z1.device)))

@@ -16,8 +16,14 @@ RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm of at most 32 groups that divide the channels (Wu & He 2018, arXiv 1803.08494)."""
-    return nn.GroupNorm(math.gcd(32, channels), channels)
+    """GroupNorm of at most 32 groups (Wu & He 2018, arXiv 1803.08494) of at least four channels each.
+
+    A group of one channel would forget all that a map of one pixel, the end of small images, has to say.
+    """
+    groups = math.gcd(32, channels)
+    while groups > 1 and channels // groups < 4:
+        groups //= 2
+    return nn.GroupNorm(groups, channels)
 
 
 class ResNet(nn.Module):
