@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kaizen.errors import ConfigError
+from kaizen.errors import ConfigError, DamagedError
 
 STATE = "state.json"
 CHECKPOINT = re.compile(r"task-(\d+)_step-(\d+)")
@@ -77,20 +78,28 @@ def read_state(path: Path) -> dict[str, Any]:
     """The state.json of a directory whose files are all there and unharmed.
 
     Raises:
-        ConfigError: names the file and what is wrong with it.
+        DamagedError: names the file that is missing or not what was saved.
+        ConfigError: names the file that cannot be read at this moment.
     """
     file = path / STATE
     try:
         state = json.loads(file.read_text())
-        files = dict(state["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(str(file), f"cannot be read ({error})") from None
+        files = {str(name): (info["bytes"], info["sha256"]) for name, info in state["files"].items()}
+    except FileNotFoundError:
+        raise DamagedError(str(file), "is missing") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(str(file), f"is damaged ({error})") from None
+    except OSError as error:
+        raise ConfigError(str(file), f"cannot be read ({error.strerror})") from None
     for name, expected in files.items():
         part = path / name
-        if Path(name).name != name or not part.is_file():
-            raise ConfigError(str(part), "is named in state.json and missing")
-        if part.stat().st_size != expected["bytes"] or _sha256(part) != expected["sha256"]:
-            raise ConfigError(str(part), "is damaged: its SHA-256 is not the one in state.json")
+        try:
+            if Path(name).name != name or not part.is_file():
+                raise DamagedError(str(part), "is named in state.json and missing")
+            if (part.stat().st_size, _sha256(part)) != expected:
+                raise DamagedError(str(part), "is damaged: its size or SHA-256 is not the one in state.json")
+        except OSError as error:
+            raise ConfigError(str(part), f"cannot be read ({error.strerror})") from None
     return state
 
 
@@ -153,17 +162,17 @@ def checkpoints(directory: Path) -> list[tuple[int, int, Path]]:
 def newest_whole(directory: Path, task: int) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint of a task that is whole, with its state; broken ones are set aside, by name.
 
-    A broken checkpoint is renamed to NAME.broken and reported, never deleted.
+    A broken checkpoint is renamed to NAME.broken and reported, never deleted; one that cannot be read is an error.
     """
     for of, _, path in reversed(checkpoints(directory)):
         if of != task:
             continue
         try:
             return path, read_state(path)
-        except ConfigError as error:
-            print(f"set aside {path}.broken: {error}", flush=True)
-            shutil.rmtree(path.with_name(path.name + ".broken"), ignore_errors=True)
-            path.rename(path.with_name(path.name + ".broken"))
+        except DamagedError as error:
+            aside = next(p for i in count() if not (p := path.with_name(f"{path.name}.broken{i or ''}")).exists())
+            path.rename(aside)
+            print(f"{error}; the checkpoint is set aside as {aside}", flush=True)
     return None
 
 

@@ -4,7 +4,6 @@ No heavy import before the method is known, so that a wrong key costs a moment a
 """
 
 import difflib
-import re
 import types
 import typing
 from collections.abc import Iterable, Sequence
@@ -12,35 +11,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails, to_json
+from pydantic_core import ErrorDetails, PydanticSerializationError, to_json
 
 from kaizen.config import Config, Section, check_pairs
 from kaizen.data.source import KNOWN_SOURCES
 from kaizen.errors import ConfigError
-from kaizen.methods import REGISTRY, method_class
+from kaizen.methods import method_class
+from kaizen.yamlio import YamlError, parse_yaml
 
 BUDGETS = ("per_class", "fraction", "total")
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars: 1e-5 is a number, `off` and `no` are strings, dates are strings."""
-
-
-_Loader.yaml_implicit_resolvers = {}
-for _tag, _pattern, _first in (
-    ("bool", r"true|false|True|False", "tfTF"),
-    ("null", r"null|~|", "n~\0"),
-    ("int", r"[-+]?\d+", "-+0123456789"),
-    ("float", r"[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?", "-+.0123456789"),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), [*_first, ""])
-
-
-def parse_yaml(text: str) -> Any:
-    """YAML text as plain Python values."""
-    return yaml.load(text, Loader=_Loader)
 
 
 def shipped_recipes() -> dict[str, str]:
@@ -68,12 +48,17 @@ def read_recipe(recipe: str) -> tuple[str, dict[str, Any]]:
         raise ConfigError("RECIPE", f"is {recipe!r}; allowed: {', '.join(shipped)}, or the path of a YAML file")
     try:
         content = parse_yaml(text)
-    except yaml.YAMLError as error:
-        raise ConfigError("RECIPE", f"{recipe!r} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict) or not all(isinstance(part, dict | list) for part in content.values()):
-        raise ConfigError(
-            "RECIPE", f"{recipe!r} holds no sections; allowed: sections of keys, such as optim: {{lr: 1}}"
-        )
+    except YamlError as error:
+        raise ConfigError("RECIPE", f"{recipe!r} cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError("RECIPE", f"{recipe!r} holds no sections; allowed: sections of keys, as optim: {{lr: 1}}")
+    for section, part in content.items():
+        is_list = section == "views"
+        members = part if is_list and isinstance(part, list) else [part]
+        fits = isinstance(part, list) == is_list and all(isinstance(member, dict) for member in members)
+        if not fits or not all(isinstance(key, str) for member in members for key in member):
+            allowed = "a list of settings, each with keys" if is_list else "keys with values"
+            raise ConfigError(str(section), f"is {_brief(part)} in {recipe!r}; allowed: {allowed}")
     return name, content
 
 
@@ -83,14 +68,16 @@ def parse_arguments(tokens: Sequence[str]) -> tuple[str, dict[str, str]]:
     Raises:
         ConfigError: a key without a value or without a section, or more than one recipe.
     """
-    recipes, overrides, rest = [], {}, list(tokens)
+    recipes: list[str] = []
+    overrides: dict[str, str] = {}
+    rest = list(tokens)
     while rest:
         token = rest.pop(0)
-        if not token.startswith("--"):
+        if not token.startswith("-"):
             recipes.append(token)
             continue
         key, given, value = token.removeprefix("--").partition("=")
-        if "." not in key:
+        if "." not in key or key.startswith("-"):
             raise ConfigError(token, "is no key; keys are written --section.key VALUE (see --help)")
         if not given:
             if not rest or rest[0].startswith("--"):
@@ -110,15 +97,15 @@ def resolve(recipe: str, overrides: dict[str, str]) -> tuple[str, Config]:
     """
     name, tree = read_recipe(recipe)
     _override(tree, overrides)
-    method = tree.get("method")
-    if not isinstance(method, dict) or "name" not in method:
-        raise ConfigError("method.name", f"is missing; allowed: {', '.join(REGISTRY)}")
-    if isinstance(stream := tree.get("stream"), dict) and stream.get("kind") == "joint":
-        stream["tasks"] = 1
-    settings: Any = method_class(method["name"]).Settings
+    method = tree.setdefault("method", {}).setdefault("name", "simclr")
+    if tree.get("stream", {}).get("kind") == "joint":
+        tree["stream"]["tasks"] = 1
+    settings: Any = method_class(method).Settings
     kind: type[Config] = Config[settings]
     try:
         config: Config = kind.model_validate_json(to_json(tree))
+    except PydanticSerializationError as error:
+        raise ConfigError("RECIPE", f"{recipe!r} cannot be read: {error}") from None
     except ValidationError as error:
         raise _explained(error, tree, kind) from None
     from kaizen.distill import resolve_distiller  # torch is loaded by now: the method's class needed it
@@ -157,7 +144,7 @@ def _override(tree: dict[str, Any], overrides: dict[str, str]) -> None:
 
 def _override_views(tree: dict[str, Any], path: list[str], value: Any) -> None:
     views = tree.setdefault("views", [{}, {}])
-    numbers = range(len(views)) if len(path) == 1 else [int(path[0])] if path[0].isdigit() else []
+    numbers = range(len(views)) if len(path) == 1 else [int(path[0])] if path[0].isdecimal() else []
     if not numbers or max(numbers) >= len(views) or len(path) > 2:
         key = ".".join(["views", *path])
         raise ConfigError(
@@ -173,12 +160,21 @@ def _parsed(dotted: str, text: str) -> Any:
     model = Config.model_fields[section].annotation
     if isinstance(model, type) and issubclass(model, BaseModel) and key in model.model_fields:
         annotation = model.model_fields[key].annotation
-        if annotation is str or (isinstance(annotation, types.UnionType) and str in typing.get_args(annotation)):
+        if _holds_text(annotation):
             return None if text == "null" and annotation is not str else text
     try:
-        return parse_yaml(text)
-    except yaml.YAMLError:
-        return text
+        # Nothing at all is text and no null: it is hardly ever meant.
+        return parse_yaml(text) if text else text
+    except YamlError as error:
+        raise ConfigError(dotted, f"is {text!r}, which cannot be read: {error}") from None
+
+
+def _holds_text(kind: Any) -> bool:
+    """Whether values of a type are any text: str, Annotated[str, ...], or a union with one of them."""
+    origin = typing.get_origin(kind)
+    if origin is typing.Annotated:
+        return _holds_text(typing.get_args(kind)[0])
+    return kind is str or (origin in (typing.Union, types.UnionType) and any(map(_holds_text, typing.get_args(kind))))
 
 
 def _explained(error: ValidationError, tree: dict[str, Any], kind: type[Section]) -> ConfigError:
@@ -203,7 +199,8 @@ def _key_of(location: Sequence[str | int], tree: Any) -> str:
     """The dotted key of a location: pydantic adds the names of union members, which are no keys of the tree."""
     parts: list[str] = []
     for part in location:
-        inside = (isinstance(tree, dict) and part in tree) or (isinstance(tree, list) and isinstance(part, int))
+        in_list = isinstance(tree, list) and isinstance(part, int) and part < len(tree)
+        inside = in_list or (isinstance(tree, dict) and part in tree)
         if parts and not inside:
             break
         parts.append(str(part))

@@ -17,6 +17,7 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Text = Annotated[str, Field(min_length=1)]
 
 # Keys that say where and how often, not what is computed: a run may go on under other values of these.
 FREE_KEYS = ("run.dir", "run.resume", "run.checkpoint_every", "run.keep_checkpoints", "data.cache_dir", "log")
@@ -29,7 +30,7 @@ class Section(BaseModel):
 
 
 class RunConfig(Section):
-    dir: str | None = Field(None, description="run directory; null: runs/RECIPE-seedN")
+    dir: Text | None = Field(None, description="run directory; null: runs/RECIPE-seedN")
     seed: Seed = Field(0, description="seed of initialisation, order, views, replay")
     resume: Literal["auto", "never", "must"] = Field(
         "auto", description="auto: go on if the directory holds a run; never: it must hold none; must: it must hold one"
@@ -43,13 +44,15 @@ class DataConfig(Section):
         "digits",
         description="digits, cifar10, cifar100, fashion_mnist, hub:OWNER/NAME, parquet:DIR, imagefolder:DIR, disk:DIR",
     )
-    image_size: int | None = Field(None, ge=4, description="side of the square image in pixels; null: the source's own")
+    image_size: int | None = Field(
+        None, ge=4, le=1024, description="side of the square image in pixels; null: the source's own"
+    )
     image_column: str | None = Field(None, description="column of the images; null: found by type")
     label_column: str | None = Field(None, description="column of the labels; null: found by type")
     domain_column: str | None = Field(None, description="column of the domains; null: none")
     train_split: str = Field("train", description="split trained on")
     test_split: str = Field("test", description="split evaluated on")
-    cache_dir: str | None = Field(None, description="where decoded images are kept; null: ~/.cache/kaizen")
+    cache_dir: Text | None = Field(None, description="where decoded images are kept; null: ~/.cache/kaizen")
     normalize: Literal["dataset"] | tuple[tuple[float, float, float], tuple[Positive, Positive, Positive]] = Field(
         "dataset", description="dataset: mean and std of the training images; or [[mean x 3], [std x 3]] for 0..1"
     )
@@ -70,7 +73,7 @@ class EncoderConfig(Section):
     )
     stem_padding: int = Field(1, ge=0, le=3, description="padding of the cifar stem (the released code pads by 2)")
     norm: Literal["batch", "group"] = Field("batch", description="normalisation layers")
-    width: Count = Field(64, description="channels of the first stage")
+    width: int = Field(64, ge=1, le=1024, description="channels of the first stage")
 
 
 class MethodSettings(Section):
@@ -112,7 +115,7 @@ class ReplayConfig(Section):
     per_class: Count | None = Field(None, description="images kept of each class")
     fraction: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="part kept of each class")
     total: Count | None = Field(None, description="images kept in all, shared evenly by the classes seen")
-    batch: Count = Field(32, description="replay images a step, over all processes")
+    batch: int = Field(32, ge=1, le=65536, description="replay images a step, over all processes")
 
     @model_validator(mode="after")
     def _one_budget(self) -> "ReplayConfig":
@@ -139,8 +142,10 @@ class ViewConfig(Section):
     def _ordered(self) -> "ViewConfig":
         for key in ("crop_scale", "crop_ratio", "blur_sigma"):
             low, high = getattr(self, key)
-            if low > high or (key == "crop_scale" and high > 1):
-                raise ValueError(f"{key} is [{low}, {high}]; allowed: [smallest, largest], areas up to 1")
+            if low > high:
+                raise ValueError(f"{key} is [{low}, {high}]; allowed: [smallest, largest]")
+        if self.crop_scale[1] > 1:
+            raise ValueError(f"crop_scale is {list(self.crop_scale)}; allowed: areas up to 1, the whole image")
         return self
 
 

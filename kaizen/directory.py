@@ -4,55 +4,68 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kaizen.checkpoint import newest_whole, prune, read_state, tidy, write_json, write_text
 from kaizen.config import Config, flatten
-from kaizen.errors import ConfigError
-from kaizen.log import cut_log, environment, write_status
+from kaizen.errors import ConfigError, DamagedError
+from kaizen.log import cut_log, environment, read_position, write_status
 from kaizen.parallel import Parallel
 from kaizen.state import task_directory
+from kaizen.yamlio import dump_yaml, parse_yaml
 
 
 class RunDirectory:
-    """A directory that holds one run, new or to be continued.
+    """A directory that holds one run, new or to be continued; nothing is written before `claim`.
 
     Raises:
         ConfigError: it holds a run of another configuration, or run.resume does not allow what is found.
     """
 
-    def __init__(self, path: Path, config: Config, recipe: str, parallel: Parallel) -> None:
+    def __init__(self, path: Path, config: Config, parallel: Parallel) -> None:
         self.path, self.config, self.parallel = path, config, parallel
         self.position = (0, 0)
-        parallel.on_main(lambda: self._open(recipe))
+        self._ours = False
+        parallel.on_main(self._inspect)
 
-    def _open(self, recipe: str) -> None:
-        file = self.path / "config.yaml"
-        resume = self.config.run.resume
-        if file.exists():
-            if resume == "never":
-                raise ConfigError(
-                    "run.resume", f"is 'never', but {self.path} holds a run; allowed: another run.dir, or auto"
-                )
-            self._compare(file)
-        elif resume == "must":
+    def _inspect(self) -> None:
+        file, resume = self.path / "config.yaml", self.config.run.resume
+        try:
+            held = file.exists() or any(self.path.glob("tasks/task-*"))
+        except OSError as error:
+            raise ConfigError("run.dir", f"{self.path} cannot be read ({error.strerror})") from None
+        if held and resume == "never":
+            raise ConfigError(
+                "run.resume", f"is 'never', but {self.path} holds a run; allowed: another run.dir, or auto"
+            )
+        if not held and resume == "must":
             raise ConfigError("run.resume", f"is 'must', but {self.path} holds no run; allowed: auto, never")
+        if file.exists():
+            self._compare(file)
+            self._ours = True
+            self.position = read_position(self.path)
+
+    def claim(self, recipe: str) -> None:
+        """Write whose run this is, and that it is running."""
+        self.parallel.on_main(lambda: self._claim(recipe))
+
+    def _claim(self, recipe: str) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for folder in ("tasks", "checkpoints"):
                 tidy(self.path / folder)
-            dumped = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False, default_flow_style=None)
-            write_text(file, f"# recipe: {recipe}\n{dumped}")
+            dumped = dump_yaml(self.config.model_dump(mode="json"))
+            write_text(self.path / "config.yaml", f"# recipe: {recipe}\n{dumped}")
             self._write_environment()
         except OSError as error:
             raise ConfigError("run.dir", f"{self.path} cannot be written ({error.strerror})") from None
+        self._ours = True
+        self.write_status("running")
 
     def _write_environment(self) -> None:
         file, now = self.path / "environment.json", environment(self.parallel)
         if file.exists():
             try:
-                before = json.loads(file.read_text())
-            except ValueError:
+                before = dict(json.loads(file.read_text()))
+            except (ValueError, TypeError):
                 before = {}
             for key in ("versions", *self.parallel.setting()):
                 if before.get(key, now[key]) != now[key]:
@@ -61,9 +74,9 @@ class RunDirectory:
 
     def _compare(self, file: Path) -> None:
         try:
-            held = flatten(yaml.safe_load(file.read_text()))
-        except (OSError, yaml.YAMLError) as error:
-            raise ConfigError(str(file), f"cannot be read ({' '.join(str(error).split())})") from None
+            held = flatten(parse_yaml(file.read_text()))
+        except (OSError, ValueError) as error:
+            raise ConfigError(str(file), f"cannot be read ({error})") from None
         wanted = self.config.fixed()
         differ = [key for key, value in wanted.items() if key not in held or held[key] != value]
         differ += [
@@ -74,7 +87,13 @@ class RunDirectory:
         if differ:
             found = "; ".join(f"{key} was {held.get(key)!r} and is now {wanted.get(key)!r}" for key in differ[:5])
             more = f" (and {len(differ) - 5} more)" if len(differ) > 5 else ""
-            raise ConfigError("run.dir", f"{self.path} holds a run of another configuration: {found}{more}")
+            problem = f"{self.path} holds a run of another configuration: {found}{more}; allowed: another run.dir"
+            raise ConfigError("run.dir", problem)
+
+    def _check_hash(self, path: Path, state: dict[str, Any]) -> None:
+        if state.get("config_hash") != self.config.hash():
+            problem = f"{path} was saved by a run of another configuration (its config_hash is another)"
+            raise ConfigError("run.dir", f"{problem}; allowed: another run.dir")
 
     def tasks_done(self) -> int:
         """Tasks whose end state is there and whole, the same on every process.
@@ -86,8 +105,11 @@ class RunDirectory:
 
         def count() -> None:
             nonlocal done
-            while task_directory(self.path, done).exists():
-                read_state(task_directory(self.path, done))
+            while (path := task_directory(self.path, done)).exists():
+                try:
+                    self._check_hash(path, read_state(path))
+                except DamagedError as error:
+                    raise ConfigError(error.key, f"{error.problem}; delete {path} to train this task again") from None
                 done += 1
 
         self.parallel.on_main(count)
@@ -100,8 +122,14 @@ class RunDirectory:
     def find_checkpoint(self, task: int) -> tuple[Path, dict[str, Any]] | None:
         """The newest whole checkpoint of a task, the same on every process."""
         found = None
-        if self.parallel.is_main:
+
+        def find() -> None:
+            nonlocal found
             found = newest_whole(self.path / "checkpoints", task)
+            if found:
+                self._check_hash(*found)
+
+        self.parallel.on_main(find)
         return self.parallel.broadcast(found)
 
     def prune_checkpoints(self) -> None:
@@ -114,7 +142,9 @@ class RunDirectory:
         self.parallel.on_main(lambda: cut_log(self.path / "log.jsonl", step))
 
     def write_status(self, state: str, exit_code: int | None = None, reason: str | None = None) -> None:
-        """Write status.json at the current position."""
-        if self.parallel.is_main:
+        """Write status.json at the current position, if the directory is this run's; a stop that was served is over."""
+        if self.parallel.is_main and self._ours:
             task, step = self.position
             write_status(self.path, state, exit_code=exit_code, task=task, step=step, reason=reason)
+            if state == "stopped":
+                (self.path / "stop").unlink(missing_ok=True)

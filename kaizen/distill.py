@@ -58,8 +58,10 @@ def resolve_distiller(config: Config) -> DistillConfig:
     if name != "none" and name not in REGISTRY:
         raise ConfigError("distill.name", f"is {name!r}; allowed: auto, none, {', '.join(REGISTRY)}")
     weight = distill.weight
-    if weight is None:
-        weight = 0.0 if name == "none" else REGISTRY[name].default_weight
+    if name == "none":
+        weight = 0.0
+    elif weight is None:
+        weight = REGISTRY[name].default_weight
     return distill.model_copy(update={"name": name, "weight": weight})
 
 

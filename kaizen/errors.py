@@ -14,7 +14,11 @@ class ConfigError(KaizenError):
 
     def __init__(self, key: str, problem: str) -> None:
         super().__init__(f"{key}: {problem}")
-        self.key = key
+        self.key, self.problem = key, problem
+
+
+class DamagedError(ConfigError):
+    """Something saved that is missing a part or was changed; the key is the file."""
 
 
 class TrainingFailed(KaizenError):
@@ -23,7 +27,10 @@ class TrainingFailed(KaizenError):
     exit_code = 3
 
 
-class Stopped(KaizenError):
-    """A run that was asked to stop and has saved all that it needs to go on."""
+class Stopped(BaseException):
+    """A run that was asked to stop and has saved all that it needs to go on.
+
+    No Exception, as it may be raised by a signal inside a library that turns exceptions into others.
+    """
 
     exit_code = 75

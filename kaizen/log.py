@@ -1,7 +1,6 @@
 """What a run tells while it goes on: log.jsonl, status.json, environment.json, the progress bar, trackers."""
 
 import json
-import os
 import platform
 import sys
 import time
@@ -14,9 +13,9 @@ import torch
 from tqdm import tqdm
 
 import kaizen
-from kaizen.checkpoint import write_json
+from kaizen.checkpoint import write_json, write_text
 from kaizen.config import Config
-from kaizen.errors import ConfigError, Stopped
+from kaizen.errors import ConfigError
 from kaizen.parallel import Parallel
 
 LIBRARIES = ("torch", "torchvision", "accelerate", "datasets", "safetensors", "numpy")
@@ -48,6 +47,15 @@ def environment(parallel: Parallel) -> dict[str, Any]:
     }
 
 
+def read_position(directory: Path) -> tuple[int, int]:
+    """Task and step that status.json tells; (0, 0) where there is none to be read."""
+    try:
+        status = json.loads((directory / "status.json").read_text())
+        return int(status["task"]), int(status["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0, 0
+
+
 class Clock:
     """Seconds that a task has trained, over all its starts, and images a second since the last look."""
 
@@ -76,15 +84,13 @@ def cut_log(file: Path, step: int) -> None:
     if not file.exists():
         return
     kept = []
-    for line in file.read_text().splitlines():
+    for line in file.read_text(errors="replace").splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError):
             continue  # a line cut short by a kill
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text("".join(kept))
-    os.replace(temporary, file)
+    write_text(file, "".join(kept))
 
 
 class RunLog:
@@ -110,8 +116,6 @@ class RunLog:
             self.parallel.accelerator.init_trackers(
                 config.log.project, config=config.model_dump(mode="json"), init_kwargs={"wandb": options}
             )
-        except Stopped:
-            raise
         except Exception as error:  # wandb raises its own kinds for a missing key, a refused one, no network
             reason = " ".join(str(error).split())
             raise ConfigError(
@@ -130,7 +134,7 @@ class RunLog:
     def advance(self, task: int, tasks: int, epoch: int, epochs: int) -> None:
         """One step done."""
         if not self._bar.disable:
-            self._bar.set_description(f"task {task + 1}/{tasks} epoch {epoch + 1}/{epochs}", refresh=False)
+            self._bar.set_description(f"task {task} of {tasks}, epoch {epoch + 1}/{epochs}", refresh=False)
             self._bar.update()
 
     def show(self, loss: float, images_per_second: float) -> None:

@@ -130,8 +130,7 @@ class Parallel:
         if self.accelerator.mixed_precision == "fp16" and self.device.type == "cpu":
             raise ConfigError("mixed_precision", "is fp16, which does not train on a CPU; allowed there: no, bf16")
         self._fresh_scaler = self.scaler_state()
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        self.threads = int(os.environ.get("KAIZEN_THREADS", "0")) or max(1, len(os.sched_getaffinity(0)) // local)
+        self.threads = _threads()
         # Launchers set OMP_NUM_THREADS=1 whatever the machine; sums depend on the count, so it is set and recorded.
         torch.set_num_threads(self.threads)
         # Agreement runs beside the device, over a group on the CPU. Its timeout leaves one process the time
@@ -188,10 +187,10 @@ class Parallel:
 
     def mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         """Means over processes of scalar tensors, as Python numbers: one collective, one synchronisation."""
-        stacked = torch.stack([value.detach().to(torch.float64).reshape(()) for value in values.values()])
+        stacked = torch.stack([value.detach().reshape(()) for value in values.values()])
         if self.world > 1:
             dist.all_reduce(stacked)
-        return dict(zip(values, (stacked / self.world).tolist(), strict=True))
+        return {name: value / self.world for name, value in zip(values, stacked.tolist(), strict=True)}
 
     def sum(self, counts: Tensor) -> Tensor:
         """Sum of a tensor over processes."""
@@ -206,11 +205,6 @@ class Parallel:
         raised = torch.tensor(int(flag))
         dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self._cpu_group)
         return bool(raised)
-
-    def barrier(self) -> None:
-        """Wait for all processes."""
-        if self._cpu_group is not None:
-            dist.barrier(group=self._cpu_group)
 
     def main_first(self, work: Callable[[], T]) -> T:
         """The work's result on every process, done first by one process a node and then, from its caches, by the rest.
@@ -258,3 +252,13 @@ def _described(error: Exception | None, rank: int) -> tuple[type[KaizenError], s
     if isinstance(error, KaizenError):
         return type(error), str(error)
     return TrainingFailed, f"process {rank}: {type(error).__name__}: {error}"
+
+
+def _threads() -> int:
+    """CPU threads of this process: KAIZEN_THREADS, or its share of the cores that the node's processes may use."""
+    asked = os.environ.get("KAIZEN_THREADS", "0")
+    if not asked.isdecimal():
+        raise ConfigError("KAIZEN_THREADS", f"is {asked!r}; allowed: a number of threads, 0 for a share of the cores")
+    # Not every system can tell which cores a process may use.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(asked) or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

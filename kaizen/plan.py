@@ -73,6 +73,8 @@ def describe(config: Config, plan: Plan, world: int) -> list[str]:
     """The derived numbers as lines for the user."""
     optim, replay = config.optim, config.replay
     images = [task.images for task in plan.tasks]
+    smallest = min(task.batch for task in plan.tasks)
+    cut = f", cut to {smallest} by the smallest task" if smallest < optim.batch else ""
     per_epoch = [task.steps_per_epoch for task in plan.tasks]
     memory = "none"
     if replay.policy != "none":
@@ -80,7 +82,8 @@ def describe(config: Config, plan: Plan, world: int) -> list[str]:
         memory = f"{replay.policy}, {kind} {size:g}, {replay.batch} images a step"
     return [
         f"processes           {world}",
-        f"global batch        {optim.batch} images a step ({-(-optim.batch // world)} a process) + replay: {memory}",
+        f"global batch        {optim.batch} images a step, {-(-optim.batch // world)} a process{cut}",
+        f"replay              {memory}",
         f"tasks               {len(images)}, training images {', '.join(map(str, images))}",
         f"steps an epoch      {', '.join(map(str, per_epoch))}; {optim.epochs} epochs a task",
         f"steps               {plan.steps}",

@@ -39,44 +39,33 @@ class Trainer:
         recipe: name of the recipe, for the record.
         config: the checked configuration.
         path: the run directory.
+        stop: notices requests to stop.
 
     Raises:
-        ConfigError: data, stream or directory do not fit the configuration.
-        Stopped: asked to stop before the first step.
+        ConfigError: the directory or the launch does not fit the configuration.
     """
 
-    def __init__(self, recipe: str, config: Config, path: Path) -> None:
-        self.config, self.path, self.versions = config, path, versions()
-        self.stop = StopRequest(path)
-        self.stop.install()
+    def __init__(self, recipe: str, config: Config, path: Path, stop: StopRequest) -> None:
+        self.recipe, self.config, self.path, self.stop = recipe, config, path, stop
+        self.versions = versions()
         self.parallel = Parallel(log_with="wandb" if config.log.wandb != "disabled" else None)
-        self.stream = self.parallel.main_first(lambda: load_stream(config))
-        self.source, self.tasks = self.stream.source, self.stream.tasks
-        self.mean, self.std = (moment.to(self.parallel.device) for moment in self.stream.moments)
-        self.plan = make_plan(config, self.stream.train_sizes, self.parallel.world)
-        self.directory = RunDirectory(path, config, recipe, self.parallel)
-        self.evaluator = Evaluator(self.stream, config.eval.readers, self.parallel)
-        self.results = Results(
-            path / "results.json", recipe=recipe, config_hash=config.hash(), kind=config.stream.kind, tasks=self.tasks
-        )
-        for line in (f"run directory       {path}", *describe(config, self.plan, self.parallel.world)):
-            self.parallel.announce(line)
+        self.directory = RunDirectory(path, config, self.parallel)
 
     def run(self) -> None:
         """Train every task that is not done, evaluate after each, and print the results.
 
         Raises:
+            ConfigError: data or stream do not fit the configuration, or something saved is damaged.
             Stopped: asked to stop, with everything saved.
             TrainingFailed: a loss is not finite; the last checkpoint is kept.
         """
-        self.stop.defer()
         try:
-            self.directory.write_status("running")
+            self._prepare()
             self._run()
         except Stopped as stopped:
             self.directory.write_status("stopped", stopped.exit_code, str(stopped))
-            self.parallel.on_main(self.stop.clear)
-            self.parallel.close()
+            if self.stop.deferred:
+                self.parallel.close()
             raise
         except Exception as error:
             code = error.exit_code if isinstance(error, KaizenError) else TrainingFailed.exit_code
@@ -85,6 +74,22 @@ class Trainer:
         self.directory.write_status("done", 0)
         self.parallel.on_main(self._show_results)
         self.parallel.close()
+
+    def _prepare(self) -> None:
+        """Everything that can be refused, before any work."""
+        config = self.config
+        self.stream = self.parallel.main_first(lambda: load_stream(config))
+        self.source, self.tasks = self.stream.source, self.stream.tasks
+        self.mean, self.std = (moment.to(self.parallel.device) for moment in self.stream.moments)
+        self.plan = make_plan(config, self.stream.train_sizes, self.parallel.world)
+        self.directory.claim(self.recipe)
+        self.stop.defer()
+        self.evaluator = Evaluator(self.stream, config.eval.readers, self.parallel)
+        file, described = self.path / "results.json", {"recipe": self.recipe, "config_hash": config.hash()}
+        self.results = Results(file, **described, kind=config.stream.kind, tasks=self.tasks)
+        self.parallel.announce(f"run directory       {self.path}")
+        for line in (*self.stream.describe(), *describe(config, self.plan, self.parallel.world)):
+            self.parallel.announce(line)
 
     def _show_results(self) -> None:
         save_picture(self.results.content, self.path / "results.svg")
@@ -126,11 +131,12 @@ class Trainer:
             self.directory.position = (task, number)
             clock.count(plan.batch)
             self.log.advance(task, len(self.tasks), step // plan.steps_per_epoch, self.config.optim.epochs)
-            if number % self.config.log.every_steps == 0:
+            last = step + 1 == plan.steps
+            if last or number % self.config.log.every_steps == 0:
                 self._log(task, step, terms, weights, clock)
-            if step + 1 == plan.steps:
-                self._check_finite(terms, weights)
-            elif number % STOP_STEPS == 0 and self._stop_asked():
+            if last:
+                break
+            if number % STOP_STEPS == 0 and self._stop_asked():
                 self._save(state, terms, weights, clock)
                 self._stop_if_asked()
             elif (every := self.config.run.checkpoint_every) and number % every == 0:
@@ -180,7 +186,7 @@ class Trainer:
             self.results.add_row(row, images=images, **seconds)
             seen = row["classifier"][: task + 1]
             self.log.say(
-                f"task {task + 1}/{len(self.tasks)} ({self.tasks[task].name}): classifier accuracy on the tasks seen "
+                f"task {task} ({self.tasks[task].name}): classifier accuracy on the tasks seen "
                 f"{', '.join(f'{100 * value:.1f}' for value in seen)}; mean {100 * sum(seen) / len(seen):.1f} %"
             )
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

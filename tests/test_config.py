@@ -1,12 +1,28 @@
 """Configuration: what holds is resolved, what does not ends with code 2 and one line that names the key."""
 
+import typing
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
 
-from kaizen.cli import parse_arguments, parse_yaml, resolve, shipped_recipes
+from kaizen.cli import parse_arguments, resolve, shipped_recipes
 from kaizen.commands.train import main
 from kaizen.config import Config
 from kaizen.errors import ConfigError
+from kaizen.yamlio import YamlError, dump_yaml, parse_yaml
+
+
+def _keys_of(kind: Any) -> list[str]:
+    """Keys of a section, or of the first class among the arguments of its type (views, method)."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return list(kind.model_fields)
+    return next((_keys_of(part) for part in typing.get_args(kind) if isinstance(part, type)), ["name", "temperature"])
 
 
 def config_of(*tokens: str) -> Config:
@@ -55,6 +71,83 @@ def test_yaml_numbers_and_words() -> None:
     ]
 
 
+def test_yaml_that_could_be_read_two_ways_is_read_one_way_or_refused() -> None:
+    assert parse_yaml("[010, 08, +7]") == [10, 8, 7]
+    for text, said in (
+        ("{a: 1, a: 2}", "'a' stands there twice"),
+        ("!!float x", "tags such as"),
+        ("&a {b: *a}", "recursive"),
+        ("[1", "expected"),
+    ):
+        with pytest.raises(YamlError, match=said):
+            parse_yaml(text)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
+)
+def test_what_is_dumped_is_read_back_the_same(tree: Any) -> None:
+    assert parse_yaml(dump_yaml(tree)) == tree
+
+
+words = st.sampled_from(
+    ["", "null", "-1", "1e400", "nan", ".inf", "[]", "[0.5]", "{}", "{a: 1}", "[[1]]", "!!int x", "010", "*a", "\u00b2"]
+) | st.text(max_size=4)
+keys = st.sampled_from(
+    [f"{section}.{key}" for section, field in Config.model_fields.items() for key in _keys_of(field.annotation)]
+)
+
+
+@given(st.dictionaries(keys, words, min_size=1, max_size=2))
+@settings(deadline=None, max_examples=300)
+def test_any_override_resolves_or_is_a_configuration_error(overrides: dict[str, str]) -> None:
+    with suppress(ConfigError):
+        resolve("digits", overrides)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "[1]",
+        "method: [simclr]",
+        "method: {name: [simclr]}",
+        "method: {name: {a: 1}}",
+        "replay: [1]",
+        "stream: [joint]",
+        "run: {1: 5}",
+        "views: {flip_p: 0}",
+        "views: [1, 2]",
+        "views: [null, null]",
+        "views: [{}]",
+        "optim: &a {lr: *a}",
+        "optim: {lr: 1, lr: 2}",
+        "optim: null",
+        "optim: {lr: !!python/name:os.system x}",
+    ],
+)
+@pytest.mark.parametrize("override", [{}, {"views.flip_p": "0"}, {"replay.total": "50"}, {"method.temperature": "1"}])
+def test_recipes_of_an_odd_shape_end_as_configuration_errors(
+    recipe: str, override: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "odd.yaml").write_text(recipe)
+    with pytest.raises(ConfigError) as caught:
+        resolve(str(tmp_path / "odd.yaml"), override)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_needs_no_more_than_what_it_changes(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("optim: {lr: 0.5}")
+    name, config = resolve(str(tmp_path / "mine.yaml"), {})
+    assert (name, config.optim.lr, config.method.name) == ("mine", 0.5, "simclr")
+
+
+def test_no_distiller_has_no_weight() -> None:
+    assert config_of("--distill.name", "none", "--distill.weight", "3").distill.weight == 0
+
+
 def test_a_budget_on_the_command_line_replaces_the_recipes() -> None:
     assert config_of("digits", "--replay.total", "50").replay_budget() == ("total", 50)
     assert config_of("digits").replay_budget()[0] == "per_class"
@@ -75,6 +168,10 @@ def test_view_keys_reach_all_views_or_one() -> None:
 def test_text_keys_keep_their_text() -> None:
     config = config_of("--run.dir", "007", "--log.name", "1e3", "--run.seed=3")
     assert (config.run.dir, config.log.name, config.run.seed) == ("007", "1e3", 3)
+
+
+def test_of_a_key_given_twice_the_last_counts() -> None:
+    assert config_of("--optim.lr", "1", "--optim.lr", "2").optim.lr == 2
 
 
 def test_joint_is_one_task() -> None:
@@ -116,6 +213,16 @@ BAD = {
     "option without a section": (["--epochs", "3"], "--epochs"),
     "two recipes": (["digits", "cifar100-simclr"], "RECIPE"),
     "view that is not there": (["--views.2.flip_p", "0"], "views.2.flip_p"),
+    "list that is too short": (["--views.crop_scale", "[0.5]"], "views.0.crop_scale"),
+    "list for a name": (["--method.name", "[simclr]"], "method.name"),
+    "tag": (["--optim.lr", "!!float x"], "optim.lr"),
+    "nothing": (["--optim.lr", ""], "optim.lr"),
+    "no run directory": (["--run.dir", ""], "run.dir"),
+    "one dash": (["-optim.lr", "1"], "-optim.lr"),
+    "number of a view that is none": (["--views.\u00b2.flip_p", "0"], "views.\u00b2.flip_p"),
+    "too wide": (["--encoder.width", "99999999999"], "encoder.width"),
+    "too large": (["--data.image_size", "100000"], "data.image_size"),
+    "memory smaller than the classes": (["--replay.total", "9"], "replay.total"),
     "batch too small": (["--optim.batch", "1"], "optim.batch"),
     "run to be continued that is not there": (["--run.resume", "must"], "run.resume"),
 }

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import signal
 import time
@@ -12,15 +13,20 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from conftest import Launcher
+from accelerate import Accelerator
+from conftest import TINY, Launcher
 from safetensors.torch import load_file
 
 from kaizen.cli import parse_arguments, resolve
 from kaizen.commands.train import main
+from kaizen.data.load import load_stream
 from kaizen.errors import TrainingFailed
+from kaizen.evaluation.evaluator import Evaluator
 from kaizen.evaluation.metrics import summarize
+from kaizen.learner import Learner, Network
 from kaizen.parallel import Parallel
 from kaizen.state import TaskState
+from kaizen.teacher import read_network
 
 TASKS, STEPS = 5, 6
 
@@ -44,8 +50,6 @@ def snapshots(run: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def undisturbed(launcher: Launcher, cache: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing happened to."""
-    from conftest import TINY
-
     run = tmp_path_factory.mktemp("undisturbed") / "run"
     assert launcher.run(["digits", *TINY, "--data.cache_dir", cache, "--run.dir", str(run)]) == 0
     return run
@@ -99,21 +103,85 @@ def test_log_has_all_four_terms_at_every_step(undisturbed: Path) -> None:
         assert line["epoch"] == (line["step"] - 1) % STEPS // 3
 
 
-def test_each_term_can_be_switched_off_by_configuration_alone(tiny: list[str], undisturbed: Path) -> None:
-    off = [
-        "--method.weight",
-        "0",
-        "--distill.name",
-        "none",
-        "--classifier.weight",
-        "0",
-        "--classifier.distill_weight",
-        "0",
-    ]
-    assert main([*tiny, *off, "--stream.tasks", "2", "--run.checkpoint_every", "0"]) == 0
-    assert all(line["loss/total"] == 0 for line in log_of(run_of(tiny)))
+SWITCHES = {
+    "ssl": ["--method.weight", "0"],
+    "distill": ["--distill.name", "none"],
+    "classifier": ["--classifier.weight", "0"],
+    "classifier_distill": ["--classifier.distill_weight", "0"],
+}
+
+
+@pytest.mark.parametrize("term", SWITCHES)
+def test_each_term_can_be_switched_off_alone(term: str, tiny: list[str]) -> None:
+    weights = {"ssl": 1.5, "distill": 0.6, "classifier": 1.2, "classifier_distill": 0.7}
+    given = ["--method.weight", "1.5", "--distill.weight", "0.6", "--classifier.weight", "1.2"]
+    given += ["--classifier.distill_weight", "0.7", "--stream.tasks", "2", "--run.checkpoint_every", "0"]
+    assert main([*tiny, *given, *SWITCHES[term]]) == 0
+    lines = [line for line in log_of(run_of(tiny)) if line["task"] == 1]
+    for line in lines:
+        others = sum(weight * line[f"loss/{name}"] for name, weight in weights.items() if name != term)
+        assert line["loss/total"] == pytest.approx(others, rel=1e-5)
+        assert all(line[f"loss/{name}"] > 0 for name in weights if name != term)
     student = load_file(run_of(tiny) / "tasks/task-01/student.safetensors")
-    assert not [name for name in student if name.startswith("distill_predictor")]
+    has_predictor = any(name.startswith("distill_predictor") for name in student)
+    assert has_predictor == (term != "distill")
+
+
+def test_class_ratio_weighs_the_old_classifier_by_classes_before_over_new(tiny: list[str]) -> None:
+    ratio = ["--classifier.distill_weight", "class_ratio", "--stream.tasks", "3", "--run.checkpoint_every", "0"]
+    assert main([*tiny, *ratio, "--optim.epochs", "1", "--optim.warmup_epochs", "0"]) == 0
+    # Ten classes in cuts of 4, 3 and 3.
+    ratios = {0: 0.0, 1: 4 / 3, 2: 7 / 3}
+    for line in log_of(run_of(tiny)):
+        first = line["loss/ssl"] + line["loss/distill"] + line["loss/classifier"]
+        expected = first + ratios[line["task"]] * line["loss/classifier_distill"]
+        assert line["loss/total"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_last_step_of_a_task_is_always_logged(tiny: list[str]) -> None:
+    assert main([*tiny, "--stream.tasks", "2", "--log.every_steps", "1000"]) == 0
+    assert [line["task"] for line in log_of(run_of(tiny))] == [0, 1]
+
+
+def test_the_matrix_is_what_each_snapshot_says_of_each_test_image(undisturbed: Path, cache: str) -> None:
+    results = json.loads((undisturbed / "results.json").read_text())
+    stream = load_stream(resolve("digits", {"data.cache_dir": cache})[1])
+    config = resolve(*parse_arguments(["digits", *TINY]))[1]
+    mean, std = stream.moments
+    for task in (0, 4):
+        network = read_network(undisturbed / f"tasks/task-{task:02d}/student.safetensors", config, 10).eval()
+        for index, part in enumerate(stream.tasks):
+            images = torch.from_numpy(stream.source.test.images[part.test]) / 255
+            images = (images - mean[:, None, None]) / std[:, None, None]
+            with torch.no_grad():
+                guesses = [int(network.classifier(network.encoder(x[None])).argmax()) for x in images]
+            right = [
+                guess == int(label) for guess, label in zip(guesses, stream.source.test.labels[part.test], strict=True)
+            ]
+            found = results["readers"]["classifier"]["matrix"][task][index]
+            assert found == pytest.approx(sum(right) / len(right), abs=1.5 / len(right)), "but for a tie"
+
+
+def test_evaluation_changes_nothing_in_a_network(cache: str) -> None:
+    config = resolve("digits", {"data.cache_dir": cache, "encoder.width": "4"})[1]
+    network = Network(config, 10).train()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    Evaluator(load_stream(config), ("classifier",), Parallel()).row(network, lambda: None)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def test_a_step_that_a_scaler_skipped_advances_neither_twin_nor_queues(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Accelerator, "optimizer_step_was_skipped", property(lambda self: True))
+    moco = ["--method.name", "mocov2plus", "--method.queue_size", "150", "--stream.tasks", "1"]
+    assert main([*tiny, *moco, "--optim.epochs", "1", "--optim.warmup_epochs", "0"]) == 0
+    method = load_file(run_of(tiny) / "tasks/task-00/method.safetensors")
+    student = load_file(run_of(tiny) / "tasks/task-00/student.safetensors")
+    fresh = Learner(resolve(*parse_arguments([*tiny, *moco]))[1], 10, None).state_dict()
+    assert int(method["method.queue1.next"]) == 0
+    assert torch.equal(method["twin.encoder.conv1.weight"], fresh["encoder.conv1.weight"])
+    assert not torch.equal(student["encoder.conv1.weight"], fresh["encoder.conv1.weight"])
 
 
 def test_joint_is_one_task_without_forgetting(tiny: list[str]) -> None:
@@ -163,8 +231,6 @@ def test_asked_to_stop_it_saves_and_goes_on(how: str, tiny: list[str], launcher:
     if how == "file":
         (run / "stop").touch()
     else:
-        import os
-
         assert process.pid
         os.kill(process.pid, getattr(signal, how))
     process.join(60)
@@ -243,6 +309,56 @@ def test_another_configuration_in_the_same_directory_is_refused_by_key(
     assert "run.resume" in capfd.readouterr().err
     assert (snapshots(undisturbed), status_of(undisturbed)) == before
     assert main([*there, "--log.every_steps", "3", "--run.checkpoint_every", "7"]) == 0, "free keys may change"
+
+
+def test_state_of_another_configuration_is_refused_without_its_config_file_too(
+    tiny: list[str], undisturbed: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of(tiny)
+    shutil.copytree(undisturbed, run)
+    (run / "config.yaml").unlink()
+    assert main([*tiny, "--optim.lr", "0.5"]) == 2
+    assert "was saved by a run of another configuration" in capfd.readouterr().err
+    (run / "config.yaml").unlink()
+    assert main([*tiny, "--run.resume", "never"]) == 2
+
+
+def test_a_start_that_is_refused_is_told_by_the_status_and_keeps_the_position(
+    tiny: list[str], undisturbed: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of(tiny)
+    shutil.copytree(undisturbed, run)
+    assert main([*tiny, "--data.cache_dir", "/proc/nowhere"]) == 2
+    status = status_of(run)
+    assert (status["state"], status["exit_code"], status["task"], status["step"]) == ("failed", 2, 4, TASKS * STEPS)
+    assert "data.cache_dir" in status["reason"]
+    weights = run / "tasks/task-02/student.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert main(tiny) == 2
+    assert f"delete {run / 'tasks/task-02'} to train this task again" in capfd.readouterr().err
+    assert status_of(run)["step"] == TASKS * STEPS
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "code"),
+    [
+        ("config.yaml", b"\xff", 2),
+        ("results.json", b"[1]", 2),
+        ("results.json", b'{"readers": {"classifier": {}}}', 2),
+        ("log.jsonl", b"5\n\xff\n", 0),
+        ("environment.json", b"[1, 2]", 0),
+        ("status.json", b"", 0),
+    ],
+)
+def test_small_files_that_are_damaged_are_named_or_written_again(
+    file: str, content: bytes, code: int, tiny: list[str], undisturbed: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(undisturbed, run_of(tiny))
+    (run_of(tiny) / file).write_bytes(content)
+    assert main(tiny) == code
+    error = capfd.readouterr().err
+    assert error.count("\n") == (1 if code else 0)
+    assert not code or f"error: {run_of(tiny) / file}: " in error
 
 
 def test_a_finished_run_shows_its_table_again(

@@ -1,5 +1,6 @@
 """Sources: what is refused, with one line that says why."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +157,31 @@ def test_cache_directory_that_cannot_be_written(tmp_path: Path) -> None:
     name = write_parquet(tmp_path / "data")
     for place in ("file", "file/below"):
         assert refusal(tmp_path, name, cache_dir=str(tmp_path / place)).key == "data.cache_dir"
+
+
+@pytest.mark.parametrize("place", ["train/stray.png", "train/a/more/1.png", "test/a/more/deep/1.PNG"])
+def test_images_that_stand_in_no_class_are_named(tmp_path: Path, place: str) -> None:
+    root = tmp_path / "pictures"
+    for file in ("train/a/0.png", "test/a/0.png", place):
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        picture(0).save(root / file, "PNG")
+    error = refusal(tmp_path, f"imagefolder:{root}")
+    assert error.key == "data.source"
+    assert f"{place} is not in {place.split('/')[0]}/CLASS/" in str(error)
+
+
+def test_a_class_that_cannot_be_read_is_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, scandir = tmp_path / "pictures", os.scandir
+    for file in ("train/a/0.png", "train/b/0.png", "test/a/0.png"):
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        picture(0).save(root / file)
+
+    def refusing(place: Any = ".") -> Any:
+        if str(place).endswith("train/b"):
+            raise PermissionError(13, "Permission denied", str(place))
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    error = refusal(tmp_path, f"imagefolder:{root}")
+    assert error.key == "data.source"
+    assert "Permission denied" in str(error)

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 
+import kaizen
 from kaizen.errors import Stopped
 from kaizen.stop import StopRequest
 
 
 @pytest.fixture
 def stop(tmp_path: Path) -> StopRequest:
-    request = StopRequest(tmp_path)
+    request = StopRequest()
+    request.watch(tmp_path)
     request.install()
     return request
 
@@ -37,26 +39,26 @@ def test_a_second_signal_does_not_interrupt_what_the_first_one_began(stop: StopR
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_the_file_counts_once_it_is_touched(stop: StopRequest) -> None:
+def test_the_file_counts_whenever_it_was_touched_after_the_start(stop: StopRequest, tmp_path: Path) -> None:
     assert stop.asked() is None
-    stop.file.touch()
-    assert stop.asked() == f"file {stop.file}"
-    stop.clear()
-    stop.clear()
-    assert not stop.file.exists()
+    (tmp_path / "stop").touch()
+    assert stop.asked() == f"file {tmp_path / 'stop'}"
+    request = StopRequest()
+    request.watch(tmp_path)
+    assert request.asked() is not None, "touched while the program was still starting"
 
 
-def test_a_file_left_by_a_killed_run_stops_nothing_until_it_is_touched_again(tmp_path: Path) -> None:
+def test_a_file_left_by_a_killed_run_stops_nothing_until_it_is_touched_again(stop: StopRequest, tmp_path: Path) -> None:
     file = tmp_path / "stop"
     file.touch()
-    os.utime(file, ns=(1, 1))
-    request = StopRequest(tmp_path)
-    assert request.asked() is None
+    os.utime(file, (1, kaizen.STARTED - 1))
+    assert stop.asked() is None
     file.touch()
-    assert request.asked() == f"file {file}"
+    assert stop.asked() == f"file {file}"
 
 
-def test_a_run_directory_that_is_not_there_yet_asks_for_nothing(tmp_path: Path) -> None:
-    request = StopRequest(tmp_path / "no" / "run")
+def test_without_a_run_directory_nothing_is_asked(tmp_path: Path) -> None:
+    request = StopRequest()
     assert request.asked() is None
-    request.clear()
+    request.watch(tmp_path / "no" / "run")
+    assert request.asked() is None

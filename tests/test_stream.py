@@ -49,7 +49,7 @@ def test_tasks_hold_the_images_of_their_classes(classes: int, tasks: int, seed: 
 
 
 def test_a_task_without_images_is_refused() -> None:
-    with pytest.raises(StreamError, match="no test image"):
+    with pytest.raises(StreamError, match="no labelled test image"):
         cut("class", np.array([0, 1]), np.array([0, 0]), 2, 2, 5)
 
 

@@ -15,11 +15,11 @@ from kaizen.config import ViewConfig
 from kaizen.data import random, views
 from kaizen.data.crop import crop_resize, sample_boxes
 from kaizen.data.random import fold, hash_rows, uniform
-from kaizen.data.views import Draw, ViewParameters, augment, blur, gray, jitter, normalize, sample_jitter, solarize
+from kaizen.data.views import Draw, augment, blur, gray, jitter, normalize, sample_jitter, solarize
 
 MEAN, STD = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.25, 0.3])
-EVERYTHING = ViewParameters(blur_p=0.5, solarize_p=0.5, gray_p=0.3)
-NOTHING = ViewParameters((1.0, 1.0), (1.0, 1.0), jitter_p=0, gray_p=0, flip_p=0)
+EVERYTHING = ViewConfig(blur_p=0.5, solarize_p=0.5, gray_p=0.3)
+NOTHING = ViewConfig(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), jitter_p=0, gray_p=0, flip_p=0)
 
 
 def some_images(n, size=10, seed=0):
@@ -188,7 +188,7 @@ def test_views_differ_between_views_and_keys_and_repeat_with_them():
 @pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
 def test_probabilities_are_respected(name, probability):
     only = {"jitter_p": 0.0, "gray_p": 0.0, "flip_p": 0.0, name: probability}
-    parameters = ViewParameters((1.0, 1.0), (1.0, 1.0), blur_sigma=(1.0, 2.0), **only)
+    parameters = ViewConfig(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), blur_sigma=(1.0, 2.0), **only)
     images = some_images(1)[:, :, 4:8, 4:8].expand(3000, 3, 4, 4)
     result = augment(images, some_keys(3000), 0, parameters, 4, MEAN, STD)
     changed = (result != normalize(images, MEAN, STD)).flatten(1).any(dim=1).float().mean()
@@ -198,7 +198,7 @@ def test_probabilities_are_respected(name, probability):
 def test_an_operation_switched_off_shifts_no_other_draws():
     images, keys = some_images(40), some_keys(40)
     with_solarize = augment(images, keys, 0, EVERYTHING, 10, MEAN, STD)
-    without = augment(images, keys, 0, ViewParameters(blur_p=0.5, gray_p=0.3), 10, MEAN, STD)
+    without = augment(images, keys, 0, ViewConfig(blur_p=0.5, gray_p=0.3), 10, MEAN, STD)
     spared = uniform(keys, Draw.END)[:, Draw.SOLARIZE] >= 0.5
     assert 5 < spared.sum() < 35
     assert torch.equal(with_solarize[spared], without[spared])
@@ -212,7 +212,7 @@ def test_columns_of_draws_do_not_overlap():
 
 def test_the_configuration_serves_as_parameters_with_the_same_defaults():
     images, keys = some_images(6), some_keys(6)
-    ours = augment(images, keys, 0, ViewParameters(), 10, MEAN, STD)
+    ours = augment(images, keys, 0, ViewConfig(), 10, MEAN, STD)
     assert torch.equal(augment(images, keys, 0, ViewConfig(), 10, MEAN, STD), ours)
 
 

@@ -1,5 +1,7 @@
 """Commands of `python -m kaizen`, one file each; a command is imported when it is called."""
 
+import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -23,7 +25,15 @@ def run(tokens: Sequence[str], commands: Mapping[str, str]) -> int:
         print(f"error: COMMAND: is {name!r}; allowed: {', '.join(commands)}", file=sys.stderr)
         return 2
     try:
-        return import_module(f"kaizen.commands.{name}").main(rest)
+        code = import_module(f"kaizen.commands.{name}").main(rest)
+        sys.stdout.flush()
+        return code
     except KaizenError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        # The reader, such as head, has what it wanted; the interpreter's own flush at the end must find no pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT

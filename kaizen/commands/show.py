@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 
-import yaml
-
 from kaizen.cli import parse_arguments, resolve
 from kaizen.config import Config
 from kaizen.data.source import KNOWN_SOURCES
 from kaizen.plan import describe, make_plan
+from kaizen.yamlio import dump_yaml
 
 
 def main(tokens: Sequence[str]) -> int:
@@ -21,7 +20,7 @@ def main(tokens: Sequence[str]) -> int:
         return 0
     recipe, config = resolve(*parse_arguments(tokens))
     print(f"# recipe: {recipe}\n# config hash: {config.hash()}")
-    print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None), end="")
+    print(dump_yaml(config.model_dump(mode="json")), end="")
     for line in describe(config, make_plan(config, _train_sizes(config), 1), 1):
         print(f"# {line}")
     return 0

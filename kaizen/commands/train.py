@@ -8,8 +8,9 @@ from pathlib import Path
 
 from kaizen.cli import parse_arguments, resolve
 from kaizen.errors import ConfigError, KaizenError, Stopped, TrainingFailed
+from kaizen.stop import StopRequest
 
-USAGE = "accelerate launch train.py [RECIPE] [--section.key VALUE ...]"
+USAGE = "accelerate launch -q train.py [RECIPE] [--section.key VALUE ...]"
 
 
 def main(tokens: Sequence[str]) -> int:
@@ -19,11 +20,15 @@ def main(tokens: Sequence[str]) -> int:
 
         print(help_text(USAGE, "Train Kaizen, or go on where the run directory left off."))
         return 0
+    stop = StopRequest()
     try:
+        stop.install()
         recipe, config = resolve(*parse_arguments(tokens))
+        path = Path(config.run.dir or f"runs/{recipe}-seed{config.run.seed}").expanduser()
+        stop.watch(path)
         from kaizen.trainer import Trainer  # torch, accelerate and datasets load only for a configuration that holds
 
-        Trainer(recipe, config, Path(config.run.dir or f"runs/{recipe}-seed{config.run.seed}")).run()
+        Trainer(recipe, config, path, stop).run()
     except (Stopped, KeyboardInterrupt) as stopped:
         _say(f"stopped by {str(stopped) or 'SIGINT'}: the same command goes on from here")
         return Stopped.exit_code

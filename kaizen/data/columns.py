@@ -119,7 +119,11 @@ def _encode(
         for part, name in zip(values, split_names, strict=True)
     )
     if names is None:
-        names = [str(i) for i in range(int(max(train.max(), test.max())) + 1)]
+        # Numbers without names: those that occur are the classes, so that a gap makes no class without an image.
+        present = np.unique(np.concatenate([train, test]))
+        present = present[present >= 0]
+        names = [str(number) for number in present]
+        train, test = (np.where(part < 0, -1, np.searchsorted(present, part)) for part in (train, test))
     if not names or max(train.max(), test.max()) < 0:
         raise ConfigError(key, f"{column!r} holds no value but -1; allowed: at least one known label")
     return (train, test), names

@@ -19,6 +19,14 @@ class Stream:
     tasks: tuple[Task, ...]
     moments: tuple[Tensor, Tensor]
 
+    def describe(self) -> list[str]:
+        """What was found, as lines for the user."""
+        train, test = self.source.train.labels, self.source.test.labels
+        lines = [f"images              {len(train)} to train, {len(test)} to test, {self.source.num_classes} classes"]
+        if unused := len(train) - sum(self.train_sizes):
+            lines.append(f"left out            {unused} training images without a label, which belong to no task")
+        return lines
+
     @property
     def train_sizes(self) -> list[int]:
         """Training images of each task."""

@@ -137,6 +137,10 @@ def _local_files(request: Request) -> list[Path]:
         elif request.kind == "imagefolder":
             found = _walk(root / split, depth=1)
             wanted = f"images in {split}/CLASS/"
+            if misplaced := _misplaced(root / split):
+                raise ConfigError(
+                    "data.source", f"{request.source}: {misplaced} is not in {split}/CLASS/; allowed: images only there"
+                )
         else:
             found = _walk(root / split)
             wanted = f"split {split!r}"
@@ -149,11 +153,24 @@ def _local_files(request: Request) -> list[Path]:
     return files
 
 
+def _misplaced(folder: Path) -> Path | None:
+    """An image of a folder that is not just one directory down, where its class would be, or None."""
+    from PIL import Image
+
+    kinds = Image.registered_extensions()
+    return next((p for p in _walk(folder) if p.suffix.lower() in kinds and p.parent.parent != folder), None)
+
+
 def _walk(folder: Path, depth: int | None = None) -> list[Path]:
     """Files below a directory, sorted, hidden ones left out; with a depth only those that many directories down."""
     found = []
-    # Links are followed: subsets of large sets are often directories of links to classes.
-    for place, folders, names in os.walk(folder, followlinks=True):
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    # Links are followed: subsets of large sets are often directories of links to classes. What cannot be read is no
+    # reason to go on with less.
+    for place, folders, names in os.walk(folder, onerror=fail if folder.exists() else None, followlinks=True):
         level = len(Path(place).relative_to(folder).parts)
         if level == depth:
             folders.clear()

@@ -179,8 +179,11 @@ def publish(entry: Path, final: Path) -> None:
 
 def read_entry(entry: Path) -> Source | None:
     """The stored source, mapped read only; None if there is none or if it is damaged, which is said in one line."""
-    if not entry.exists():
-        return None
+    try:
+        if not entry.exists():
+            return None
+    except OSError as error:
+        raise ConfigError("data.cache_dir", f"{entry.parent} cannot be read ({error.strerror})") from None
     try:
         return _read(entry)
     except DAMAGED as error:

@@ -3,39 +3,20 @@
 Between crop and normalisation an image is float32 in grey levels, 0..255. Nothing here waits for the device.
 """
 
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from kaizen.config import ViewConfig
 from kaizen.data.crop import BOX_DRAWS, GRID, crop_resize, exact_products, resample, sample_boxes
 from kaizen.data.random import uniform
-
-if TYPE_CHECKING:
-    from kaizen.config import ViewConfig
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey (ITU-R 601, as in PIL)."""
 SOLARIZE_FROM = 128
 CACHED_PIXELS = 64 * 32 * 32
 """Pixels that one CPU core augments at a time: each image tensor of such a part stays in the core's cache."""
-
-
-@dataclass(frozen=True)
-class ViewParameters:
-    """How one view is drawn: strengths, ranges and, ending in _p, probabilities; the defaults are CIFAR's."""
-
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
-    jitter_p: float = 0.8
-    gray_p: float = 0.2
-    blur_p: float = 0.0
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    solarize_p: float = 0.0
-    flip_p: float = 0.5
 
 
 class Draw(IntEnum):
@@ -75,7 +56,7 @@ def augment(
     images: Tensor,
     keys: Tensor,
     view: int,
-    parameters: "ViewParameters | ViewConfig",
+    parameters: ViewConfig,
     size: int,
     mean: Tensor,
     std: Tensor,
@@ -104,7 +85,7 @@ def augment(
     return torch.cat(views)
 
 
-def _distort(images: Tensor, draws: Tensor, parameters: "ViewParameters | ViewConfig", size: int) -> Tensor:
+def _distort(images: Tensor, draws: Tensor, parameters: ViewConfig, size: int) -> Tensor:
     """The operations before normalisation; those with probability 0 cost nothing."""
     height, width = images.shape[2:]
     box = sample_boxes(draws[:, Draw.BOX :], height, width, parameters.crop_scale, parameters.crop_ratio)

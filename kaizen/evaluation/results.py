@@ -37,9 +37,11 @@ class Results:
         }
         if file.exists():
             try:
-                self.content |= json.loads(file.read_text())
-            except (OSError, ValueError) as error:
-                raise ConfigError(str(file), f"cannot be read ({error}); delete it to evaluate again") from None
+                self.content |= _read(file)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ConfigError(
+                    str(file), f"cannot be read ({type(error).__name__}: {error}); delete it to evaluate again"
+                ) from None
 
     def keep(self, tasks: int) -> None:
         """Drop the rows of tasks beyond the first `tasks`: those whose end state is gone will be trained again."""
@@ -80,3 +82,15 @@ class Results:
         self.content["world_size"] = world
         self.content["peak_memory_bytes"] = max(peak_memory, self.content["peak_memory_bytes"])
         write_json(self.file, self.content)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """An earlier results.json; what is added to later must be there."""
+    held = json.loads(file.read_text())
+    seconds = held["seconds"]
+    lists = [held["images_per_second"], seconds["train"], seconds["evaluate"]]
+    for reader in held["readers"].values():
+        lists += [reader["matrix"], reader["untrained"]]
+    if not all(isinstance(part, list) for part in lists):
+        raise TypeError("a list is missing")
+    return held

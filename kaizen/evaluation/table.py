@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -16,11 +15,9 @@ from kaizen.evaluation.metrics import DEFINITIONS
 
 COLUMN = 10
 """Characters of a task's column, its border included."""
-LEAST_WIDTH = 118
+LEAST_WIDTH = 122
 COLD, WARM = (247, 251, 255), (33, 113, 181)
 """Colours of accuracy 0 and 1."""
-# A picture of this program's loads no font from elsewhere.
-SVG_FORMAT = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
 
 
 def print_results(results: Mapping[str, Any]) -> None:
@@ -37,8 +34,9 @@ def save_picture(results: Mapping[str, Any], file: Path) -> None:
     console = Console(highlight=False, record=True, file=io.StringIO(), width=_width(results), force_terminal=True)
     for part in _parts(results):
         console.print(part)
-    picture = console.export_svg(title=f"Kaizen: {results['recipe']}", code_format=SVG_FORMAT, unique_id="kaizen")
-    write_text(file, picture)
+    picture = console.export_svg(title=f"Kaizen: {results['recipe']}", unique_id="kaizen")
+    # No font is loaded from elsewhere: the viewer's own fixed-width one will do.
+    write_text(file, re.sub(r"@font-face \{.*?\}", "", picture, flags=re.DOTALL))
 
 
 def _width(results: Mapping[str, Any]) -> int:

@@ -23,7 +23,7 @@ def method_class(name: object) -> "type[Method]":
     Raises:
         ConfigError: no such method.
     """
-    if name not in REGISTRY:
+    if not isinstance(name, str) or name not in REGISTRY:
         raise ConfigError("method.name", f"is {name!r}; allowed: {', '.join(REGISTRY)}")
-    module, _, attribute = REGISTRY[str(name)].partition(":")
+    module, _, attribute = REGISTRY[name].partition(":")
     return getattr(import_module(module), attribute)
