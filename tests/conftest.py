@@ -67,3 +67,11 @@ class Launcher:
 @pytest.fixture(scope="session")
 def launcher() -> Launcher:
     return Launcher()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(launcher: Launcher, cache: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing happened to."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert launcher.run(["digits", *TINY, "--data.cache_dir", cache, "--run.dir", str(run)]) == 0
+    return run

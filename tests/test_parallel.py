@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from conftest import TINY
 from hypothesis import given
 from hypothesis import strategies as st
+from runs import snapshots, status_of, wait_for_step
 from safetensors.numpy import load_file
 
 from kaizen.parallel import Batch, shard
@@ -38,18 +41,34 @@ def test_shares_of_all_ranks_average_to_the_mean(current: int, replay: int, worl
     assert float(sum(shares)) / world == pytest.approx(float(values.mean()), rel=1e-12)
 
 
-def torchrun(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def launched(launcher: Sequence[str], *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "OMP_NUM_THREADS": "1", "KAIZEN_THREADS": "1", **environment}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    return subprocess.run([*launcher, *command], env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    start = [sys.executable, "-m", *launcher, *command]
+    return subprocess.run(start, env=env, cwd=ROOT, capture_output=True, text=True, timeout=240)
+
+
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+ACCELERATE = (
+    "accelerate.commands.launch",
+    "--config_file",
+    "accelerate_configs/cpu_2.yaml",
+    "--main_process_port",
+    "0",
+)
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory, cache: str) -> tuple[list[dict[str, Any]], Path]:
+def arguments(cache: str) -> list[str]:
+    """A run whose batch two processes cannot share evenly."""
+    return ["digits", *TINY, "--optim.batch", "89", "--data.cache_dir", cache]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory, arguments: list[str]) -> tuple[list[dict[str, Any]], Path]:
     """What two processes found, and the directory of the run they made."""
     out = tmp_path_factory.mktemp("two")
-    arguments = ["digits", *TINY, "--optim.batch", "89", "--data.cache_dir", cache, "--run.dir", str(out / "run")]
-    done = torchrun(str(ROOT / "tests" / "two_processes.py"), str(out), *arguments, ACCELERATE_USE_CPU="1")
+    command = [str(ROOT / "tests" / "two_processes.py"), str(out), *arguments, "--run.dir", str(out / "run")]
+    done = launched(TORCHRUN, *command, ACCELERATE_USE_CPU="1")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return [json.loads((out / f"rank-{rank}.json").read_text()) for rank in range(2)], out / "run"
 
@@ -71,7 +90,7 @@ def test_uneven_slices_and_labels_give_the_losses_gradients_and_queues_of_one_pr
             assert gap < 1e-9, (part, gap)
 
 
-def test_two_processes_train_the_default_recipe_to_the_end(two: tuple[list[dict[str, Any]], Path]) -> None:
+def test_two_processes_train_the_digits_to_the_end(two: tuple[list[dict[str, Any]], Path]) -> None:
     found, run = two
     assert [rank["exit code"] for rank in found] == [0, 0]
     results = json.loads((run / "results.json").read_text())
@@ -84,9 +103,28 @@ def test_two_processes_train_the_default_recipe_to_the_end(two: tuple[list[dict[
     assert len(memory["labels"]) == 40
 
 
-def test_processes_that_believe_to_be_alone_are_refused(tmp_path: Path, cache: str) -> None:
-    arguments = ["digits", *TINY, "--data.cache_dir", cache, "--run.dir", str(tmp_path / "run")]
-    done = torchrun("train.py", *arguments)
+def test_two_processes_that_were_stopped_go_on_byte_for_byte(
+    two: tuple[list[dict[str, Any]], Path], arguments: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    command = ["train.py", *arguments, "--run.dir", str(run)]
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(launched, ACCELERATE, *command, ACCELERATE_USE_CPU="1")
+        wait_for_step(run, 8, lambda: not first.done())
+        (run / "stop").touch()
+        assert first.result().returncode != 0
+    status = status_of(run)
+    assert (status["state"], status["exit_code"]) == ("stopped", 75)
+    assert 8 <= status["step"] < 30
+    assert not (run / "stop").exists()
+    done = launched(ACCELERATE, *command, ACCELERATE_USE_CPU="1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "processes           2\n" in done.stdout
+    assert snapshots(run) == snapshots(two[1])
+
+
+def test_processes_that_believe_to_be_alone_are_refused(tmp_path: Path, arguments: list[str]) -> None:
+    done = launched(TORCHRUN, "train.py", *arguments, "--run.dir", str(tmp_path / "run"))
     assert done.returncode != 0
     assert "error: launcher: started 2 processes, but Accelerate sees 1" in done.stderr
-    assert not (tmp_path / "run" / "tasks").exists()
+    assert not (tmp_path / "run").exists()
