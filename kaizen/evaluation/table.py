@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.table import Table
+from rich.terminal_theme import DEFAULT_TERMINAL_THEME
 from rich.text import Text
 
 from kaizen.checkpoint import write_text
@@ -34,9 +35,11 @@ def save_picture(results: Mapping[str, Any], file: Path) -> None:
     console = Console(highlight=False, record=True, file=io.StringIO(), width=_width(results), force_terminal=True)
     for part in _parts(results):
         console.print(part)
-    picture = console.export_svg(title=f"Kaizen: {results['recipe']}", unique_id="kaizen")
+    title = f"Kaizen: {results['recipe']}"
+    picture = console.export_svg(title=title, theme=DEFAULT_TERMINAL_THEME, unique_id="kaizen")
     # No font is loaded from elsewhere: the viewer's own fixed-width one will do.
-    write_text(file, re.sub(r"@font-face \{.*?\}", "", picture, flags=re.DOTALL))
+    picture = re.sub(r"@font-face \{.*?\}", "", picture, flags=re.DOTALL)
+    write_text(file, picture.replace("Fira Code", "DejaVu Sans Mono, Menlo, Consolas"))
 
 
 def _width(results: Mapping[str, Any]) -> int:
@@ -65,5 +68,5 @@ def _parts(results: Mapping[str, Any]) -> list[RenderableType]:
 
 def _cell(accuracy: float) -> Text:
     shade = tuple(round(cold + (warm - cold) * accuracy) for cold, warm in zip(COLD, WARM, strict=True))
-    ink = "white" if accuracy > 0.6 else "black"
+    ink = "rgb(255,255,255)" if accuracy > 0.6 else "rgb(0,0,0)"
     return Text(f"{100 * accuracy:.1f}", style=f"{ink} on rgb({shade[0]},{shade[1]},{shade[2]})")
