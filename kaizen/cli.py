@@ -112,6 +112,8 @@ def resolve(recipe: str, overrides: dict[str, str]) -> tuple[str, Config]:
 
     config = config.model_copy(update={"distill": resolve_distiller(config)})
     check_pairs(config)
+    if len(config.views) > (most := method_class(method).most_views):
+        raise ConfigError("views", f"are {len(config.views)}; allowed with {method}: {most}")
     known = KNOWN_SOURCES.get(config.data.source)
     if known and config.stream.kind == "class" and config.stream.tasks > known.classes:
         raise ConfigError(

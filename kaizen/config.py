@@ -88,7 +88,9 @@ class MethodSettings(Section):
 class DistillConfig(Section):
     name: str = Field("auto", description="distiller of the features; auto: the one that belongs to the method")
     weight: NonNegative | None = Field(None, description="lambda_FE; null: the distiller's own default")
-    temperature: Positive = Field(0.2, description="temperature of the contrastive distiller")
+    temperature: Positive | None = Field(
+        None, description="temperature of the contrastive and the knowledge distiller; null: 0.2 and 0.1"
+    )
     hidden: Count = Field(2048, description="hidden size of the distillation predictor")
 
 
@@ -126,6 +128,9 @@ class ReplayConfig(Section):
 
 
 class ViewConfig(Section):
+    size: int | None = Field(
+        None, ge=4, le=1024, description="side in pixels; null: the images' own, which the first two views have"
+    )
     crop_scale: tuple[Positive, Positive] = Field((0.08, 1.0), description="area of the crop, smallest and largest")
     crop_ratio: tuple[Positive, Positive] = Field((0.75, 4 / 3), description="width / height of the crop")
     jitter: tuple[NonNegative, NonNegative, NonNegative, Annotated[float, Field(ge=0, le=0.5)]] = Field(
@@ -192,7 +197,7 @@ class Config(Section, Generic[M]):
     classifier: ClassifierConfig = ClassifierConfig()
     teacher: TeacherConfig = TeacherConfig()
     replay: ReplayConfig = ReplayConfig()
-    views: tuple[ViewConfig, ...] = Field((ViewConfig(), ViewConfig()), min_length=2, max_length=2)
+    views: tuple[ViewConfig, ...] = Field((ViewConfig(), ViewConfig()), min_length=2, max_length=16)
     optim: OptimConfig = OptimConfig()
     eval: EvalConfig = EvalConfig()
     log: LogConfig = LogConfig()
@@ -241,5 +246,9 @@ def check_pairs(config: Config) -> None:
         raise ConfigError("optim.min_lr", f"is {optim.min_lr}, above the scaled rate {optim.lr * optim.batch / 256:g}")
     if config.encoder.stem == "imagenet" and config.encoder.stem_padding != 1:
         raise ConfigError("encoder.stem_padding", "applies to encoder.stem cifar; with stem imagenet only 1 is allowed")
+    for number, view in enumerate(config.views):
+        if (number < 2) != (view.size is None):
+            allowed = "null" if number < 2 else "a number, as a third view and those after it are small crops"
+            raise ConfigError(f"views.{number}.size", f"is {view.size}; allowed: {allowed}")
     if len(set(config.eval.readers)) != len(config.eval.readers):
         raise ConfigError("eval.readers", f"is {list(config.eval.readers)}; each reader may be named once")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kaizen.config import Config
 from kaizen.data.random import Purpose, fold
-from kaizen.distill import Distiller
+from kaizen.distill import Distiller, Sides
 from kaizen.losses import labelled_cross_entropy, promote, soft_label_distillation
 from kaizen.methods import method_class
 from kaizen.methods.base import Outputs
@@ -30,6 +30,8 @@ class TeacherOutputs:
 
     projections: list[Tensor]
     logits: list[Tensor]
+    prototypes: Tensor | None = None
+    """Its SSL prototypes (heads, k, d), for methods that have them."""
 
 
 @contextmanager
@@ -72,7 +74,8 @@ class Learner(Network):
         self.stop_gradient = config.classifier.stop_gradient
         if distiller is not None:
             with seeded(config.run.seed, 4):
-                self.distill_predictor = distiller.build_predictor(config.method.projector_out)
+                shape = self.method.prototypes().shape[:2] if self.method.has_prototypes else (0, 0)
+                self.distill_predictor = distiller.build_predictor(config.method.projector_out, *shape)
 
     def forward(
         self,
@@ -85,11 +88,12 @@ class Learner(Network):
         """The four terms of the loss, unweighted, and the projections.
 
         Args:
-            views: augmented images (n, 3, h, w) of this process, a tensor a view.
+            views: augmented images (n, 3, h, w) of this process, a tensor a view; those beyond the first two are small
+                crops, which only the SSL loss sees.
             labels: int64 (n,), -1 = not available.
             batch: where these images stand in the global batch.
-            twin: projections of the momentum twin, for methods that have one.
-            old: outputs of the teacher, from task 1 on.
+            twin: outputs of the momentum twin, for methods that have one.
+            old: outputs of the teacher for the first two views, from task 1 on.
 
         Returns:
             Scalars by name (see TERMS; each process' share, the mean over processes is the global value), and
@@ -97,37 +101,32 @@ class Learner(Network):
         """
         features = forward_all(self.encoder, views)
         projections = [promote(z) for z in forward_all(self.projector, features)]
-        read = [f.detach() for f in features] if self.stop_gradient else features
+        read = [f.detach() for f in features[:2]] if self.stop_gradient else features[:2]
         logits = forward_all(self.classifier, read)
         predictions = None
         if self.distiller is not None and old is not None:
-            inputs = [self.method.distill_input(z) for z in projections]
+            inputs = [self.method.distill_input(z) for z in projections[:2]]
             predictions = [promote(p) for p in forward_all(self.distill_predictor, inputs)]
         # Losses are computed in float32 or wider, whatever the networks' precision.
         with torch.autocast(views[0].device.type, enabled=False):
-            terms = self._terms(projections, twin, logits, predictions, labels, old, batch)
-        return terms, [z.detach() for z in projections]
+            terms = self._classifier_terms(logits, labels, batch, old)
+            terms["ssl"] = self.method.loss(Outputs(projections, twin or [], labels), batch)
+            if predictions is not None and old is not None and self.distiller is not None:
+                old_inputs = [self.method.distill_input(z) for z in old.projections]
+                sides = Sides(predictions, old_inputs, self.distill_predictor, old.prototypes)
+                terms["distill"] = self.distiller.loss(sides, batch)
+        return {name: terms[name] for name in TERMS}, [z.detach() for z in projections]
 
-    def _terms(
-        self,
-        projections: list[Tensor],
-        twin: list[Tensor] | None,
-        logits: list[Tensor],
-        predictions: list[Tensor] | None,
-        labels: Tensor,
-        old: TeacherOutputs | None,
-        batch: Batch,
+    def _classifier_terms(
+        self, logits: list[Tensor], labels: Tensor, batch: Batch, old: TeacherOutputs | None
     ) -> dict[str, Tensor]:
-        zero = projections[0].new_zeros(())
-        terms = dict.fromkeys(TERMS, zero)
-        terms["ssl"] = self.method.loss(Outputs(projections, twin), batch)
-        terms["classifier"] = sum((batch.share_labelled(labelled_cross_entropy(g, labels)) for g in logits), zero)
+        terms = dict.fromkeys(TERMS, promote(logits[0]).new_zeros(()))
+        terms["classifier"] = torch.stack(
+            [batch.share_labelled(labelled_cross_entropy(g, labels)) for g in logits]
+        ).sum()
         if old is not None:
             soft = soft_label_distillation(logits[0], logits[1], old.logits[0], old.logits[1])
             terms["classifier_distill"] = batch.share(soft)
-            if self.distiller is not None and predictions is not None:
-                targets = [self.method.distill_input(z) for z in old.projections]
-                terms["distill"] = self.distiller.loss(predictions, targets, batch)
         return terms
 
 

@@ -5,6 +5,8 @@ Half types are promoted to float32, wider types are left alone. Where a loss com
 own rows against global columns and nothing of size global x global is built.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -41,6 +43,169 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> T
     return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.int64, device=query.device))
 
 
+def sup_con(z1: Tensor, z2: Tensor, labels: Tensor, temperature: float, rows: Tensor | None = None) -> Tensor:
+    """NT-Xent whose positives are all images of the label, L_out (Khosla et al. 2020, arXiv 2004.11362, eq. 2).
+
+    Args:
+        z1, z2: projections (n, d) of both views, in any norm.
+        labels: int64 (n,); each image labelled -1 is a class of its own.
+        temperature: divides the cosines.
+        rows: int64 (m,), images whose two rows count; None: all n.
+    """
+    n = len(z1)
+    z = _unit(torch.cat([z1, z2]))
+    anchors = _both_views(rows, n, z.device)
+    itself = torch.arange(2 * n, device=z.device) == anchors[:, None]
+    logits = (z[anchors] @ z.t() / temperature).masked_fill(itself, float("-inf"))
+    own = -1 - torch.arange(n, device=z.device)
+    classes = torch.where(labels < 0, own, labels).repeat(2)
+    positive = (classes == classes[anchors, None]) & ~itself
+    log_probabilities = logits.log_softmax(dim=1).masked_fill(~positive, 0.0)
+    return -(log_probabilities.sum(dim=1) / positive.sum(dim=1)).mean()
+
+
+def relational(query: Tensor, key: Tensor, queue: Tensor, temperature_query: float, temperature_key: float) -> Tensor:
+    """ReSSL: the relations of a query to a queue follow those of its key (Zheng et al. 2021, arXiv 2107.09282, eq. 5).
+
+    Args:
+        query, key: (n, d), L2-normalised; no gradient reaches the key.
+        queue: (k, d), L2-normalised.
+        temperature_query, temperature_key: divide the similarities; the key's is the lower one.
+    """
+    query, key, queue = promote(query), promote(key).detach(), promote(queue)
+    relations = (key @ queue.t() / temperature_key).softmax(dim=1)
+    return F.cross_entropy(query @ queue.t() / temperature_query, relations)
+
+
+def nearest_neighbour(
+    neighbours: Tensor, predictions: Tensor, temperature: float, rows: Tensor | None = None
+) -> Tensor:
+    """NNCLR, one direction: each neighbour is told its image's prediction from all others (arXiv 2104.14548, eq. 2).
+
+    Args:
+        neighbours: (m, d), the queue's nearest to one view of m images, in any norm.
+        predictions: (n, d) of the other view of the whole batch, in any norm.
+        temperature: divides the cosines.
+        rows: int64 (m,), the images of the neighbours among the n; None: m = n, in the same order.
+    """
+    logits = _unit(neighbours) @ _unit(predictions).t() / temperature
+    return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device) if rows is None else rows)
+
+
+def byol(prediction: Tensor, target: Tensor) -> Tensor:
+    """2 - 2 cos of predictions and stopped targets (n, d), (Grill et al. 2020, arXiv 2006.07733, eq. 2)."""
+    return 2 - 2 * _cosine(prediction, target.detach())
+
+
+def simsiam(prediction: Tensor, target: Tensor) -> Tensor:
+    """Negative cosine of predictions (n, d) and stopped targets (n, d) (Chen & He 2021, arXiv 2011.10566, eq. 1)."""
+    return -_cosine(prediction, target.detach())
+
+
+def barlow_twins(z1: Tensor, z2: Tensor, off_diagonal: float, scale: float) -> Tensor:
+    """Cross-correlation of two views towards the identity (Zbontar et al. 2021, arXiv 2103.03230, eq. 1).
+
+    Args:
+        z1, z2: (n, d); standardised by the mean and the biased variance (plus 1e-5) of these n rows.
+        off_diagonal: weight of the squares beside the diagonal.
+        scale: of the whole.
+    """
+    # The variance of the centred rows, so that rounding in the mean of large numbers cancels.
+    centred = (z - z.mean(dim=0) for z in map(promote, (z1, z2)))
+    first, second = (rows * (rows.square().mean(dim=0) + 1e-5).rsqrt() for rows in centred)
+    correlation = first.t() @ second / len(first)
+    diagonal = correlation.diagonal()
+    beside = correlation.square().sum() - diagonal.square().sum()
+    return scale * ((diagonal - 1).square().sum() + off_diagonal * beside)
+
+
+def vicreg(z1: Tensor, z2: Tensor, invariance: float, variance: float, covariance: float) -> Tensor:
+    """Invariance, variance and covariance (Bardes et al. 2022, arXiv 2105.04906, eq. 6), both views summed.
+
+    Args:
+        z1, z2: (n, d), n of at least 2.
+        invariance, variance, covariance: weights of the three terms.
+    """
+    z1, z2 = promote(z1), promote(z2)
+    loss = invariance * F.mse_loss(z1, z2)
+    for z in (z1, z2):
+        n, d = z.shape
+        loss = loss + variance * F.relu(1 - (z.var(dim=0) + 1e-4).sqrt()).mean()
+        centred = z - z.mean(dim=0)
+        squares = (centred.t() @ centred / (n - 1)).square()
+        loss = loss + covariance * (squares.sum() - squares.diagonal().sum()) / d
+    return loss
+
+
+def w_mse(z1: Tensor, z2: Tensor) -> Tensor:
+    """2 - 2 cos of whitened rows (n, d), gradient to both views (Ermolov et al. 2021, arXiv 2007.06346, eq. 1)."""
+    return 2 - 2 * _cosine(z1, z2)
+
+
+@torch.no_grad()
+def sinkhorn_knopp(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+    """Assignments (n, k) of rows to prototypes that use each prototype equally (arXiv 2006.09882, eq. 3 to 5).
+
+    Args:
+        scores: (n, k) of the whole batch.
+        epsilon: entropy; lower is sharper.
+        iterations: rounds of normalising prototypes, then rows.
+    """
+    n, k = scores.shape
+    scaled = promote(scores) / epsilon
+    # The maximum is taken off first, as the exponential of a large score is infinite; the result does not change.
+    assignments = (scaled - scaled.max()).exp()
+    assignments = assignments / assignments.sum()
+    tiny = torch.finfo(assignments.dtype).tiny
+    for _ in range(iterations):
+        assignments = assignments / assignments.sum(dim=0, keepdim=True).clamp(min=tiny) / k
+        assignments = assignments / assignments.sum(dim=1, keepdim=True).clamp(min=tiny) / n
+    return assignments * n
+
+
+def swapped_prediction(scores: Sequence[Tensor], assignments: Sequence[Tensor], temperature: float) -> Tensor:
+    """SwAV: each view predicts the assignments of the others (Caron et al. 2020, arXiv 2006.09882, eq. 2).
+
+    Args:
+        scores: (n, k) of every view, the large crops first.
+        assignments: (n, k) of the large crops alone, in the same order.
+        temperature: divides the scores.
+    """
+    logits = [promote(score) / temperature for score in scores]
+    pairs = [(logits[v], target) for a, target in enumerate(assignments) for v in range(len(logits)) if v != a]
+    return torch.stack([F.cross_entropy(*pair) for pair in pairs]).mean()
+
+
+def deepcluster(scores: Tensor, assignments: Tensor, temperature: float) -> Tensor:
+    """DeepCluster v2: cross-entropy of both views to k-means assignments, mean over heads (arXiv 2006.09882, app. D).
+
+    Args:
+        scores: (heads, views, n, k).
+        assignments: int64 (heads, n), -1 = none; rows without one add nothing, and without any the loss is 0.
+        temperature: divides the scores.
+    """
+    heads, views, n, k = scores.shape
+    targets = assignments[:, None].expand(heads, views, n).reshape(heads, -1)
+    logits = (promote(scores) / temperature).reshape(heads, views * n, k)
+    sums = torch.stack([labelled_cross_entropy(*pair) for pair in zip(logits, targets, strict=True)])
+    return (sums / (targets >= 0).sum(dim=1).clamp(min=1)).mean()
+
+
+def dino(
+    student: Tensor, teacher: Tensor, center: Tensor, student_temperature: float, teacher_temperature: float
+) -> Tensor:
+    """Cross-entropy to the centred, sharpened teacher of the other view (Caron et al. 2021, arXiv 2104.14294, eq. 1).
+
+    Args:
+        student, teacher: (2n, k), the two views stacked.
+        center: (1, k), taken from the teacher's scores.
+        student_temperature, teacher_temperature: divide the scores.
+    """
+    targets = ((promote(teacher) - center) / teacher_temperature).softmax(dim=1).detach().chunk(2)
+    first, second = (promote(student) / student_temperature).chunk(2)
+    return (F.cross_entropy(first, targets[1]) + F.cross_entropy(second, targets[0])) / 2
+
+
 def contrastive_distillation(
     p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor, temperature: float, rows: Tensor | None = None
 ) -> Tensor:
@@ -61,6 +226,40 @@ def contrastive_distillation(
     return (forward + backward) / 2
 
 
+def predictive_distillation(p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
+    """CaSSLe with BYOL's loss: mean over views of 2 - 2 cos of predictions and teacher outputs (n, d)."""
+    return (byol(p1, z1) + byol(p2, z2)) / 2
+
+
+def predictive_mse_distillation(p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
+    """CaSSLe with VICReg's invariance: mean over views of the squared error of predictions and teacher (n, d)."""
+    return (F.mse_loss(promote(p1), promote(z1).detach()) + F.mse_loss(promote(p2), promote(z2).detach())) / 2
+
+
+def decorrelative_distillation(
+    p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor, off_diagonal: float, scale: float
+) -> Tensor:
+    """CaSSLe with Barlow Twins' loss: mean over views, predictions against teacher outputs (n, d); see barlow_twins."""
+    return (barlow_twins(p1, z1, off_diagonal, scale) + barlow_twins(p2, z2, off_diagonal, scale)) / 2
+
+
+def prototype_distillation(
+    p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor, prototypes: Tensor, teacher_prototypes: Tensor, temperature: float
+) -> Tensor:
+    """CaSSLe's knowledge distillation on prototypes, mean over views (Fini et al. 2022, arXiv 2112.04215).
+
+    Args:
+        p1, p2: predictions (n, d) of the student, a tensor a view, in any norm.
+        z1, z2: the teacher's projections (n, d), a tensor a view, in any norm.
+        prototypes: (k, d), the student's own for this purpose, as they are.
+        teacher_prototypes: (k, d), the teacher's, as they are.
+        temperature: divides both sides' scores.
+    """
+    p, z = _unit(torch.cat([p1, p2])), _unit(torch.cat([z1, z2])).detach()
+    targets = (z @ promote(teacher_prototypes).t() / temperature).softmax(dim=1).detach()
+    return F.cross_entropy(p @ promote(prototypes).t() / temperature, targets)
+
+
 def soft_label_distillation(logits1: Tensor, logits2: Tensor, teacher1: Tensor, teacher2: Tensor) -> Tensor:
     """Cross-entropy of the classifier to the old one's softmax, mean over rows and views (arXiv 2303.17235, eq. 4).
 
@@ -68,9 +267,8 @@ def soft_label_distillation(logits1: Tensor, logits2: Tensor, teacher1: Tensor, 
         logits1, logits2: the student's logits (n, classes), a tensor a view.
         teacher1, teacher2: the old classifier's logits (n, classes), a tensor a view.
     """
-    pairs = ((logits1, teacher1), (logits2, teacher2))
-    first, second = (F.cross_entropy(promote(own), promote(old).softmax(dim=1)) for own, old in pairs)
-    return (first + second) / 2
+    own, old = promote(torch.cat([logits1, logits2])), promote(torch.cat([teacher1, teacher2]))
+    return F.cross_entropy(own, old.softmax(dim=1))
 
 
 def labelled_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -94,6 +292,9 @@ def _unit(rows: Tensor) -> Tensor:
 
 def _both_views(rows: Tensor | None, n: int, device: torch.device) -> Tensor:
     """Rows of the stacked views (2n, d) that belong to the images `rows` (m,)."""
-    if rows is None:
-        return torch.arange(2 * n, device=device)
-    return torch.cat([rows, rows + n]).to(device)
+    return torch.arange(2 * n, device=device) if rows is None else torch.cat([rows, rows + n]).to(device)
+
+
+def _cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Mean cosine of the rows of (n, d) and (n, d)."""
+    return (_unit(a) * _unit(b)).sum(dim=1).mean()

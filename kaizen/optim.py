@@ -99,18 +99,41 @@ def momentum_tau(step: int, steps: int, base: float, final: float) -> float:
     return final - (final - base) * (math.cos(math.pi * step / steps) + 1) / 2
 
 
-def parameter_groups(model: nn.Module, lr: float, classifier_lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups body, body_1d (no decay) and classifier (a rate of its own, no decay); `base_lr` keeps a group's rate."""
-    parts: dict[str, list[nn.Parameter]] = {"body": [], "body_1d": [], "classifier": []}
+def parameter_groups(
+    model: nn.Module, lr: float, classifier_lr: float, weight_decay: float, constant: tuple[str, ...] = ()
+) -> list[dict[str, Any]]:
+    """Groups body, body_1d (no decay), constant (no schedule) and classifier (a rate of its own, no decay).
+
+    `base_lr` keeps a group's rate, `scheduled` says whether it follows the schedule; `constant` holds the beginnings of
+    the names of parameters whose rate does not.
+    """
+    settings = {
+        "body": (lr, weight_decay, True),
+        "body_1d": (lr, 0.0, True),
+        "constant": (lr, weight_decay, False),
+        "constant_1d": (lr, 0.0, False),
+        "classifier": (classifier_lr, 0.0, True),
+    }
+    parts: dict[str, list[nn.Parameter]] = {group: [] for group in settings}
     for name, p in model.named_parameters():
-        if p.requires_grad:
-            parts["classifier" if name.startswith("classifier.") else "body" if p.ndim > 1 else "body_1d"].append(p)
-    settings = {"body": (lr, weight_decay), "body_1d": (lr, 0.0), "classifier": (classifier_lr, 0.0)}
+        if not p.requires_grad:
+            continue
+        if name.startswith("classifier."):
+            parts["classifier"].append(p)
+        else:
+            kind = "constant" if constant and name.startswith(constant) else "body"
+            parts[kind if p.ndim > 1 else f"{kind}_1d"].append(p)
     return [
-        {"params": params, "name": name, "lr": settings[name][0], "base_lr": settings[name][0]}
-        | {"weight_decay": settings[name][1]}
-        for name, params in parts.items()
-        if params
+        {
+            "params": parts[name],
+            "name": name,
+            "lr": rate,
+            "base_lr": rate,
+            "weight_decay": decay,
+            "scheduled": scheduled,
+        }
+        for name, (rate, decay, scheduled) in settings.items()
+        if parts[name]
     ]
 
 

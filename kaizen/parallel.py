@@ -54,7 +54,9 @@ class _AllGather(torch.autograd.Function):
 class Batch:
     """Where this process' images stand in one step's global batch, [current images ; replay images].
 
-    current, replay: sizes of the global parts; labelled: images of the global batch whose label is available.
+    current, replay: sizes of the global parts; labelled: images of the global batch whose label is available;
+    epoch: of the task; key: random key of the step; places: int64 (n,), the index of each of this process' images among
+    the images of the task, -1 for replay.
     """
 
     current: int
@@ -62,6 +64,9 @@ class Batch:
     labelled: int
     rank: int = 0
     world: int = 1
+    epoch: int = 0
+    key: int = 0
+    places: Tensor | None = None
 
     @property
     def size(self) -> int:

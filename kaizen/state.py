@@ -38,6 +38,7 @@ class TaskState:
     """Student, optimizer, twin, teacher and replay memory of a task.
 
     Args:
+        images: training images of the task.
         weights: weights of the four terms; without a weight on the old classifier and without a distiller there is no
             teacher.
     """
@@ -47,6 +48,7 @@ class TaskState:
         config: Config,
         num_classes: int,
         task: int,
+        images: int,
         lr: float,
         weights: dict[str, float],
         run: Path,
@@ -56,17 +58,22 @@ class TaskState:
         device = parallel.device
         distiller = build_distiller(config.distill) if task else None
         self.learner = Learner(config, num_classes, distiller).to(device).train()
+        self.learner.method.begin_task(images)
         before = task_directory(run, task - 1) if task else None
         method = read_tensors(before / "method.safetensors") if before else {}
         if before:
-            self._load_student(read_tensors(before / "student.safetensors"), method, before)
-        self.twin = MomentumTwin(self.learner) if self.learner.method.uses_twin else None
+            self._load_student(read_tensors(before / "student.safetensors"), method, before, self._kept())
+        self.twin = MomentumTwin(self.learner) if self.learner.method.twin_views else None
         if before and self.twin is not None:
             _load_twin(self.twin, method, before)
         self.teacher = None
         if before and (distiller is not None or weights["classifier_distill"] > 0):
-            self.teacher = Teacher(before / "student.safetensors", config, num_classes, device)
-        groups = parameter_groups(self.learner, lr, config.optim.classifier_lr, config.optim.weight_decay)
+            # At a task's beginning the method's prototypes are those that the teacher ended with.
+            prototypes = self.learner.method.prototypes().clone() if self.learner.method.has_prototypes else None
+            self.teacher = Teacher(before / "student.safetensors", config, num_classes, device, prototypes)
+        constant = tuple(f"method.{name}" for name in self.learner.method.constant_rate)
+        rates = (lr, config.optim.classifier_lr, config.optim.weight_decay)
+        groups = parameter_groups(self.learner, *rates, constant)
         optimizer = build_optimizer(config.optim.name, groups, config.optim.momentum, config.optim.eta, lr)
         self.wrapped, self.optimizer = parallel.prepare(self.learner, optimizer)
         self.memory_file = before / "replay.safetensors" if before else None
@@ -94,7 +101,8 @@ class TaskState:
 
     def save_task_end(self, path: Path, memory: Memory, position: dict[str, Any]) -> None:
         """Write the state at the task's end."""
-        files = self.tensors()
+        files, kept = self.tensors(), self._kept()
+        files["method"] = {name: t for name, t in files["method"].items() if name in kept or name.startswith("twin.")}
         _check_finite(files, position)
         write_directory(path, files | {"replay": memory.tensors()}, position)
 
@@ -105,18 +113,28 @@ class TaskState:
             ConfigError: its tensors do not fit.
         """
         method = read_tensors(path / "method.safetensors")
-        self._load_student(read_tensors(path / "student.safetensors"), method, path)
+        own = tuple(name for name in self.learner.state_dict() if name.startswith("method."))
+        self._load_student(read_tensors(path / "student.safetensors"), method, path, own)
         if self.twin is not None:
             _load_twin(self.twin, method, path)
         load_optimizer(self._plain_optimizer(), self.learner, read_tensors(path / "optimizer.safetensors"))
         return read_state(path)
 
-    def _load_student(self, student: dict[str, Tensor], method: dict[str, Tensor], path: Path) -> None:
+    def _kept(self) -> tuple[str, ...]:
+        """Names of the method's state that outlives a task."""
+        gone = tuple(f"method.{name}" for name in self.learner.method.of_one_task)
+        own = [name for name in self.learner.state_dict() if name.startswith("method.")]
+        return tuple(name for name in own if not (gone and name.startswith(gone)))
+
+    def _load_student(
+        self, student: dict[str, Tensor], method: dict[str, Tensor], path: Path, names: tuple[str, ...]
+    ) -> None:
         # At task 1 the distillation predictor is new: the snapshot of task 0 has none, and its fresh values stay.
         held = tuple(part for part in STUDENT if any(name.startswith(part) for name in student))
         load_into(self.learner, student, held, path / "student.safetensors")
         own = {name: t for name, t in method.items() if name.startswith("method.")}
-        load_into(self.learner, own, ("method.",), path / "method.safetensors")
+        if names:
+            load_into(self.learner, own, names, path / "method.safetensors")
 
     def _plain_optimizer(self) -> torch.optim.Optimizer:
         return getattr(self.optimizer, "optimizer", self.optimizer)

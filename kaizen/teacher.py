@@ -32,7 +32,10 @@ class Teacher:
     With `teacher.batchnorm: batch` it normalises by the batch at hand; its own running statistics never change.
     """
 
-    def __init__(self, snapshot: Path, config: Config, num_classes: int, device: torch.device) -> None:
+    def __init__(
+        self, snapshot: Path, config: Config, num_classes: int, device: torch.device, prototypes: Tensor | None = None
+    ) -> None:
+        self.prototypes = prototypes
         self.network = read_network(snapshot, config, num_classes)
         self.network.requires_grad_(False).eval().to(device)
         if config.teacher.batchnorm == "batch":
@@ -44,11 +47,11 @@ class Teacher:
         features = forward_all(self.network.encoder, views)
         projections = forward_all(self.network.projector, features)
         logits = forward_all(self.network.classifier, features)
-        return TeacherOutputs([promote(z) for z in projections], [promote(g) for g in logits])
+        return TeacherOutputs([promote(z) for z in projections], [promote(g) for g in logits], self.prototypes)
 
 
 class MomentumTwin(nn.Module):
-    """Exponential moving average of the student's encoder and projector (He et al. 2020, arXiv 1911.05722).
+    """Exponential moving average of encoder, projector and the method's head (He et al. 2020, arXiv 1911.05722).
 
     Parameters follow the student; BatchNorm runs in train mode on the twin's own batches, with buffers of its own.
     """
@@ -57,14 +60,17 @@ class MomentumTwin(nn.Module):
         super().__init__()
         self.encoder = copy.deepcopy(learner.encoder)
         self.projector = copy.deepcopy(learner.projector)
+        self.head = copy.deepcopy(learner.method.twin_head)
         self.requires_grad_(False).train()
-        students = [*learner.encoder.parameters(), *learner.projector.parameters()]
+        followed = (learner.encoder, learner.projector, learner.method.twin_head)
+        students = [parameter for module in followed for parameter in module.parameters()]
         self._pairs: tuple[list[Tensor], list[Tensor]] = (list(self.parameters()), list(students))
 
     @torch.no_grad()
     def forward(self, views: list[Tensor]) -> list[Tensor]:
-        """Views (n, 3, h, w) -> projections (n, d), float32 or wider."""
-        return [promote(z) for z in forward_all(self.projector, forward_all(self.encoder, views))]
+        """Views (n, 3, h, w) -> outputs of projector and head (n, d), float32 or wider."""
+        projections = forward_all(self.projector, forward_all(self.encoder, views))
+        return [promote(z) for z in forward_all(self.head, projections)]
 
     @torch.no_grad()
     def update(self, tau: float) -> None:

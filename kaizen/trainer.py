@@ -12,8 +12,6 @@ from torch import Tensor
 from kaizen.config import Config
 from kaizen.data.load import load_stream
 from kaizen.data.replay import Memory, remember
-from kaizen.data.sampler import Draw, Sampler
-from kaizen.data.views import augment
 from kaizen.directory import RunDirectory
 from kaizen.errors import KaizenError, Stopped, TrainingFailed
 from kaizen.evaluation.evaluator import Evaluator
@@ -21,11 +19,10 @@ from kaizen.evaluation.results import Results
 from kaizen.evaluation.table import print_results, save_picture
 from kaizen.learner import Network, total
 from kaizen.log import Clock, RunLog, versions
-from kaizen.methods.base import Outputs
-from kaizen.optim import momentum_tau
 from kaizen.parallel import Parallel
 from kaizen.plan import describe, make_plan
 from kaizen.state import TaskState, checkpoint_directory, task_directory
+from kaizen.stepping import Stepper
 from kaizen.stop import StopRequest
 from kaizen.teacher import read_network
 
@@ -80,7 +77,6 @@ class Trainer:
         config = self.config
         self.stream = self.parallel.main_first(lambda: load_stream(config))
         self.source, self.tasks = self.stream.source, self.stream.tasks
-        self.mean, self.std = (moment.to(self.parallel.device) for moment in self.stream.moments)
         self.plan = make_plan(config, self.stream.train_sizes, self.parallel.world)
         self.directory.claim(self.recipe)
         self.stop.defer()
@@ -117,16 +113,16 @@ class Trainer:
     def train_task(self, task: int, checkpoint: Path | None) -> None:
         """Train one task from its beginning, or from a checkpoint of it, and write its end state."""
         plan, weights = self.plan.tasks[task], self._weights(task)
-        state = TaskState(self.config, self.source.num_classes, task, self.plan.lr, weights, self.path, self.parallel)
+        sizes = self.source.num_classes, task, plan.images
+        state = TaskState(self.config, *sizes, self.plan.lr, weights, self.path, self.parallel)
         position: dict[str, Any] = {"step": plan.first_step, "train_seconds": 0.0}
         if checkpoint:
             position = state.restore(checkpoint)
         self.parallel.set_scaler(position.get("scaler"))
-        memory, first = state.memory(self.source.train.images), position["step"] - plan.first_step
-        sampler = self._sampler(task, memory)
+        stepper = Stepper(self.config, self.stream, self.plan, state, weights, self.parallel)
         clock = Clock(position["train_seconds"])
-        for step in range(first, plan.steps):
-            terms = self.step(state, sampler.draw(step), memory, step, weights)
+        for step in range(position["step"] - plan.first_step, plan.steps):
+            terms = stepper.step(step)
             number = plan.first_step + step + 1
             self.directory.position = (task, number)
             clock.count(plan.batch)
@@ -141,36 +137,10 @@ class Trainer:
                 self._stop_if_asked()
             elif (every := self.config.run.checkpoint_every) and number % every == 0:
                 self._save(state, terms, weights, clock)
-        memory = self._remember(memory, task)
+        memory = self._remember(stepper.memory, task)
         path, position = task_directory(self.path, task), self._position(clock)
         self.parallel.on_main(lambda: state.save_task_end(path, memory, position))
         self.parallel.release()
-
-    def step(
-        self, state: TaskState, draw: Draw, memory: Memory, step: int, weights: dict[str, float]
-    ) -> dict[str, Tensor]:
-        """One optimiser step on the images drawn; returns the four terms, still on the device."""
-        images, labels = self._gather(draw, memory)
-        keys, size = self.parallel.put(draw.keys), self.source.image_size
-        views = [augment(images, keys, v, view, size, self.mean, self.std) for v, view in enumerate(self.config.views)]
-        with torch.no_grad(), self.parallel.accelerator.autocast():
-            twin = state.twin(views) if state.twin is not None else None
-            old = state.teacher(views) if state.teacher is not None else None
-        terms, projections = state.wrapped(views, labels, draw.batch, twin, old)
-        self.parallel.accelerator.backward(total(terms, weights))
-        for group in state.optimizer.param_groups:
-            group["lr"] = self.plan.rate(state.task, step, group["base_lr"])
-        state.optimizer.step()
-        state.optimizer.zero_grad()
-        # A step that a gradient scaler skipped advances nothing.
-        if not self.parallel.accelerator.optimizer_step_was_skipped:
-            if state.twin is not None:
-                settings = self.config.method
-                tau = momentum_tau(step, self.plan.tasks[state.task].steps, settings.tau_base, settings.tau_final)
-                state.twin.update(tau)
-            with torch.no_grad():
-                state.learner.method.after_step(Outputs(projections, twin), draw.batch)
-        return terms
 
     def evaluate(self, task: int) -> None:
         """Every reader's accuracies after a task (-1: before the first), from its snapshot, into results.json."""
@@ -196,28 +166,6 @@ class Trainer:
 
     def _row(self, network: Network) -> dict[str, list[float]]:
         return self.evaluator.row(network, self._stop_if_asked)
-
-    def _sampler(self, task: int, memory: Memory) -> Sampler:
-        ids = self.tasks[task].train
-        return Sampler(
-            self.config.run.seed,
-            task,
-            ids,
-            self.source.train.labels[ids],
-            self.config.optim.batch,
-            memory.sample_ids,
-            memory.labels,
-            self.config.replay.batch,
-            rank=self.parallel.rank,
-            world=self.parallel.world,
-        )
-
-    def _gather(self, draw: Draw, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Images uint8 (n, 3, h, w) and labels (n,) of a draw, on the device."""
-        train, ids = self.source.train, draw.sample_ids.numpy()
-        images = torch.cat([torch.from_numpy(train.images[ids]), memory.images[draw.memory_rows]])
-        labels = torch.cat([torch.from_numpy(train.labels[ids]), memory.labels[draw.memory_rows]])
-        return self.parallel.put(images), self.parallel.put(labels)
 
     def _weights(self, task: int) -> dict[str, float]:
         """Weights of the four terms in a task."""

@@ -22,20 +22,24 @@ def cases(*functions: str) -> list[dict[str, Any]]:
 
 
 def drawn(case: dict[str, Any], dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Leaves as drawn, and what the function takes: the same after `prepare`."""
+    """Leaves as drawn, and all that the function may take: the same after `prepare`, and drawn integers."""
     rng = np.random.RandomState(case["seed"])
     leaves = {
         name: torch.from_numpy(rng.randn(*shape).astype(np.float32)).to(dtype).requires_grad_()
         for name, shape in case["draws"]
     }
-    prepared: dict[str, Tensor] = {}
+    given: dict[str, Tensor] = {
+        name: torch.from_numpy(rng.randint(0, high, shape)) for name, high, shape in case["ints"]
+    }
     for name, leaf in leaves.items():
         how = case["prepare"].get(name, "as drawn")
         if how == "l2 rows":
-            prepared[name] = F.normalize(leaf, dim=1)
+            given[name] = F.normalize(leaf, dim=1)
         elif how.startswith("drawn (D, K)"):
-            prepared[name] = F.normalize(leaf, dim=0).t()
+            given[name] = F.normalize(leaf, dim=0).t()
+        elif how.startswith("times "):
+            given[name] = leaf * float(how.removeprefix("times "))
         else:
             assert how == "as drawn", how
-            prepared[name] = leaf
-    return leaves, prepared
+            given[name] = leaf
+    return leaves, given

@@ -6,10 +6,11 @@ usage: two_processes.py OUT RUN_ARGUMENTS...; rank r writes OUT/rank-r.json, a d
 import copy
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kaizen.cli import parse_arguments, resolve
 from kaizen.commands.train import main
@@ -19,6 +20,7 @@ from kaizen.distill import build_distiller
 from kaizen.errors import ConfigError, TrainingFailed
 from kaizen.evaluation.evaluator import Evaluator
 from kaizen.learner import TERMS, Learner, Network, TeacherOutputs, total
+from kaizen.methods import REGISTRY
 from kaizen.methods.base import Outputs
 from kaizen.optim import build_optimizer, parameter_groups
 from kaizen.parallel import Batch, Parallel
@@ -27,6 +29,20 @@ SMALL = ["digits", "--encoder.width", "4", "--encoder.norm", "group", "--classif
 SMALL += ["--method.projector_hidden", "16", "--method.projector_out", "8", "--distill.hidden", "16"]
 CURRENT, REPLAY = 7, 4
 LABELS = torch.tensor([0, -1, -1, -1, 4, 2, 2, -1, 1, 5, 5])
+PREDICTOR, QUEUE = ("--method.predictor_hidden", "16"), ("--method.queue_size", "9")
+PROTOTYPES = ("--method.prototypes", "5")
+KEYS = {
+    "simclr": ("--method.temperature", "0.2"),
+    "mocov2plus": QUEUE,
+    "nnclr": (*QUEUE, *PREDICTOR),
+    "byol": PREDICTOR,
+    "simsiam": PREDICTOR,
+    "wmse": ("--method.whitening_size", "9"),
+    "swav": (*QUEUE, *PROTOTYPES, "--method.queue_epoch", "3"),
+    "deepclusterv2": PROTOTYPES,
+    "dino": PROTOTYPES,
+    "ressl": QUEUE,
+}
 WEIGHTS = {"ssl": 1.0, "distill": 0.7, "classifier": 1.3, "classifier_distill": 2.0}
 STEPS = 10
 
@@ -56,9 +72,13 @@ class Training:
 
     def __init__(self, config: Config, parallel: Parallel, world: int) -> None:
         learner = Learner(config, 10, build_distiller(config.distill)).double()
-        learner.distill_predictor.eval()  # its BatchNorm sees a process' own rows in this version
+        for module in learner.modules():
+            if isinstance(module, nn.BatchNorm1d):
+                module.eval()  # it would see a process' own rows in this version
+        learner.method.begin_task(20)
+        learner.method.begin_epoch(3, lambda: [random(20, 8, seed=90 + view) for view in range(2)])
         self.learner = learner
-        optimizer = build_optimizer("lars", parameter_groups(learner, 0.05, 0.05, 1e-4), 0.9, 0.02, 0.05)
+        optimizer = build_optimizer("lars", parameter_groups(learner, 0.01, 0.01, 1e-4), 0.9, 0.02, 0.01)
         self.rank, self.world, self.parallel = parallel.rank if world > 1 else 0, world, parallel
         self.wrapped, self.optimizer = parallel.prepare(learner, optimizer) if world > 1 else (learner, optimizer)
 
@@ -68,20 +88,25 @@ class Training:
         draws = [random(size, 3, 8, 8, seed=100 * number + i) for i in range(2)]
         draws += [random(size, 8, seed=100 * number + i) for i in range(2, 6)]
         draws += [random(size, 10, seed=100 * number + i) for i in range(6, 8)]
-        batch = Batch(CURRENT, REPLAY, int((LABELS >= 0).sum()), self.rank, self.world)
+        batch = Batch(CURRENT, REPLAY, int((LABELS >= 0).sum()), self.rank, self.world, epoch=number, key=number)
         rows = batch.rows(self.parallel.device)
         rows = torch.arange(size) if rows is None else rows
+        places = torch.cat([torch.arange(CURRENT) * 2, torch.full((REPLAY,), -1)])
+        batch = replace(batch, places=places[rows])
         mine = [draw[rows] for draw in draws]
-        views, twin, old = mine[:2], mine[2:4], TeacherOutputs(mine[4:6], mine[6:])
+        method = self.learner.method
+        views, twin = mine[:2], [method.twin_head(mine[2 + v]).detach() for v in method.twin_views]
+        prototypes = [random(*method.prototypes().shape, seed=77)] if method.has_prototypes else [None]
+        old = TeacherOutputs(mine[4:6], mine[6:], *prototypes)
         terms, projections = self.wrapped(views, LABELS[rows], batch, twin, old)
         total(terms, WEIGHTS).backward()
         values = torch.stack([terms[name].detach() for name in TERMS])
         if self.world > 1:
             values = self.parallel.sum(values) / self.world
-        gradient = torch.cat([p.grad.flatten() for p in self.learner.parameters()])
+        gradient = torch.cat([p.grad.flatten() for p in self.learner.parameters() if p.grad is not None])
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.learner.method.after_step(Outputs(projections, twin), batch)
+        self.learner.method.after_step(Outputs(projections, twin, LABELS[rows]), batch)
         return values, gradient
 
     def state(self) -> Tensor:
@@ -148,8 +173,7 @@ if __name__ == "__main__":
         **gather_checks(parallel),
         **errors_reach_all(parallel),
         "evaluation": evaluation_agrees(parallel, arguments),
-        "simclr": training_gaps(parallel, "--method.name", "simclr", "--method.temperature", "0.2"),
-        "mocov2plus": training_gaps(parallel, "--method.name", "mocov2plus", "--method.queue_size", "9"),
+        "methods": {name: training_gaps(parallel, "--method.name", name, *KEYS.get(name, ())) for name in REGISTRY},
     }
     found["exit code"] = main(arguments)
     (out / f"rank-{parallel.rank}.json").write_text(json.dumps(found))

@@ -28,6 +28,7 @@ class Purpose(IntEnum):
     LABELS = 7
     STREAM = 8
     EVALUATION = 9
+    METHOD = 10
 
 
 def fold(*parts: int) -> int:

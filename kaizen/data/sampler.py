@@ -3,7 +3,7 @@
 No generator state is involved, so a restart or another number of processes draws the same images and the same views.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -74,6 +74,8 @@ class Sampler:
         labels = torch.cat([self.labels[current], self.memory_labels[rows]])
         batch = Batch(len(current), len(rows), int((labels >= 0).sum()), self.rank, self.world)
         mine, memory = (torch.arange(part.start, part.stop) for part in batch.slices(self.rank))
+        places = torch.cat([current[mine], torch.full((len(memory),), -1)])
+        batch = replace(batch, epoch=epoch, key=fold(self.seed, Purpose.METHOD, self.task, step), places=places)
         keys = [
             hash_rows(fold(self.seed, purpose, self.task, epoch, place), where, ids)
             for purpose, where, ids in (

@@ -13,7 +13,18 @@ if TYPE_CHECKING:
 
 REGISTRY = {
     "simclr": "kaizen.methods.simclr:SimCLR",
+    "supcon": "kaizen.methods.supcon:SupCon",
     "mocov2plus": "kaizen.methods.mocov2plus:MoCoV2Plus",
+    "nnclr": "kaizen.methods.nnclr:NNCLR",
+    "byol": "kaizen.methods.byol:BYOL",
+    "simsiam": "kaizen.methods.simsiam:SimSiam",
+    "barlow": "kaizen.methods.barlow:Barlow",
+    "vicreg": "kaizen.methods.vicreg:VICReg",
+    "wmse": "kaizen.methods.wmse:WMSE",
+    "swav": "kaizen.methods.swav:SwAV",
+    "deepclusterv2": "kaizen.methods.deepclusterv2:DeepClusterV2",
+    "dino": "kaizen.methods.dino:DINO",
+    "ressl": "kaizen.methods.ressl:ReSSL",
 }
 
 

@@ -1,13 +1,23 @@
 """What the learner asks of an SSL method."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from kaizen.config import MethodSettings
 from kaizen.parallel import Batch
+
+
+class TwinSettings(MethodSettings):
+    """Keys of methods with a momentum twin."""
+
+    tau_base: float = Field(0.99, ge=0, le=1, description="momentum of the twin at the start of a task")
+    tau_final: float = Field(1.0, ge=0, le=1, description="momentum of the twin at the end of a task")
 
 
 @dataclass(frozen=True)
@@ -15,25 +25,35 @@ class Outputs:
     """What one step's networks gave on this process, a tensor (n, d) a view."""
 
     projections: list[Tensor]
-    twin: list[Tensor] | None = None
-    """Projections of the momentum twin, without graph; None for methods without one."""
+    twin: list[Tensor]
+    """Outputs of the momentum twin for the views that `twin_views` names, without graph; empty without a twin."""
+    labels: Tensor
+    """int64 (n,), -1 = not available."""
 
 
 class Method(nn.Module, ABC):
     """An SSL loss with the heads and the state (queues, prototypes, centres as buffers) that belong to it.
 
     The learner holds the method as a submodule: its parameters are trained, its parameters and buffers are saved under
-    `method.` in method.safetensors and kept over tasks.
+    `method.` in method.safetensors and kept over tasks, but for those that `of_one_task` names.
     """
 
     Settings: ClassVar[type[MethodSettings]]
-    uses_twin: ClassVar[bool] = False
     distiller: ClassVar[str]
     """The distiller that `distill.name: auto` takes."""
+    twin_views: ClassVar[tuple[int, ...]] = ()
+    """Views that go through a momentum twin of the encoder, the projector and `twin_head`; none: no twin."""
+    most_views: ClassVar[int] = 2
+    of_one_task: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of the names of buffers that are gone at a task's end."""
+    constant_rate: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of the names of parameters whose learning rate neither warms up nor falls."""
+    has_prototypes: ClassVar[bool] = False
 
     def __init__(self, settings: Any) -> None:
         super().__init__()
         self.settings = settings
+        self.twin_head: nn.Module = nn.Identity()
 
     @staticmethod
     @abstractmethod
@@ -48,6 +68,34 @@ class Method(nn.Module, ABC):
         """What the distiller compares, from projections (n, d): the projections as they are unless overridden."""
         return projections
 
+    def prototypes(self) -> Tensor:
+        """The prototypes (heads, k, d) that a later task distils from, for methods that have them."""
+        raise TypeError(f"{type(self).__name__} has no prototypes")
+
+    def begin_task(self, images: int) -> None:
+        """Make room for the state of one task of that many images."""
+        return
+
+    def begin_epoch(self, key: int, fill: Callable[[], list[Tensor]]) -> None:
+        """Before an epoch's first step; `fill` gives projections (images, d) of the task's images, a tensor a view."""
+        return
+
+    def after_backward(self, batch: Batch) -> None:
+        """Drop gradients that are not to be followed."""
+        return
+
     def after_step(self, outputs: Outputs, batch: Batch) -> None:
         """Advance the method's state (queues, centres) once the optimiser has stepped; `outputs` carry no graph."""
         return
+
+
+def drop_gradients(module: nn.Module) -> None:
+    """Leave the module's parameters out of the next optimiser step."""
+    for parameter in module.parameters():
+        parameter.grad = None
+
+
+@torch.no_grad()
+def stacked(outputs: list[Tensor], batch: Batch) -> Tensor:
+    """Every view's rows of the global batch, one view after the other: (views x size, d)."""
+    return torch.cat([batch.gather(output) for output in outputs])

@@ -10,26 +10,25 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kaizen.config import Count, MethodSettings, Positive
+from kaizen.config import Count, Positive
 from kaizen.losses import info_nce
-from kaizen.methods.base import Method, Outputs
+from kaizen.methods.base import Method, Outputs, TwinSettings
 from kaizen.methods.queue import KeyQueue
 from kaizen.networks.heads import mlp
 from kaizen.parallel import Batch
 
 
-class MoCoV2PlusSettings(MethodSettings):
+class MoCoV2PlusSettings(TwinSettings):
     name: Literal["mocov2plus"] = "mocov2plus"
     temperature: Positive = Field(0.1, description="temperature of InfoNCE")
     queue_size: Count = Field(65536, description="keys in each of the two queues")
-    tau_base: float = Field(0.99, ge=0, le=1, description="momentum of the twin at the start of a task")
     tau_final: float = Field(0.999, ge=0, le=1, description="momentum of the twin at the end of a task")
 
 
 class MoCoV2Plus(Method):
     Settings = MoCoV2PlusSettings
-    uses_twin = True
     distiller = "contrastive"
+    twin_views = (0, 1)
 
     def __init__(self, settings: MoCoV2PlusSettings) -> None:
         super().__init__(settings)
@@ -44,7 +43,6 @@ class MoCoV2Plus(Method):
         return F.normalize(projections, dim=1)
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
-        assert outputs.twin is not None
         q1, q2 = (F.normalize(z, dim=1) for z in outputs.projections)
         k1, k2 = (F.normalize(z, dim=1) for z in outputs.twin)
         # A query is told from earlier keys of its key's view: q1 meets k2, so its negatives stand in queue 2.
@@ -53,6 +51,5 @@ class MoCoV2Plus(Method):
         return batch.share(0.5 * (first + second))
 
     def after_step(self, outputs: Outputs, batch: Batch) -> None:
-        assert outputs.twin is not None
         for queue, keys in zip((self.queue1, self.queue2), outputs.twin, strict=True):
             queue.push(F.normalize(batch.gather(keys), dim=1))

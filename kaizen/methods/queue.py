@@ -28,3 +28,28 @@ class KeyQueue(nn.Module):
         self.keys[places] = keys[skipped:].to(self.keys.dtype)
         # Written in place of a Python number: reading it back would make the host wait for the device.
         self.next.copy_((self.next + keys.shape[0]) % size)
+
+    @torch.no_grad()
+    def nearest(self, rows: Tensor) -> Tensor:
+        """The key (n, dim) with the highest cosine to each row (n, dim)."""
+        return self.keys[(F.normalize(rows, dim=1) @ self.keys.to(rows.dtype).t()).argmax(dim=1)]
+
+
+class GrowingQueue(KeyQueue):
+    """A queue that starts empty: `filled()` is the part that was written."""
+
+    full: Tensor
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__(size, dim)
+        self.register_buffer("full", torch.zeros((), dtype=torch.bool))
+
+    @torch.no_grad()
+    def push(self, keys: Tensor) -> None:
+        """See KeyQueue."""
+        self.full.logical_or_(self.next + keys.shape[0] >= self.keys.shape[0])
+        super().push(keys)
+
+    def filled(self) -> Tensor:
+        """Keys (at most size, dim)."""
+        return self.keys if bool(self.full) else self.keys[: int(self.next)]

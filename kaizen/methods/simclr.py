@@ -1,6 +1,7 @@
 """SimCLR (Chen et al. 2020, arXiv 2002.05709): NT-Xent over both views of the global batch.
 
-Needs from other processes: the projections of the global batch, gathered with gradient (negatives).
+Projector Linear-ReLU-Linear; temperature 0.1. Needs from other processes: the projections of the global batch, gathered
+with gradient (negatives).
 """
 
 from typing import Literal

@@ -1,25 +1,66 @@
-"""Heads: small MLPs on features or projections."""
+"""Heads: small MLPs and prototypes on features or projections."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Literal
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
-def mlp(sizes: Sequence[int], *, norm: bool = False) -> nn.Sequential:
-    """Linear layers with ReLU between them; with `norm`, BatchNorm before each ReLU.
+def mlp(
+    sizes: Sequence[int],
+    *,
+    norm: bool = False,
+    bias: bool = True,
+    last_norm: Literal["none", "affine", "plain"] = "none",
+    activation: Callable[[], nn.Module] = lambda: nn.ReLU(inplace=True),
+) -> nn.Sequential:
+    """Linear layers with an activation between them.
 
     Args:
         sizes: input size, hidden sizes, output size, such as (512, 2048, 256); two sizes make one linear layer.
         norm: BatchNorm1d after every layer but the last.
+        bias: whether the linear layers have one.
+        last_norm: BatchNorm1d after the last layer too, with (affine) or without (plain) scale and shift.
+        activation: makes what stands after every layer but the last.
     """
     layers: list[nn.Module] = []
     for index, (before, after) in enumerate(pairwise(sizes)):
-        layers.append(nn.Linear(before, after))
+        layers.append(nn.Linear(before, after, bias=bias))
         if index < len(sizes) - 2:
             layers += [nn.BatchNorm1d(after)] if norm else []
-            layers.append(nn.ReLU(inplace=True))
+            layers.append(activation())
+    if last_norm != "none":
+        layers.append(nn.BatchNorm1d(sizes[-1], affine=last_norm == "affine"))
     return nn.Sequential(*layers)
+
+
+class Prototypes(nn.Module):
+    """Prototypes (count, dim): directions of unit length times a gain a row, learned or fixed at 1.
+
+    Starts as the rows of a linear layer, uniform; a learned gain starts at its row's norm.
+    """
+
+    gain: Tensor
+
+    def __init__(self, count: int, dim: int, *, learned_gain: bool = True) -> None:
+        super().__init__()
+        self.direction = nn.Parameter(nn.Linear(dim, count, bias=False).weight.detach().clone())
+        gain = self.direction.detach().norm(dim=1, keepdim=True)
+        if learned_gain:
+            self.gain = nn.Parameter(gain)
+        else:
+            self.register_buffer("gain", torch.ones_like(gain), persistent=False)
+
+    def weight(self) -> Tensor:
+        """The prototypes (count, dim)."""
+        return F.normalize(self.direction, dim=1) * self.gain
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Scores (n, count) of vectors (n, dim)."""
+        return vectors @ self.weight().t()
 
 
 def forget_running_statistics(module: nn.Module) -> None:

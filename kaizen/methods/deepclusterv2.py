@@ -1,0 +1,99 @@
+"""DeepCluster v2 (Caron et al. 2020, arXiv 2006.09882, appendix D): cross-entropy to k-means of the last projections.
+
+Projector Linear-BN-ReLU-Linear, then L2-normalised; several heads of prototypes, which are the centroids of spherical
+k-means on a memory of each current image's latest projections, made anew before each epoch; temperature 0.1. Needs from
+other processes: the projections and places of the global batch, after the step (memory).
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kaizen.config import Count, MethodSettings, Positive
+from kaizen.data.random import fold, permutation
+from kaizen.errors import ConfigError
+from kaizen.losses import deepcluster
+from kaizen.methods.base import Method, Outputs
+from kaizen.networks.heads import mlp
+from kaizen.parallel import Batch
+
+
+class DeepClusterV2Settings(MethodSettings):
+    name: Literal["deepclusterv2"] = "deepclusterv2"
+    prototypes: Count = Field(3000, description="clusters of each head; no more than a task has images")
+    heads: Count = Field(3, description="independent clusterings")
+    temperature: Positive = Field(0.1, description="temperature of the predictions")
+    iterations: Count = Field(10, description="rounds of k-means")
+
+
+@torch.no_grad()
+def spherical_kmeans(points: Tensor, centroids: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """Centroids (k, d) and assignments int64 (n,) of unit points (n, d); an empty cluster keeps its centroid."""
+    for _ in range(iterations):
+        nearest = (points @ centroids.t()).argmax(dim=1)
+        sums = torch.zeros_like(centroids).index_add_(0, nearest, points)
+        found = torch.bincount(nearest, minlength=len(centroids))[:, None] > 0
+        centroids = torch.where(found, F.normalize(sums, dim=1), centroids)
+    return centroids, (points @ centroids.t()).argmax(dim=1)
+
+
+class DeepClusterV2(Method):
+    Settings = DeepClusterV2Settings
+    distiller = "knowledge"
+    of_one_task = ("memory", "assignments")
+    has_prototypes = True
+    centroids: Tensor
+    memory: Tensor
+    assignments: Tensor
+
+    def __init__(self, settings: DeepClusterV2Settings) -> None:
+        super().__init__(settings)
+        shape = (settings.heads, settings.prototypes, settings.projector_out)
+        self.register_buffer("centroids", F.normalize(torch.randn(shape), dim=2))
+
+    @staticmethod
+    def build_projector(settings: DeepClusterV2Settings, feature_dim: int) -> nn.Module:
+        return mlp((feature_dim, settings.projector_hidden, settings.projector_out), norm=True)
+
+    def prototypes(self) -> Tensor:
+        return self.centroids
+
+    def begin_task(self, images: int) -> None:
+        count, like = self.settings.prototypes, self.centroids
+        if count > images:
+            raise ConfigError("method.prototypes", f"is {count}; allowed: at most {images}, the images of a task")
+        self.register_buffer("memory", like.new_zeros(2, images, like.shape[2]))
+        self.register_buffer("assignments", torch.full((len(like), images), -1, device=like.device))
+
+    @torch.no_grad()
+    def begin_epoch(self, key: int, fill: Callable[[], list[Tensor]]) -> None:
+        if not self.memory.any():
+            self.memory.copy_(F.normalize(torch.stack(fill()), dim=2))
+        for head in range(len(self.centroids)):
+            points = self.memory[head % 2]
+            first = permutation(len(points), fold(key, head))[: self.settings.prototypes].to(points.device)
+            centroids, nearest = spherical_kmeans(points, points[first], self.settings.iterations)
+            self.centroids[head], self.assignments[head] = centroids, nearest
+
+    def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
+        unit = torch.stack([F.normalize(z, dim=1) for z in outputs.projections])
+        scores = torch.einsum("vnd,hkd->hvnk", unit, self.centroids.to(unit.dtype))
+        places = self._places(batch)
+        targets = torch.where(places >= 0, self.assignments[:, places.clamp(min=0)], -1)
+        # Replay images have no target, so the mean is over the current ones, and so is this process' share of it.
+        local = (places >= 0).sum().to(scores.dtype)
+        return deepcluster(scores, targets, self.settings.temperature) * local * (batch.world / batch.current)
+
+    def after_step(self, outputs: Outputs, batch: Batch) -> None:
+        places = batch.gather(self._places(batch))
+        current = places >= 0
+        for view, z in enumerate(outputs.projections):
+            self.memory[view, places[current]] = F.normalize(batch.gather(z), dim=1)[current].to(self.memory.dtype)
+
+    def _places(self, batch: Batch) -> Tensor:
+        assert batch.places is not None
+        return batch.places
