@@ -26,7 +26,7 @@ TERMS = ("ssl", "distill", "classifier", "classifier_distill")
 
 @dataclass(frozen=True)
 class TeacherOutputs:
-    """What the frozen teacher says of this process' images: a tensor a view, without graph."""
+    """What the frozen teacher says of this process' images: a tensor a view, without graph; logits may be none."""
 
     projections: list[Tensor]
     logits: list[Tensor]
@@ -123,8 +123,9 @@ class Learner(Network):
         terms["ssl"] = self.method.loss(Outputs(projections, twin), batch)
         terms["classifier"] = sum((batch.share_labelled(labelled_cross_entropy(g, labels)) for g in logits), zero)
         if old is not None:
-            soft = soft_label_distillation(logits[0], logits[1], old.logits[0], old.logits[1])
-            terms["classifier_distill"] = batch.share(soft)
+            if old.logits:
+                soft = soft_label_distillation(logits[0], logits[1], old.logits[0], old.logits[1])
+                terms["classifier_distill"] = batch.share(soft)
             if self.distiller is not None and predictions is not None:
                 targets = [self.method.distill_input(z) for z in old.projections]
                 terms["distill"] = self.distiller.loss(predictions, targets, batch)
