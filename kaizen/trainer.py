@@ -17,6 +17,7 @@ from kaizen.data.views import augment
 from kaizen.directory import RunDirectory
 from kaizen.errors import KaizenError, Stopped, TrainingFailed
 from kaizen.evaluation.evaluator import Evaluator
+from kaizen.evaluation.features import extract_features
 from kaizen.evaluation.results import Results
 from kaizen.evaluation.table import print_results, save_picture
 from kaizen.learner import Network, total
@@ -141,9 +142,9 @@ class Trainer:
                 self._stop_if_asked()
             elif (every := self.config.run.checkpoint_every) and number % every == 0:
                 self._save(state, terms, weights, clock)
-        memory = self._remember(memory, task)
         path, position = task_directory(self.path, task), self._position(clock)
-        self.parallel.on_main(lambda: state.save_task_end(path, memory, position))
+        # One process chooses the memory; the others read it with the rest of this state when the next task begins.
+        self.parallel.on_main(lambda: state.save_task_end(path, self._remember(memory, state), position))
         self.parallel.release()
 
     def step(
@@ -203,7 +204,7 @@ class Trainer:
             self.config.run.seed,
             task,
             ids,
-            self.source.train.labels[ids],
+            self.stream.labels[ids],
             self.config.optim.batch,
             memory.sample_ids,
             memory.labels,
@@ -214,9 +215,9 @@ class Trainer:
 
     def _gather(self, draw: Draw, memory: Memory) -> tuple[Tensor, Tensor]:
         """Images uint8 (n, 3, h, w) and labels (n,) of a draw, on the device."""
-        train, ids = self.source.train, draw.sample_ids.numpy()
-        images = torch.cat([torch.from_numpy(train.images[ids]), memory.images[draw.memory_rows]])
-        labels = torch.cat([torch.from_numpy(train.labels[ids]), memory.labels[draw.memory_rows]])
+        ids = draw.sample_ids.numpy()
+        images = torch.cat([torch.from_numpy(self.source.train.images[ids]), memory.images[draw.memory_rows]])
+        labels = torch.cat([torch.from_numpy(self.stream.labels[ids]), memory.labels[draw.memory_rows]])
         return self.parallel.put(images), self.parallel.put(labels)
 
     def _weights(self, task: int) -> dict[str, float]:
@@ -233,16 +234,18 @@ class Trainer:
             "classifier_distill": float(weight),
         }
 
-    def _remember(self, memory: Memory, task: int) -> Memory:
+    def _remember(self, memory: Memory, state: TaskState) -> Memory:
+        images, encoder = self.source.train.images, state.learner.encoder
         return remember(
             memory,
-            self.source.train.images,
-            self.source.train.labels,
-            self.tasks[task].train,
-            task=task,
+            images,
+            self.stream.labels,
+            self.tasks[state.task].train,
+            task=state.task,
             seed=self.config.run.seed,
             policy=self.config.replay.policy,
             budget=self.config.replay_budget(),
+            features=lambda ids: extract_features(encoder, images, ids, self.mean, self.std),
         )
 
     def _log(self, task: int, step: int, terms: dict[str, Tensor], weights: dict[str, float], clock: Clock) -> None:
