@@ -98,8 +98,7 @@ def resolve(recipe: str, overrides: dict[str, str]) -> tuple[str, Config]:
     name, tree = read_recipe(recipe)
     _override(tree, overrides)
     method = tree.setdefault("method", {}).setdefault("name", "simclr")
-    if tree.get("stream", {}).get("kind") == "joint":
-        tree["stream"]["tasks"] = 1
+    _derive_tasks(tree.get("stream", {}))
     settings: Any = method_class(method).Settings
     kind: type[Config] = Config[settings]
     try:
@@ -121,6 +120,17 @@ def resolve(recipe: str, overrides: dict[str, str]) -> tuple[str, Config]:
             f"is {config.stream.tasks}; allowed: 1 to {known.classes}, the classes of {config.data.source}",
         )
     return name, config
+
+
+def _derive_tasks(stream: dict[str, Any]) -> None:
+    """Set the number of tasks, in place, where the kind of the stream leaves no choice."""
+    if stream.get("kind") == "joint":
+        stream["tasks"] = 1
+    elif stream.get("kind") == "domain":
+        # Without names the number is the data's, and one in the recipe means nothing.
+        stream.pop("tasks", None)
+        if isinstance(named := stream.get("domains"), list) and named:
+            stream["tasks"] = len(named)
 
 
 def _override(tree: dict[str, Any], overrides: dict[str, str]) -> None:

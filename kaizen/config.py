@@ -59,11 +59,23 @@ class DataConfig(Section):
 
 
 class StreamConfig(Section):
-    kind: Literal["class", "joint"] = Field(
-        "class", description="class: each task brings new classes; joint: everything in one task"
+    kind: Literal["class", "data", "domain", "joint"] = Field(
+        "class",
+        description="class: each task brings new classes; data: random parts of the images; domain: one task a domain; "
+        "joint: everything in one task",
     )
-    tasks: Count = Field(5, description="number of tasks (joint: always 1)")
+    tasks: Count = Field(5, description="number of tasks (joint: always 1; domain: one a domain, whatever stands here)")
     seed: Seed = Field(5, description="seed of the cut into tasks (5: the released split)")
+    domains: Annotated[tuple[Text, ...], Field(min_length=1)] | None = Field(
+        None, description="domains in the order of their tasks, for kind domain; null: all, sorted"
+    )
+
+
+class LabelsConfig(Section):
+    fraction: Probability = Field(
+        1.0, description="part of each class's training images whose label is used; the others train with -1"
+    )
+    seed: Seed = Field(0, description="seed of the choice of labels")
 
 
 class EncoderConfig(Section):
@@ -111,12 +123,16 @@ class TeacherConfig(Section):
 
 
 class ReplayConfig(Section):
-    policy: Literal["none", "random", "first"] = Field(
-        "random", description="which images are kept: none, random (class-balanced), first of each class"
+    policy: Literal["none", "random", "first", "herding", "reservoir"] = Field(
+        "random",
+        description="which images are kept: none, random (class-balanced), first of each class, herding (those whose "
+        "mean features follow their class's), reservoir (uniform over all images seen, needs total)",
     )
     per_class: Count | None = Field(None, description="images kept of each class")
     fraction: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="part kept of each class")
-    total: Count | None = Field(None, description="images kept in all, shared evenly by the classes seen")
+    total: Count | None = Field(
+        None, description="images kept in all, shared evenly by the classes seen (not by reservoir)"
+    )
     batch: int = Field(32, ge=1, le=65536, description="replay images a step, over all processes")
 
     @model_validator(mode="after")
@@ -191,6 +207,7 @@ class Config(Section, Generic[M]):
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()
     stream: StreamConfig = StreamConfig()
+    labels: LabelsConfig = LabelsConfig()
     encoder: EncoderConfig = EncoderConfig()
     method: SerializeAsAny[M]
     distill: DistillConfig = DistillConfig()
@@ -252,3 +269,24 @@ def check_pairs(config: Config) -> None:
             raise ConfigError(f"views.{number}.size", f"is {view.size}; allowed: {allowed}")
     if len(set(config.eval.readers)) != len(config.eval.readers):
         raise ConfigError("eval.readers", f"is {list(config.eval.readers)}; each reader may be named once")
+    _check_stream(config)
+    kind, _ = config.replay_budget()
+    if config.replay.policy == "reservoir" and kind != "total":
+        given = f"replay.{kind} is given" if getattr(config.replay, kind) is not None else "no budget is given"
+        raise ConfigError("replay.total", f"is needed by replay.policy reservoir, which knows no classes; {given}")
+
+
+def _check_stream(config: Config) -> None:
+    stream = config.stream
+    if stream.kind == "domain" and config.data.domain_column is None:
+        raise ConfigError("data.domain_column", "is null; stream.kind domain needs the name of the domains' column")
+    if stream.domains is not None:
+        if stream.kind != "domain":
+            raise ConfigError("stream.domains", f"applies to stream.kind domain; here stream.kind is {stream.kind}")
+        if len(set(stream.domains)) != len(stream.domains):
+            raise ConfigError("stream.domains", f"is {list(stream.domains)}; each domain may be named once")
+    if stream.kind == "data" and config.classifier.distill_weight == "class_ratio":
+        raise ConfigError(
+            "classifier.distill_weight",
+            "is 'class_ratio', but the tasks of stream.kind data bring no new classes; allowed: a number",
+        )

@@ -26,7 +26,7 @@ TERMS = ("ssl", "distill", "classifier", "classifier_distill")
 
 @dataclass(frozen=True)
 class TeacherOutputs:
-    """What the frozen teacher says of this process' images: a tensor a view, without graph."""
+    """What the frozen teacher says of this process' images: a tensor a view, without graph; logits may be none."""
 
     projections: list[Tensor]
     logits: list[Tensor]
@@ -124,7 +124,7 @@ class Learner(Network):
         terms["classifier"] = torch.stack(
             [batch.share_labelled(labelled_cross_entropy(g, labels)) for g in logits]
         ).sum()
-        if old is not None:
+        if old is not None and old.logits:
             soft = soft_label_distillation(logits[0], logits[1], old.logits[0], old.logits[1])
             terms["classifier_distill"] = batch.share(soft)
         return terms

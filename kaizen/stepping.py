@@ -9,8 +9,10 @@ from torch import Tensor
 from kaizen.config import Config
 from kaizen.data.load import Stream
 from kaizen.data.random import Purpose, fold, hash_rows
+from kaizen.data.replay import Memory, remember
 from kaizen.data.sampler import Draw, Sampler
 from kaizen.data.views import augment
+from kaizen.evaluation.features import extract_features
 from kaizen.learner import total
 from kaizen.methods.base import Outputs
 from kaizen.networks.heads import forget_running_statistics, forward_all
@@ -37,6 +39,7 @@ class Stepper:
         parallel: Parallel,
     ) -> None:
         self.config, self.source, self.plan, self.weights = config, stream.source, plan, weights
+        self.labels = stream.labels
         self.state, self.parallel = state, parallel
         self.mean, self.std = (moment.to(parallel.device) for moment in stream.moments)
         self.memory = state.memory(self.source.train.images)
@@ -45,7 +48,7 @@ class Stepper:
             config.run.seed,
             state.task,
             self.ids,
-            self.source.train.labels[self.ids],
+            stream.labels[self.ids],
             config.optim.batch,
             self.memory.sample_ids,
             self.memory.labels,
@@ -86,11 +89,26 @@ class Stepper:
                 method.after_step(Outputs(projections, twin, labels), batch)
         return terms
 
+    def remember(self) -> Memory:
+        """The replay memory after the task: what it held and a choice of the task's images."""
+        images, encoder = self.source.train.images, self.state.learner.encoder
+        return remember(
+            self.memory,
+            images,
+            self.labels,
+            self.ids,
+            task=self.state.task,
+            seed=self.config.run.seed,
+            policy=self.config.replay.policy,
+            budget=self.config.replay_budget(),
+            features=lambda ids: extract_features(encoder, images, ids, self.mean, self.std),
+        )
+
     def _gather(self, draw: Draw) -> tuple[Tensor, Tensor]:
         """Images uint8 (n, 3, h, w) and labels (n,) of a draw, on the device."""
-        train, ids = self.source.train, draw.sample_ids.numpy()
-        images = torch.cat([torch.from_numpy(train.images[ids]), self.memory.images[draw.memory_rows]])
-        labels = torch.cat([torch.from_numpy(train.labels[ids]), self.memory.labels[draw.memory_rows]])
+        ids = draw.sample_ids.numpy()
+        images = torch.cat([torch.from_numpy(self.source.train.images[ids]), self.memory.images[draw.memory_rows]])
+        labels = torch.cat([torch.from_numpy(self.labels[ids]), self.memory.labels[draw.memory_rows]])
         return self.parallel.put(images), self.parallel.put(labels)
 
     def _views(self, images: Tensor, keys: Tensor) -> list[Tensor]:

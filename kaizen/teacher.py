@@ -29,7 +29,8 @@ def read_network(snapshot: Path, config: Config, num_classes: int) -> Network:
 class Teacher:
     """The network as it stood at the end of the task before, read from that task's snapshot and frozen.
 
-    With `teacher.batchnorm: batch` it normalises by the batch at hand; its own running statistics never change.
+    With `teacher.batchnorm: batch` it normalises by the batch at hand; its own running statistics never change. With
+    `labels.fraction: 0` its classifier has learned nothing, so it gives no logits.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Teacher:
         self.prototypes = prototypes
         self.network = read_network(snapshot, config, num_classes)
         self.network.requires_grad_(False).eval().to(device)
+        self._reads = config.labels.fraction > 0
         if config.teacher.batchnorm == "batch":
             forget_running_statistics(self.network)
 
@@ -46,7 +48,7 @@ class Teacher:
         """Views (n, 3, h, w) -> projections (n, d) and classifier logits (n, classes) of each."""
         features = forward_all(self.network.encoder, views)
         projections = forward_all(self.network.projector, features)
-        logits = forward_all(self.network.classifier, features)
+        logits = forward_all(self.network.classifier, features) if self._reads else []
         return TeacherOutputs([promote(z) for z in projections], [promote(g) for g in logits], self.prototypes)
 
 

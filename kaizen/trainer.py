@@ -11,7 +11,6 @@ from torch import Tensor
 
 from kaizen.config import Config
 from kaizen.data.load import load_stream
-from kaizen.data.replay import Memory, remember
 from kaizen.directory import RunDirectory
 from kaizen.errors import KaizenError, Stopped, TrainingFailed
 from kaizen.evaluation.evaluator import Evaluator
@@ -137,9 +136,9 @@ class Trainer:
                 self._stop_if_asked()
             elif (every := self.config.run.checkpoint_every) and number % every == 0:
                 self._save(state, terms, weights, clock)
-        memory = self._remember(stepper.memory, task)
         path, position = task_directory(self.path, task), self._position(clock)
-        self.parallel.on_main(lambda: state.save_task_end(path, memory, position))
+        # One process chooses the memory; the others read it with the rest of this state when the next task begins.
+        self.parallel.on_main(lambda: state.save_task_end(path, stepper.remember(), position))
         self.parallel.release()
 
     def evaluate(self, task: int) -> None:
@@ -180,18 +179,6 @@ class Trainer:
             "classifier": config.classifier.weight,
             "classifier_distill": float(weight),
         }
-
-    def _remember(self, memory: Memory, task: int) -> Memory:
-        return remember(
-            memory,
-            self.source.train.images,
-            self.source.train.labels,
-            self.tasks[task].train,
-            task=task,
-            seed=self.config.run.seed,
-            policy=self.config.replay.policy,
-            budget=self.config.replay_budget(),
-        )
 
     def _log(self, task: int, step: int, terms: dict[str, Tensor], weights: dict[str, float], clock: Clock) -> None:
         plan = self.plan.tasks[task]

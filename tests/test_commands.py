@@ -36,6 +36,11 @@ def test_show_of_a_known_source_needs_no_data(capsys: pytest.CaptureFixture[str]
     assert "tasks               1, training images 50000" in capsys.readouterr().out
 
 
+def test_show_tells_the_sizes_of_random_parts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["show", "cifar100-simclr", "--stream.kind", "data", "--stream.tasks", "3"], COMMANDS) == 0
+    assert "tasks               3, training images 16667, 16667, 16666" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("tokens", [["shwo"], ["show", "digitz"], ["show", "--optim.lr", "x"], ["recipes", "all"]])
 def test_mistakes_end_with_code_2_and_one_line(tokens: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tokens, COMMANDS) == 2

@@ -178,6 +178,12 @@ def test_joint_is_one_task() -> None:
     assert config_of("--stream.kind", "joint").stream.tasks == 1
 
 
+def test_a_domain_stream_has_a_task_for_each_domain_named() -> None:
+    column = ["--data.source", "disk:there", "--data.domain_column", "domain", "--stream.kind", "domain"]
+    assert config_of(*column, "--stream.domains", "[real, sketch]", "--stream.tasks", "7").stream.tasks == 2
+    assert config_of(*column, "--stream.tasks", "7").hash() == config_of(*column).hash()
+
+
 def test_hash_follows_what_is_computed_and_nothing_else() -> None:
     base = config_of("digits")
     free = config_of("--run.dir", "x", "--log.every_steps", "3", "--run.keep_checkpoints", "9", "--data.cache_dir", "y")
@@ -223,6 +229,26 @@ BAD = {
     "too wide": (["--encoder.width", "99999999999"], "encoder.width"),
     "too large": (["--data.image_size", "100000"], "data.image_size"),
     "memory smaller than the classes": (["--replay.total", "9"], "replay.total"),
+    "domain stream without a column": (["--stream.kind", "domain"], "data.domain_column"),
+    "domains of another stream": (["--stream.domains", "[real]"], "stream.domains"),
+    "no domain": (["--stream.kind", "domain", "--stream.domains", "[]"], "stream.domains"),
+    "domain named twice": (
+        ["--stream.kind", "domain", "--data.domain_column", "d", "--stream.domains", "[real, real]"],
+        "stream.domains",
+    ),
+    "more tasks than test images": (["--stream.kind", "data", "--stream.tasks", "1000"], "stream.tasks"),
+    "class ratio without new classes": (
+        ["--stream.kind", "data", "--classifier.distill_weight", "class_ratio"],
+        "classifier.distill_weight",
+    ),
+    "more labels than there are": (["--labels.fraction", "1.1"], "labels.fraction"),
+    "fewer labels than none": (["--labels.fraction", "-0.1"], "labels.fraction"),
+    "reservoir by class": (["--replay.policy", "reservoir", "--replay.per_class", "5"], "replay.total"),
+    "reservoir without a size": (["cifar100-simclr", "--replay.policy", "reservoir"], "replay.total"),
+    "memory smaller than the classes of all parts": (
+        ["--stream.kind", "data", "--stream.tasks", "2", "--replay.total", "19"],
+        "replay.total",
+    ),
     "batch too small": (["--optim.batch", "1"], "optim.batch"),
     "run to be continued that is not there": (["--run.resume", "must"], "run.resume"),
 }

@@ -1,5 +1,6 @@
 """The learner's four terms, the teacher and the momentum twin, against the equations written out."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,19 @@ def test_stop_gradient_decides_whether_the_classifier_trains_the_encoder(stop: b
     assert learner.classifier[0].weight.grad is not None
 
 
+@pytest.mark.parametrize("hidden", [[], [12], [9, 7]])
+def test_the_classifier_has_the_hidden_sizes_asked_for(hidden: list[int]) -> None:
+    _, learner = small("--classifier.hidden", str(hidden))
+    layers = [part for part in learner.classifier if isinstance(part, torch.nn.Linear)]
+    sizes = [(layer.in_features, layer.out_features) for layer in layers]
+    widths = [learner.encoder.feature_dim, *hidden, 10]
+    assert sizes == list(pairwise(widths))
+    assert sum(isinstance(part, torch.nn.ReLU) for part in learner.classifier) == len(hidden)
+    terms, _ = learner(views(), LABELS, batch())
+    terms["classifier"].backward()
+    assert all(layer.weight.grad.abs().sum() > 0 for layer in layers)
+
+
 def test_a_batch_without_labels_gives_exactly_zero() -> None:
     _, learner = small()
     nothing = torch.full((6,), -1)
@@ -118,6 +132,17 @@ def test_teacher_normalises_as_told_and_never_changes(mode: str, tmp_path: Path)
     teacher(views())
     assert all(torch.equal(t, before[name]) for name, t in teacher.network.state_dict().items())
     assert not any(p.requires_grad for p in teacher.network.parameters())
+
+
+def test_an_old_classifier_that_never_saw_a_label_says_nothing(tmp_path: Path) -> None:
+    config, learner = small("--labels.fraction", "0")
+    file = tmp_path / "student.safetensors"
+    save_file({k: v for k, v in learner.state_dict().items() if not k.startswith("method.")}, file)
+    nothing = torch.full((6,), -1)
+    old = Teacher(file, config, 10, torch.device("cpu"))(views())
+    terms, _ = learner(views(), nothing, batch(nothing), None, old)
+    assert terms["distill"].item() > 0
+    assert terms["classifier"].item() == terms["classifier_distill"].item() == 0.0
 
 
 def test_momentum_twin_follows_by_tau_and_keeps_buffers_of_its_own() -> None:

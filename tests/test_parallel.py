@@ -60,8 +60,8 @@ ACCELERATE = (
 
 @pytest.fixture(scope="module")
 def arguments(cache: str) -> list[str]:
-    """A run whose batch two processes cannot share evenly."""
-    return ["digits", *TINY, "--optim.batch", "89", "--data.cache_dir", cache]
+    """A run whose batch two processes cannot share evenly, and whose memory only one of them chooses."""
+    return ["digits", *TINY, "--optim.batch", "89", "--replay.policy", "herding", "--data.cache_dir", cache]
 
 
 @pytest.fixture(scope="module")

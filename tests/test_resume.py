@@ -92,6 +92,20 @@ def test_every_methods_own_state_comes_back_byte_for_byte(
     assert any(name.startswith("twin.") for name in held) == bool(method_class(method).twin_views)
 
 
+def test_a_memory_chosen_by_features_comes_back_too(tiny: list[str], launcher: Launcher, tmp_path: Path) -> None:
+    herding = ["--replay.policy", "herding", "--labels.fraction", "0.5", "--stream.tasks", "3"]
+    whole, cut = ([*tiny, *herding, "--run.dir", str(tmp_path / name)] for name in "ab")
+    assert launcher.run(whole) == 0
+    for step in (5, 9):
+        process = launcher.start(cut)
+        wait_for_step(tmp_path / "b", step, process.is_alive)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    assert launcher.run(cut) == 0
+    assert snapshots(tmp_path / "a") == snapshots(tmp_path / "b")
+
+
 def test_weights_that_a_step_has_broken_are_not_saved(tiny: list[str], tmp_path: Path) -> None:
     config = resolve(*parse_arguments(tiny))[1]
     state = TaskState(config, 10, 0, 288, 0.1, {"classifier_distill": 0.0}, tmp_path, Parallel())

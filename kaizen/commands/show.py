@@ -32,9 +32,12 @@ def _train_sizes(config: Config) -> list[int]:
     if known is not None and config.data.train_split == "train":
         if config.stream.kind == "joint":
             return [known.train_images]
-        if known.train_images % known.classes == 0:
-            from kaizen.data.stream import class_stream
+        from kaizen.data.stream import class_stream, data_stream
 
+        if config.stream.kind == "data" and config.stream.tasks <= known.train_images:
+            parts = data_stream(known.train_images, config.stream.tasks, config.stream.seed, split=0)
+            return [len(part) for part in parts]
+        if config.stream.kind == "class" and known.train_images % known.classes == 0:
             cuts = class_stream(known.classes, config.stream.tasks, config.stream.seed)
             return [len(cut) * known.train_images // known.classes for cut in cuts]
     from kaizen.data.load import load_stream

@@ -1,11 +1,14 @@
 """From the configuration to images, labels and tasks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kaizen.config import Config
+from kaizen.data.labels import visible_labels
 from kaizen.data.source import Source, load_source
 from kaizen.data.stream import StreamError, Task, cut
 from kaizen.errors import ConfigError
@@ -13,19 +16,26 @@ from kaizen.errors import ConfigError
 
 @dataclass(frozen=True)
 class Stream:
-    """The source, its cut into tasks, and mean and std ((3,) each, for 0..1) that images are normalised by."""
+    """The source and its cut into tasks.
+
+    labels: int64 (n,) of the training images as the learner and the memory may see them, -1 = not available; the
+    source's own are for cutting and for evaluation. moments: mean and std, (3,) each for 0..1, that images are
+    normalised by.
+    """
 
     source: Source
     tasks: tuple[Task, ...]
+    labels: np.ndarray
     moments: tuple[Tensor, Tensor]
 
     def describe(self) -> list[str]:
         """What was found, as lines for the user."""
         train, test = self.source.train.labels, self.source.test.labels
         lines = [f"images              {len(train)} to train, {len(test)} to test, {self.source.num_classes} classes"]
-        if unused := len(train) - sum(self.train_sizes):
-            lines.append(f"left out            {unused} training images without a label, which belong to no task")
-        return lines
+        used = sum(self.train_sizes)
+        if unused := len(train) - used:
+            lines.append(f"left out            {unused} training images without a label or domain of the stream")
+        return [*lines, f"labels              {(self.labels >= 0).sum()} of {used} training images have theirs"]
 
     @property
     def train_sizes(self) -> list[int]:
@@ -34,12 +44,12 @@ class Stream:
 
 
 def load_stream(config: Config) -> Stream:
-    """Load the data (from the cache where it is there) and cut it into tasks.
+    """Load the data (from the cache where it is there), cut it into tasks and hide labels.
 
     Raises:
-        ConfigError: the data cannot be had, or cannot be cut so.
+        ConfigError: the data cannot be had, or cannot be cut so, or a key does not fit the tasks.
     """
-    data, stream = config.data, config.stream
+    data = config.data
     source = load_source(
         data.source,
         image_size=data.image_size,
@@ -50,17 +60,66 @@ def load_stream(config: Config) -> Stream:
         test_split=data.test_split,
         cache_dir=data.cache_dir,
     )
-    labels = source.train.labels, source.test.labels
-    try:
-        tasks = cut(stream.kind, *labels, source.num_classes, stream.tasks, stream.seed)
-    except StreamError as error:
-        raise ConfigError("stream.tasks", str(error)) from None
-    total = config.replay.total
-    if config.replay.policy != "none" and total is not None and total < source.num_classes:
-        raise ConfigError("replay.total", f"is {total}; allowed: at least {source.num_classes}, an image of each class")
+    tasks = _cut(config, source)
+    # Of the images that take part, so that no class's only label lies in a domain that is left out.
+    labels = np.full_like(source.train.labels, -1)
+    used = np.concatenate([task.train for task in tasks])
+    labels[used] = source.train.labels[used]
+    labels = visible_labels(labels, config.labels.fraction, config.labels.seed)
+    _check_tasks(config, tasks, labels)
     mean, std = (source.mean, source.std) if data.normalize == "dataset" else data.normalize
     if min(std) <= 0:
         raise ConfigError(
             "data.normalize", f"std of the training images is {list(std)}; allowed: above 0, as [[mean x 3], [std x 3]]"
         )
-    return Stream(source, tuple(tasks), (torch.tensor(mean), torch.tensor(std)))
+    return Stream(source, tuple(tasks), labels, (torch.tensor(mean), torch.tensor(std)))
+
+
+def _cut(config: Config, source: Source) -> list[Task]:
+    stream, train, test = config.stream, source.train, source.test
+    is_domain = stream.kind == "domain"
+    try:
+        return cut(
+            stream.kind,
+            train.labels,
+            test.labels,
+            source.num_classes,
+            stream.tasks,
+            stream.seed,
+            train_domains=train.domains,
+            test_domains=test.domains,
+            domains=_domains(stream.domains, source.domain_names) if is_domain else (),
+        )
+    except StreamError as error:
+        raise ConfigError("stream.domains" if is_domain else "stream.tasks", str(error)) from None
+
+
+def _domains(wanted: Sequence[str] | None, names: Sequence[str]) -> list[tuple[int, str]]:
+    """Numbers and names of the domains in the order of the tasks; by default all, sorted (numbers by their value)."""
+    if wanted is None:
+        wanted = sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names)
+    for name in wanted:
+        if name not in names:
+            raise ConfigError("stream.domains", f"names {name!r}; allowed: {', '.join(sorted(names))}")
+    return [(list(names).index(name), name) for name in wanted]
+
+
+def _check_tasks(config: Config, tasks: Sequence[Task], labels: np.ndarray) -> None:
+    """Refuse keys that do not fit the tasks."""
+    replay, total = config.replay, config.replay.total
+    if replay.policy not in ("none", "reservoir") and total is not None:
+        groups = sum(len(np.unique(labels[task.train])) for task in tasks)
+        if total < groups:
+            raise ConfigError(
+                "replay.total",
+                f"is {total}; allowed: at least {groups}, an image of each class (-1 among them) of each task",
+            )
+    if config.classifier.distill_weight == "class_ratio":
+        seen: set[int] = set()
+        for index, task in enumerate(tasks):
+            if seen.issuperset(task.classes):
+                raise ConfigError(
+                    "classifier.distill_weight",
+                    f"is 'class_ratio', but task {index} ({task.name}) brings no new class; allowed: a number",
+                )
+            seen.update(task.classes)

@@ -4,19 +4,22 @@ It holds the images themselves, because past data may be gone. What is kept is a
 so every process holds the same memory.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kaizen.data.random import Purpose, fold, permutation
+from kaizen.data.random import Purpose, fold, hash_rows, permutation
+
+Features = Callable[[np.ndarray], np.ndarray]
+"""Sample ids (n,) -> features (n, d) of these images."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Images uint8 (n, c, h, w), labels, sample ids and task ids, int64 (n,), ordered by class, best choice first."""
+    """Images uint8 (n, c, h, w), labels, sample ids and task ids, int64 (n,), best choice of a class first."""
 
     images: Tensor
     labels: Tensor
@@ -61,6 +64,7 @@ def remember(
     seed: int,
     policy: str,
     budget: tuple[str, float],
+    features: Features | None = None,
 ) -> Memory:
     """The memory after a task: what it held and its choice of the task's images, cut to the budget.
 
@@ -69,28 +73,83 @@ def remember(
         images, labels: uint8 (N, c, h, w) and int64 (N,) of the source's train split.
         sample_ids: (n,) indices of the task's images in them; images without a label (-1) count as one class.
         task, seed: index of the task, seed of the run.
-        policy: none, random (seeded, class-balanced) or first (of each class in dataset order).
-        budget: ("per_class", k), ("fraction", part of each class, at least one image) or ("total", images in all).
+        policy: none, random (seeded, class-balanced), first (of each class in dataset order), herding (see
+            `herding_order`) or reservoir (see `_reservoir`).
+        budget: ("per_class", k), ("fraction", part of each class, at least one image) or ("total", images in all);
+            reservoir takes a total.
+        features: asked for the images of one class at a time, and only by herding.
+
+    Raises:
+        ValueError: herding without features, or a reservoir without a total.
     """
     if policy == "none":
         return memory
     kind, size = budget
+    if policy == "reservoir":
+        if kind != "total":
+            raise ValueError(f"a reservoir needs a total of images, not {kind}")
+        # Cut twice, so that a large task is never copied whole.
+        ids = sample_ids[_reservoir(torch.from_numpy(sample_ids), int(size), seed).numpy()]
+        together = memory.extended(_taken(images, labels, ids, task))
+        return together.rows(_reservoir(together.sample_ids, int(size), seed))
     chosen = []
     for label in np.unique(labels[sample_ids]):
         ids = sample_ids[labels[sample_ids] == label]
+        keep = min(len(ids), max(1, round(size * len(ids))) if kind == "fraction" else int(size))
         if policy == "random":
             ids = ids[permutation(len(ids), fold(seed, Purpose.MEMORY, task, int(label))).numpy()]
-        keep = max(1, round(size * len(ids))) if kind == "fraction" else int(size)
+        elif policy == "herding":
+            if features is None:
+                raise ValueError("herding needs features")
+            ids = np.sort(ids)
+            ids = ids[herding_order(features(ids), keep)]
         chosen.append(ids[:keep])
-    ids = np.concatenate(chosen)
-    new = Memory(
+    together = memory.extended(_taken(images, labels, np.concatenate(chosen), task))
+    return together.rows(_within_total(together, int(size))) if kind == "total" else together
+
+
+def herding_order(features: np.ndarray, count: int) -> np.ndarray:
+    """The first `count` rows, int64 (count,), chosen one by one so that their running mean stays closest to the mean.
+
+    Herding as in iCaRL (Rebuffi et al. 2017, arXiv 1611.07725, algorithm 4), on L2-normalised rows; means are not
+    normalised again. Of rows that are equally close the first is taken.
+
+    Args:
+        features: (n, d) with n >= count; a row of zeros stays one.
+        count: rows to choose.
+    """
+    rows = features.astype(np.float64)
+    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    mean, held = rows.mean(axis=0), np.zeros(rows.shape[1])
+    free, order = np.ones(len(rows), dtype=bool), np.empty(count, dtype=np.int64)
+    for place in range(count):
+        # |mean - (held + row) / k| is smallest where the row is closest to k mean - held. Summed row by row, and not
+        # as a matrix product, so that equal rows are equally close to the last bit.
+        gaps = np.square(rows - ((place + 1) * mean - held)).sum(axis=1)
+        order[place] = np.argmin(np.where(free, gaps, np.inf))
+        free[order[place]] = False
+        held += rows[order[place]]
+    return order
+
+
+def _taken(images: np.ndarray, labels: np.ndarray, ids: np.ndarray, task: int) -> Memory:
+    """These images of a task, as a memory."""
+    return Memory(
         images=torch.from_numpy(np.ascontiguousarray(images[ids])),
         labels=torch.from_numpy(labels[ids]),
         sample_ids=torch.from_numpy(ids.astype(np.int64)),
         task_ids=torch.full((len(ids),), task, dtype=torch.int64),
     )
-    together = memory.extended(new)
-    return together.rows(_within_total(together, int(size))) if kind == "total" else together
+
+
+def _reservoir(sample_ids: Tensor, total: int, seed: int) -> Tensor:
+    """Rows of the `total` images that come first in a seeded order of all images.
+
+    Reservoir sampling with a random key an image (Efraimidis and Spirakis 2006, with equal weights): what was once
+    pushed out never comes back, so the memory is a uniform sample of all images seen, and their number is not needed.
+    """
+    order = torch.argsort(hash_rows(fold(seed, Purpose.MEMORY), sample_ids))
+    return order[:total]
 
 
 def _within_total(memory: Memory, total: int) -> Tensor:

@@ -1,0 +1,25 @@
+"""Which training labels are available: the semi-supervised setting."""
+
+import numpy as np
+
+from kaizen.data.random import Purpose, fold, permutation
+
+
+def visible_labels(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """The labels with all but a fraction of each class's replaced by -1, int64 (n,).
+
+    Each class keeps round(fraction x its images) labels, at least one if the fraction is above 0. With one seed a
+    larger fraction keeps every label that a smaller one keeps.
+
+    Args:
+        labels: int64 (n,), -1 where there is none.
+        fraction: part of each class's images whose label is kept, 0 to 1.
+        seed: seed of the choice.
+    """
+    visible = np.full_like(labels, -1)
+    for label in np.unique(labels[labels >= 0]).tolist():
+        ids = np.flatnonzero(labels == label)
+        keep = max(1, round(fraction * len(ids))) if fraction > 0 else 0
+        kept = ids[permutation(len(ids), fold(seed, Purpose.LABELS, label)).numpy()[:keep]]
+        visible[kept] = label
+    return visible
