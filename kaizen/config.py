@@ -42,7 +42,7 @@ class RunConfig(Section):
 class DataConfig(Section):
     source: str = Field(
         "digits",
-        description="digits, cifar10, cifar100, fashion_mnist, hub:OWNER/NAME, parquet:DIR, imagefolder:DIR, disk:DIR",
+        description="digits, cifar10, cifar100, imagenet100, domainnet, fashion_mnist, hub:OWNER/NAME, parquet:DIR, imagefolder:DIR, disk:DIR",
     )
     image_size: int | None = Field(
         None, ge=4, le=1024, description="side of the square image in pixels; null: the source's own"

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from kaizen.cli import parse_arguments, resolve
 from kaizen.config import Config
 from kaizen.data.source import KNOWN_SOURCES
+from kaizen.errors import ConfigError
 from kaizen.plan import describe, make_plan
 from kaizen.yamlio import dump_yaml
 
@@ -21,7 +22,15 @@ def main(tokens: Sequence[str]) -> int:
     recipe, config = resolve(*parse_arguments(tokens))
     print(f"# recipe: {recipe}\n# config hash: {config.hash()}")
     print(dump_yaml(config.model_dump(mode="json")), end="")
-    for line in describe(config, make_plan(config, _train_sizes(config), 1), 1):
+    try:
+        sizes = _train_sizes(config)
+    except ConfigError as error:
+        # The configuration holds all the same, and the data may well be elsewhere.
+        if error.key != "data.source" or config.data.source not in KNOWN_SOURCES:
+            raise
+        print(f"# numbers derived from the data are missing: {error}")
+        return 0
+    for line in describe(config, make_plan(config, sizes, 1), 1):
         print(f"# {line}")
     return 0
 
