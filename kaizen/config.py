@@ -30,7 +30,7 @@ class Section(BaseModel):
 
 
 class RunConfig(Section):
-    dir: Text | None = Field(None, description="run directory; null: runs/RECIPE-seedN")
+    dir: Text | None = Field(None, description="run directory; null: runs/RECIPE[-PRESET]-seedN")
     seed: Seed = Field(0, description="seed of initialisation, order, views, replay")
     resume: Literal["auto", "never", "must"] = Field(
         "auto", description="auto: go on if the directory holds a run; never: it must hold none; must: it must hold one"
@@ -200,7 +200,7 @@ class Config(Section, Generic[M]):
     def fixed(self) -> dict[str, Any]:
         """Flat dictionary of the keys that decide what is computed."""
         flat = flatten(self.model_dump(mode="json"))
-        return {k: v for k, v in flat.items() if not any(k == free or k.startswith(free + ".") for free in FREE_KEYS)}
+        return {key: value for key, value in flat.items() if not is_free(key)}
 
     def hash(self) -> str:
         """SHA-256 (16 hex digits) of the keys that decide what is computed."""
@@ -212,6 +212,16 @@ class Config(Section, Generic[M]):
             if (size := getattr(self.replay, kind)) is not None:
                 return kind, size
         return "fraction", 0.01
+
+
+def header(recipe: str, preset: str | None) -> str:
+    """Lines of comment above a resolved configuration, which says nothing of where it comes from."""
+    return f"# recipe: {recipe}\n" + (f"# preset: {preset}\n" if preset else "")
+
+
+def is_free(key: str) -> bool:
+    """Whether a dotted key is one of FREE_KEYS, which decide nothing of what is computed."""
+    return any(key == free or key.startswith(free + ".") for free in FREE_KEYS)
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -9,7 +9,7 @@ from importlib import import_module
 from kaizen.errors import KaizenError
 
 COMMANDS = {
-    "recipes": "list the shipped recipes",
+    "recipes": "list the shipped recipes and presets",
     "show": "print the resolved configuration of a recipe and the numbers derived from it",
 }
 
