@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from runs import snapshots, status_of, wait_for_step
 
 from kaizen.commands import COMMANDS, run
+from kaizen.commands.sweep import lock_log
 from kaizen.errors import ConfigError
 from kaizen.sweep import expand, read_sweep, split_line
 
@@ -222,6 +223,20 @@ def test_a_sweep_that_is_killed_and_stopped_ends_as_its_runs_alone_would_and_tel
     assert status_of(paths["cassle"])["state"] == "done"
 
 
+def test_a_run_is_locked_as_long_as_its_process_lives_whatever_became_of_the_sweep(tmp_path: Path) -> None:
+    file = tmp_path / "run/train.log"
+    log = lock_log(file)
+    assert log is not None
+    process = subprocess.Popen(["sleep", "60"], stdout=log)
+    log.close()
+    assert lock_log(file) is None
+    process.kill()
+    process.wait()
+    again = lock_log(file)
+    assert again is not None
+    again.close()
+
+
 def finished(path: Path, config_hash: str) -> None:
     path.mkdir(parents=True)
     (path / "status.json").write_text('{"state": "done"}')
@@ -283,6 +298,6 @@ def test_a_file_named_stop_ends_a_sweep_and_a_launcher_is_stopped_by_a_file_too(
     (tmp_path / "runs/stop").touch()
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 75
-    assert f"stopped  {path.name}: saved" in out
+    assert f"stopped  {path.name}: it goes on from where it was" in out
     assert "stop" in status_of(path)["reason"]
     assert not (tmp_path / "runs/stop").exists()

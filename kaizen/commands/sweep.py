@@ -118,7 +118,7 @@ class Sweep:
             self._stop_runs()
             self._bar.close()
         counts = ", ".join(f"{count} {state}" for state, count in self.ended.items())
-        print(f"{self._total} runs: {counts or 'none ended'}", flush=True)
+        print(f"runs: {self._total}, {counts or 'none ended'}", flush=True)
         if asked := self.stop.asked():
             (self.directory / "stop").unlink(missing_ok=True)
             print(f"stopped by {asked}: the same command goes on from here", file=sys.stderr, flush=True)
@@ -137,7 +137,7 @@ class Sweep:
                 continue
             if len(self.active) == self.jobs:
                 return
-            log = _lock(path / LOG)
+            log = lock_log(path / LOG)
             if log is not None:
                 self.waiting.remove(run)
                 with log:
@@ -175,15 +175,16 @@ class Sweep:
             if _is_done(child.path, child.run):
                 self._tell("done", child.run, f"{_result(child.path)}, {time.monotonic() - child.began:.0f} s")
             elif self._was_stopped(child, code):
-                self._tell("stopped", child.run, "saved" if code == Stopped.exit_code else f"exit code {code}")
+                self._tell("stopped", child.run, "it goes on from where it was")
             else:
                 reason = _last_error(child.path / LOG, child.log_from) or "it said nothing"
                 self._tell("failed", child.run, f"exit code {code}: {reason} ({child.path / LOG})")
 
     def _was_stopped(self, child: Child, code: int) -> bool:
-        # A plain process that gets the signal before it can save ends by it; launchers have codes of their own.
-        by_launcher = bool(self.launcher) and _read(child.path / "status.json").get("state") == "stopped"
-        return code == Stopped.exit_code or (code == -signal.SIGTERM and bool(self.stop.asked())) or by_launcher
+        if self.launcher and _read(child.path / "status.json").get("state") == "stopped":
+            return True  # launchers have codes of their own
+        # A process that gets the signal before it has anything to save ends by it.
+        return code == Stopped.exit_code or (code == -signal.SIGTERM and self.stop.asked() is not None)
 
     def _stop_runs(self) -> None:
         """Ask the runs under way to save and end, and wait for them."""
@@ -224,7 +225,7 @@ def _read(file: Path) -> dict[str, Any]:
     return held if isinstance(held, dict) else {}
 
 
-def _lock(file: Path) -> IO[bytes] | None:
+def lock_log(file: Path) -> IO[bytes] | None:
     """The log opened to append to, locked for this process and those that inherit it; None: another holds it."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
