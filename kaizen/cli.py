@@ -1,4 +1,4 @@
-"""From a recipe and dotted overrides on the command line to one checked configuration.
+"""From a recipe, a preset and dotted overrides on the command line to one checked configuration.
 
 No heavy import before the method is known, so that a wrong key costs a moment and not a start of torch.
 """
@@ -7,69 +7,39 @@ import difflib
 import types
 import typing
 from collections.abc import Iterable, Sequence
-from importlib import resources
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, PydanticSerializationError, to_json
 
-from kaizen.config import Config, Section, check_pairs
+from kaizen.checks import check_pairs
+from kaizen.config import Config, Section
 from kaizen.data.source import KNOWN_SOURCES
 from kaizen.errors import ConfigError
 from kaizen.methods import method_class
+from kaizen.shipped import brief, read_preset, read_recipe
 from kaizen.yamlio import YamlError, parse_yaml
 
 BUDGETS = ("per_class", "fraction", "total")
 
 
-def shipped_recipes() -> dict[str, str]:
-    """Text of the shipped recipes by name; the first line of each is a comment that describes it."""
-    folder = resources.files("kaizen") / "recipes"
-    files = sorted((f for f in folder.iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name)
-    return {file.name.removesuffix(".yaml"): file.read_text() for file in files}
+class Arguments(NamedTuple):
+    """What a command line asks for; the values of overrides are still text."""
+
+    recipe: str
+    overrides: dict[str, str]
+    preset: str | None = None
 
 
-def read_recipe(recipe: str) -> tuple[str, dict[str, Any]]:
-    """Name and content of a shipped recipe, or of a YAML file.
-
-    Raises:
-        ConfigError: no such recipe or file, or not a YAML mapping.
-    """
-    shipped = shipped_recipes()
-    if recipe in shipped:
-        name, text = recipe, shipped[recipe]
-    elif recipe.endswith((".yaml", ".yml")) or "/" in recipe:
-        try:
-            name, text = Path(recipe).stem, Path(recipe).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError("RECIPE", f"{recipe!r} cannot be read ({error})") from None
-    else:
-        raise ConfigError("RECIPE", f"is {recipe!r}; allowed: {', '.join(shipped)}, or the path of a YAML file")
-    try:
-        content = parse_yaml(text)
-    except YamlError as error:
-        raise ConfigError("RECIPE", f"{recipe!r} cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise ConfigError("RECIPE", f"{recipe!r} holds no sections; allowed: sections of keys, as optim: {{lr: 1}}")
-    for section, part in content.items():
-        is_list = section == "views"
-        members = part if is_list and isinstance(part, list) else [part]
-        fits = isinstance(part, list) == is_list and all(isinstance(member, dict) for member in members)
-        if not fits or not all(isinstance(key, str) for member in members for key in member):
-            allowed = "a list of settings, each with keys" if is_list else "keys with values"
-            raise ConfigError(str(section), f"is {_brief(part)} in {recipe!r}; allowed: {allowed}")
-    return name, content
-
-
-def parse_arguments(tokens: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """Recipe and overrides from `[RECIPE] [--section.key VALUE ...]`; values stay text.
+def parse_arguments(tokens: Sequence[str]) -> Arguments:
+    """Recipe, preset and overrides from `[RECIPE] [--preset NAME] [--section.key VALUE ...]`.
 
     Raises:
         ConfigError: a key without a value or without a section, or more than one recipe.
     """
     recipes: list[str] = []
     overrides: dict[str, str] = {}
+    preset: str | None = None
     rest = list(tokens)
     while rest:
         token = rest.pop(0)
@@ -77,25 +47,35 @@ def parse_arguments(tokens: Sequence[str]) -> tuple[str, dict[str, str]]:
             recipes.append(token)
             continue
         key, given, value = token.removeprefix("--").partition("=")
-        if "." not in key or key.startswith("-"):
+        is_preset = key == "preset" and token.startswith("--")
+        if not is_preset and ("." not in key or key.startswith("-")):
             raise ConfigError(token, "is no key; keys are written --section.key VALUE (see --help)")
         if not given:
             if not rest or rest[0].startswith("--"):
-                raise ConfigError(key, "needs a value: --section.key VALUE")
+                form = "--preset NAME" if is_preset else "--section.key VALUE"
+                raise ConfigError("--preset" if is_preset else key, f"needs a value: {form}")
             value = rest.pop(0)
-        overrides[key] = value
+        if is_preset:
+            preset = value
+        else:
+            overrides[key] = value
     if len(recipes) > 1:
         raise ConfigError("RECIPE", f"are {recipes}; only one is allowed")
-    return (recipes[0] if recipes else "digits"), overrides
+    return Arguments(recipes[0] if recipes else "digits", overrides, preset)
 
 
-def resolve(recipe: str, overrides: dict[str, str]) -> tuple[str, Config]:
-    """Name of the recipe and the whole checked configuration.
+def resolve(recipe: str, overrides: dict[str, str], preset: str | None = None) -> tuple[str, Config]:
+    """Name of the recipe and the whole checked configuration: the recipe, then the preset, then the overrides.
 
     Raises:
         ConfigError: names the key, what was found and what is allowed.
     """
     name, tree = read_recipe(recipe)
+    new_method = overrides.get("method.name")
+    if new_method is not None and new_method != tree.get("method", {}).get("name"):
+        tree["method"] = {}  # the recipe's other keys belong to its own method, those of a preset to any
+    for section, keys in (read_preset(preset) if preset is not None else {}).items():
+        tree.setdefault(section, {}).update(keys)
     _override(tree, overrides)
     method = tree.setdefault("method", {}).setdefault("name", "simclr")
     _derive_tasks(tree.get("stream", {}))
@@ -133,11 +113,13 @@ def _derive_tasks(stream: dict[str, Any]) -> None:
             stream["tasks"] = len(named)
 
 
+def default_directory(recipe: str, preset: str | None, seed: int) -> str:
+    """Run directory where run.dir names none: runs/RECIPE[-PRESET]-seedN."""
+    return f"runs/{'-'.join([recipe, *([preset] if preset else []), f'seed{seed}'])}"
+
+
 def _override(tree: dict[str, Any], overrides: dict[str, str]) -> None:
     """Lay overrides over a recipe, in place."""
-    new_method = overrides.get("method.name")
-    if new_method is not None and new_method != tree.get("method", {}).get("name"):
-        tree["method"] = {}  # the recipe's other keys belong to its own method
     budgets = [key for key in BUDGETS if overrides.get(f"replay.{key}", "null") != "null"]
     for key in BUDGETS if budgets else ():
         tree.get("replay", {}).pop(key, None)
@@ -204,7 +186,7 @@ def _explained(error: ValidationError, tree: dict[str, Any], kind: type[Section]
     problems = " or ".join(dict.fromkeys(d["msg"].removeprefix("Input should be ") for d in details))
     if first["type"] == "value_error":
         return ConfigError(key, problems.removeprefix("Value error, ") + more)
-    return ConfigError(key, f"is {_brief(first['input'])}; allowed: {problems}{more}")
+    return ConfigError(key, f"is {brief(first['input'])}; allowed: {problems}{more}")
 
 
 def _key_of(location: Sequence[str | int], tree: Any) -> str:
@@ -233,8 +215,3 @@ def _siblings(location: Sequence[str | int], kind: Any) -> list[str]:
 def _similar(word: str, allowed: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, list(allowed), n=1)
     return f"; did you mean {close[0]}?" if close else f"; allowed: {', '.join(allowed)}"
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

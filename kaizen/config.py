@@ -10,8 +10,6 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
 
-from kaizen.errors import ConfigError
-
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -30,7 +28,7 @@ class Section(BaseModel):
 
 
 class RunConfig(Section):
-    dir: Text | None = Field(None, description="run directory; null: runs/RECIPE-seedN")
+    dir: Text | None = Field(None, description="run directory; null: runs/RECIPE[-PRESET]-seedN")
     seed: Seed = Field(0, description="seed of initialisation, order, views, replay")
     resume: Literal["auto", "never", "must"] = Field(
         "auto", description="auto: go on if the directory holds a run; never: it must hold none; must: it must hold one"
@@ -42,7 +40,8 @@ class RunConfig(Section):
 class DataConfig(Section):
     source: str = Field(
         "digits",
-        description="digits, cifar10, cifar100, imagenet100, domainnet, fashion_mnist, hub:OWNER/NAME, parquet:DIR, imagefolder:DIR, disk:DIR",
+        description="digits, cifar10, cifar100, imagenet100, domainnet, fashion_mnist, hub:OWNER/NAME, parquet:DIR, "
+        "imagefolder:DIR, disk:DIR",
     )
     image_size: int | None = Field(
         None, ge=4, le=1024, description="side of the square image in pixels; null: the source's own"
@@ -222,7 +221,7 @@ class Config(Section, Generic[M]):
     def fixed(self) -> dict[str, Any]:
         """Flat dictionary of the keys that decide what is computed."""
         flat = flatten(self.model_dump(mode="json"))
-        return {k: v for k, v in flat.items() if not any(k == free or k.startswith(free + ".") for free in FREE_KEYS)}
+        return {key: value for key, value in flat.items() if not is_free(key)}
 
     def hash(self) -> str:
         """SHA-256 (16 hex digits) of the keys that decide what is computed."""
@@ -236,6 +235,16 @@ class Config(Section, Generic[M]):
         return "fraction", 0.01
 
 
+def header(recipe: str, preset: str | None) -> str:
+    """Lines of comment above a resolved configuration, which says nothing of where it comes from."""
+    return f"# recipe: {recipe}\n" + (f"# preset: {preset}\n" if preset else "")
+
+
+def is_free(key: str) -> bool:
+    """Whether a dotted key is one of FREE_KEYS, which decide nothing of what is computed."""
+    return any(key == free or key.startswith(free + ".") for free in FREE_KEYS)
+
+
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted keys of nested dictionaries (lists of dictionaries by index)."""
     if isinstance(tree, list) and tree and isinstance(tree[0], dict):
@@ -246,47 +255,3 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
     return flat
-
-
-def check_pairs(config: Config) -> None:
-    """Refuse pairs of keys that do not fit; needs no data.
-
-    Raises:
-        ConfigError: names the key, its value and what is allowed.
-    """
-    optim = config.optim
-    if optim.warmup_epochs and optim.warmup_epochs >= optim.epochs:
-        raise ConfigError(
-            "optim.warmup_epochs", f"is {optim.warmup_epochs}; allowed: below optim.epochs ({optim.epochs})"
-        )
-    if optim.min_lr > optim.lr * optim.batch / 256:
-        raise ConfigError("optim.min_lr", f"is {optim.min_lr}, above the scaled rate {optim.lr * optim.batch / 256:g}")
-    if config.encoder.stem == "imagenet" and config.encoder.stem_padding != 1:
-        raise ConfigError("encoder.stem_padding", "applies to encoder.stem cifar; with stem imagenet only 1 is allowed")
-    for number, view in enumerate(config.views):
-        if (number < 2) != (view.size is None):
-            allowed = "null" if number < 2 else "a number, as a third view and those after it are small crops"
-            raise ConfigError(f"views.{number}.size", f"is {view.size}; allowed: {allowed}")
-    if len(set(config.eval.readers)) != len(config.eval.readers):
-        raise ConfigError("eval.readers", f"is {list(config.eval.readers)}; each reader may be named once")
-    _check_stream(config)
-    kind, _ = config.replay_budget()
-    if config.replay.policy == "reservoir" and kind != "total":
-        given = f"replay.{kind} is given" if getattr(config.replay, kind) is not None else "no budget is given"
-        raise ConfigError("replay.total", f"is needed by replay.policy reservoir, which knows no classes; {given}")
-
-
-def _check_stream(config: Config) -> None:
-    stream = config.stream
-    if stream.kind == "domain" and config.data.domain_column is None:
-        raise ConfigError("data.domain_column", "is null; stream.kind domain needs the name of the domains' column")
-    if stream.domains is not None:
-        if stream.kind != "domain":
-            raise ConfigError("stream.domains", f"applies to stream.kind domain; here stream.kind is {stream.kind}")
-        if len(set(stream.domains)) != len(stream.domains):
-            raise ConfigError("stream.domains", f"is {list(stream.domains)}; each domain may be named once")
-    if stream.kind == "data" and config.classifier.distill_weight == "class_ratio":
-        raise ConfigError(
-            "classifier.distill_weight",
-            "is 'class_ratio', but the tasks of stream.kind data bring no new classes; allowed: a number",
-        )

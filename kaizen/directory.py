@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kaizen.checkpoint import newest_whole, prune, read_state, tidy, write_json, write_text
-from kaizen.config import Config, flatten
+from kaizen.config import Config, flatten, header
 from kaizen.errors import ConfigError, DamagedError
 from kaizen.log import cut_log, environment, read_position, write_status
 from kaizen.parallel import Parallel
@@ -43,17 +43,17 @@ class RunDirectory:
             self._ours = True
             self.position = read_position(self.path)
 
-    def claim(self, recipe: str) -> None:
+    def claim(self, recipe: str, preset: str | None = None) -> None:
         """Write whose run this is, and that it is running."""
-        self.parallel.on_main(lambda: self._claim(recipe))
+        self.parallel.on_main(lambda: self._claim(recipe, preset))
 
-    def _claim(self, recipe: str) -> None:
+    def _claim(self, recipe: str, preset: str | None) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for folder in ("tasks", "checkpoints"):
                 tidy(self.path / folder)
             dumped = dump_yaml(self.config.model_dump(mode="json"))
-            write_text(self.path / "config.yaml", f"# recipe: {recipe}\n{dumped}")
+            write_text(self.path / "config.yaml", header(recipe, preset) + dumped)
             self._write_environment()
         except OSError as error:
             raise ConfigError("run.dir", f"{self.path} cannot be written ({error.strerror})") from None

@@ -5,9 +5,9 @@ import typing
 
 from pydantic import BaseModel
 
-from kaizen.cli import shipped_recipes
 from kaizen.config import Config
 from kaizen.methods import REGISTRY, method_class
+from kaizen.shipped import description, shipped_presets, shipped_recipes
 
 SIGNS = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
 CLOSING = """Ctrl-C, SIGTERM or a file `stop` in the run directory end a run with a checkpoint; start again to go on.
@@ -20,6 +20,8 @@ def help_text(usage: str, about: str) -> str:
     lines = [f"usage: {usage}", "", about, "", f"RECIPE is a shipped recipe ({', '.join(shipped_recipes())})"]
     lines += ["or the path of a YAML file; default: digits. Its values stand before the defaults in brackets below;"]
     lines += ["`python -m kaizen show RECIPE ...` prints what a run will use.", ""]
+    lines += ["--preset NAME lays a baseline over the recipe, below the keys of the command line:"]
+    lines += [f"  {name:15} {description(text)}" for name, text in shipped_presets().items()] + [""]
     for section, field in Config.model_fields.items():
         if section == "method":
             lines += [f"  --method.name {'|'.join(REGISTRY)}"]

@@ -36,13 +36,14 @@ class Trainer:
         config: the checked configuration.
         path: the run directory.
         stop: notices requests to stop.
+        preset: name of the preset laid over the recipe, for the record.
 
     Raises:
         ConfigError: the directory or the launch does not fit the configuration.
     """
 
-    def __init__(self, recipe: str, config: Config, path: Path, stop: StopRequest) -> None:
-        self.recipe, self.config, self.path, self.stop = recipe, config, path, stop
+    def __init__(self, recipe: str, config: Config, path: Path, stop: StopRequest, preset: str | None = None) -> None:
+        self.recipe, self.preset, self.config, self.path, self.stop = recipe, preset, config, path, stop
         self.versions = versions()
         self.parallel = Parallel(log_with="wandb" if config.log.wandb != "disabled" else None)
         self.directory = RunDirectory(path, config, self.parallel)
@@ -77,11 +78,11 @@ class Trainer:
         self.stream = self.parallel.main_first(lambda: load_stream(config))
         self.source, self.tasks = self.stream.source, self.stream.tasks
         self.plan = make_plan(config, self.stream.train_sizes, self.parallel.world)
-        self.directory.claim(self.recipe)
+        self.directory.claim(self.recipe, self.preset)
         self.stop.defer()
         self.evaluator = Evaluator(self.stream, config.eval.readers, self.parallel)
-        file, described = self.path / "results.json", {"recipe": self.recipe, "config_hash": config.hash()}
-        self.results = Results(file, **described, kind=config.stream.kind, tasks=self.tasks)
+        described = {"recipe": self.recipe, "preset": self.preset, "config_hash": config.hash()}
+        self.results = Results(self.path / "results.json", described, config.stream.kind, self.tasks)
         self.parallel.announce(f"run directory       {self.path}")
         for line in (*self.stream.describe(), *describe(config, self.plan, self.parallel.world)):
             self.parallel.announce(line)

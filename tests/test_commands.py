@@ -3,15 +3,16 @@
 import pytest
 import yaml
 
-from kaizen.cli import shipped_recipes
 from kaizen.commands import COMMANDS, run
+from kaizen.shipped import shipped_presets, shipped_recipes
 
 
-def test_recipes_lists_every_recipe_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_recipes_lists_every_recipe_and_every_preset_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["recipes"], COMMANDS) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(shipped_recipes())
-    assert all(len(line.split()) > 4 for line in lines)
+    recipes, presets = (part.splitlines() for part in capsys.readouterr().out.split("\n\n"))
+    assert [line.split()[0] for line in recipes] == list(shipped_recipes())
+    assert [line.split()[:2] for line in presets] == [["--preset", name] for name in shipped_presets()]
+    assert all(len(line.split()) > 4 for line in recipes + presets)
 
 
 @pytest.mark.parametrize("recipe", shipped_recipes())

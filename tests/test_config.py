@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from kaizen.cli import parse_arguments, resolve, shipped_recipes
+from kaizen.cli import parse_arguments, resolve
 from kaizen.commands.train import main
 from kaizen.config import Config
 from kaizen.errors import ConfigError
+from kaizen.shipped import shipped_recipes
 from kaizen.yamlio import YamlError, dump_yaml, parse_yaml
 
 

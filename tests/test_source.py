@@ -48,6 +48,8 @@ def test_known_sources_cost_nothing_to_look_up() -> None:
         "digits": (10, 8),
         "cifar10": (10, 32),
         "cifar100": (100, 32),
+        "imagenet100": (100, 224),
+        "domainnet": (345, 224),
         "fashion_mnist": (10, 28),
     }
 

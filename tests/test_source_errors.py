@@ -19,7 +19,10 @@ __all__ = ["no_hub"]  # a fixture of every test here
     [
         ("cifar01", "did you mean 'cifar10'"),
         ("parque:/x", "did you mean 'parquet:DIR'"),
-        ("nothing at all", "allowed: digits, cifar10, cifar100, fashion_mnist, hub:OWNER/NAME, parquet:DIR"),
+        (
+            "nothing at all",
+            "allowed: digits, cifar10, cifar100, imagenet100, domainnet, fashion_mnist, hub:OWNER/NAME",
+        ),
         ("hub:name", "allowed: hub:OWNER/NAME"),
         ("disk:", "allowed: disk:DIR"),
         ("parquet:/no/such/place", "/no/such/place is not a directory"),

@@ -9,8 +9,10 @@ from importlib import import_module
 from kaizen.errors import KaizenError
 
 COMMANDS = {
-    "recipes": "list the shipped recipes",
+    "recipes": "list the shipped recipes and presets",
     "show": "print the resolved configuration of a recipe and the numbers derived from it",
+    "report": "compare runs: mean and spread over seeds of every reader and metric, as Markdown and CSV",
+    "sweep": "train every run of a sweep file, skip the finished, go on with the broken",
 }
 
 

@@ -1,20 +1,22 @@
-"""`python -m kaizen recipes`: the shipped recipes, one line each."""
+"""`python -m kaizen recipes`: the shipped recipes and the presets, one line each."""
 
 from collections.abc import Sequence
 
-from kaizen.cli import shipped_recipes
 from kaizen.errors import ConfigError
+from kaizen.shipped import description, shipped_presets, shipped_recipes
 
 
 def main(tokens: Sequence[str]) -> int:
-    """Print name and description of every shipped recipe."""
+    """Print name and description of every shipped recipe, and of every preset that can be laid over one."""
     if {"-h", "--help"} & set(tokens):
-        print("usage: python -m kaizen recipes\n\nList the shipped recipes, one line each.")
+        print("usage: python -m kaizen recipes\n\nList the shipped recipes and presets, one line each.")
         return 0
     if tokens:
         raise ConfigError("recipes", f"takes no arguments, found {list(tokens)}")
-    recipes = shipped_recipes()
-    width = max(map(len, recipes))
-    for name, text in recipes.items():
-        print(f"{name:{width}}  {text.splitlines()[0].removeprefix('# ')}")
+    recipes, presets = shipped_recipes(), {f"--preset {name}": text for name, text in shipped_presets().items()}
+    width = max(map(len, [*recipes, *presets]))
+    for number, listed in enumerate((recipes, presets)):
+        print(end="\n" * number)
+        for name, text in listed.items():
+            print(f"{name:{width}}  {description(text)}")
     return 0

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from kaizen.cli import parse_arguments, resolve
-from kaizen.config import Config
+from kaizen.config import Config, header
 from kaizen.data.source import KNOWN_SOURCES
 from kaizen.errors import ConfigError
 from kaizen.plan import describe, make_plan
@@ -15,12 +15,12 @@ def main(tokens: Sequence[str]) -> int:
     if {"-h", "--help"} & set(tokens):
         from kaizen.help import help_text
 
-        print(
-            help_text("python -m kaizen show [RECIPE] [--section.key VALUE ...]", "Print the resolved configuration.")
-        )
+        usage = "python -m kaizen show [RECIPE] [--preset NAME] [--section.key VALUE ...]"
+        print(help_text(usage, "Print the resolved configuration."))
         return 0
-    recipe, config = resolve(*parse_arguments(tokens))
-    print(f"# recipe: {recipe}\n# config hash: {config.hash()}")
+    arguments = parse_arguments(tokens)
+    recipe, config = resolve(*arguments)
+    print(f"{header(recipe, arguments.preset)}# config hash: {config.hash()}")
     print(dump_yaml(config.model_dump(mode="json")), end="")
     try:
         sizes = _train_sizes(config)

@@ -32,7 +32,6 @@ class KnownSource:
     hub: str | None
     image_column: str
     label_column: str
-    domain_column: str | None = None
 
 
 KNOWN_SOURCES: dict[str, KnownSource] = {
@@ -40,7 +39,7 @@ KNOWN_SOURCES: dict[str, KnownSource] = {
     "cifar10": KnownSource(10, 50000, 32, "uoft-cs/cifar10", "img", "label"),
     "cifar100": KnownSource(100, 50000, 32, "uoft-cs/cifar100", "img", "fine_label"),
     "imagenet100": KnownSource(100, 126689, 224, "clane9/imagenet-100", "image", "label"),
-    "domainnet": KnownSource(345, 409832, 224, "wltjr1007/DomainNet", "image", "label", "domain"),
+    "domainnet": KnownSource(345, 409832, 224, "wltjr1007/DomainNet", "image", "label"),
     "fashion_mnist": KnownSource(10, 60000, 28, "zalando-datasets/fashion_mnist", "image", "label"),
 }
 
@@ -94,7 +93,6 @@ def _parse(request: Request) -> Request:
             image_size=request.image_size or known.image_size,
             image_column=request.image_column or known.image_column,
             label_column=request.label_column or known.label_column,
-            domain_column=request.domain_column or known.domain_column,
         )
     kind, colon, place = source.partition(":")
     if kind in KINDS and colon:

@@ -14,11 +14,16 @@ from kaizen.evaluation.metrics import summarize
 class Results:
     """The content of results.json, read back when a run goes on.
 
+    Args:
+        file: where it is kept.
+        described: recipe, preset (or None) and config_hash of the run.
+        kind, tasks: the stream.
+
     Raises:
         ConfigError: the file is there and cannot be read.
     """
 
-    def __init__(self, file: Path, *, recipe: str, config_hash: str, kind: str, tasks: Sequence[Task]) -> None:
+    def __init__(self, file: Path, described: Mapping[str, str | None], kind: str, tasks: Sequence[Task]) -> None:
         self.file = file
         listed = [
             {"name": t.name, "classes": list(t.classes), "train_images": len(t.train), "test_images": len(t.test)}
@@ -26,8 +31,7 @@ class Results:
         ]
         self.content: dict[str, Any] = {
             "schema": 1,
-            "recipe": recipe,
-            "config_hash": config_hash,
+            **described,
             "stream": {"kind": kind, "tasks": listed},
             "readers": {},
             "seconds": {"train": [], "evaluate": [], "total": 0.0},

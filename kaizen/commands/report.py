@@ -1,0 +1,133 @@
+"""`python -m kaizen report RUN ...`: runs compared, mean and spread over seeds, on the terminal and in files."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from kaizen.checkpoint import write_text
+from kaizen.commands.parser import Parser
+from kaizen.config import flatten
+from kaizen.errors import ConfigError
+from kaizen.evaluation.report import (
+    SEED,
+    RunRecord,
+    Sheet,
+    csv_text,
+    definitions,
+    group_runs,
+    markdown,
+    sheets,
+    summarise_groups,
+)
+from kaizen.yamlio import parse_yaml
+
+WIDTH = 240
+"""Characters of a line where there is no terminal."""
+ABOUT = """Compare runs. Those whose configurations are equal but for run.seed and keys that decide nothing are a group,
+named after recipe, preset and the keys by which groups of that name differ. For every reader and metric: mean,
+standard deviation (ddof 1) and number of seeds, with each metric's definition."""
+CLOSING = """Metrics of unfinished runs, and those that one task leaves undefined, are empty and not counted.
+report.csv holds fractions in full precision; report.md and the terminal show per cent.
+
+  python -m kaizen report runs/sweep --baseline cassle-replay      # each group against its recipe's cassle-replay"""
+
+
+def main(tokens: Sequence[str]) -> int:
+    """Print the comparison and write report.md and report.csv."""
+    parser = Parser("python -m kaizen report RUN [RUN ...] [--out DIR] [--baseline GROUP]", ABOUT, CLOSING)
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="a run directory, or a directory that holds runs")
+    parser.add_argument("--out", metavar="DIR", help="where files are written [one RUN: RUN/report; several: nowhere]")
+    parser.add_argument(
+        "--baseline", metavar="GROUP", help="paired differences over common seeds to this group, or preset of a recipe"
+    )
+    if {"-h", "--help"} & set(tokens):
+        print(parser.format_help(), end="")
+        return 0
+    given = parser.parse_args(tokens)
+    found = {path.resolve(): path for run in given.runs for path in find_runs(Path(run).expanduser())}
+    groups = group_runs([read_run(path) for path in found.values()])
+    rows = summarise_groups(groups, given.baseline)
+    _print(sheets(rows))
+    for group in groups:
+        for record in group.repeated:
+            print(f"note: {record.path} repeats a seed of {group.name} and is left out")
+    out = given.out or (os.path.join(given.runs[0], "report") if len(given.runs) == 1 else None)
+    if out is not None:
+        _write(Path(out).expanduser(), {"report.md": markdown(sheets(rows)), "report.csv": csv_text(rows)})
+    return 0
+
+
+def find_runs(path: Path) -> list[Path]:
+    """The path itself if it is a run directory, else every run directory below it.
+
+    Raises:
+        ConfigError: it is none and holds none.
+    """
+    runs = []
+    for folder, folders, files in os.walk(path):
+        folders.sort()
+        if "config.yaml" in files and {"status.json", "results.json"} & set(files):
+            runs.append(Path(folder))
+            folders.clear()  # what lies in a run belongs to it
+    if not runs:
+        raise ConfigError("RUN", f"{str(path)!r} is no run directory and holds none; allowed: what train.py left")
+    return runs
+
+
+def read_run(path: Path) -> RunRecord:
+    """A run directory's configuration and results; a run without results.json has no readers yet.
+
+    Raises:
+        ConfigError: names the file that cannot be read.
+    """
+    file = path / "config.yaml"
+    try:
+        text = file.read_text()
+        config = flatten(parse_yaml(text))
+        if type(config[SEED]) is not int:
+            raise ValueError(f"{SEED} is {config[SEED]!r}")
+        file = path / "results.json"
+        results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else _header(text)
+        readers = results["readers"]
+        if not all(isinstance(reader, dict) for reader in readers.values()):
+            raise ValueError("a reader holds no metrics")
+        return RunRecord(str(path), str(results["recipe"]), results.get("preset"), config, readers)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(str(file), f"cannot be read ({type(error).__name__}: {error})") from None
+
+
+def _header(text: str) -> dict[str, Any]:
+    """Recipe and preset as the first lines of config.yaml tell them."""
+    lines = (line.removeprefix("# ").partition(": ") for line in text.splitlines()[:2] if line.startswith("# "))
+    said = {key: value for key, _, value in lines}
+    return {"recipe": said.get("recipe", "unknown"), "preset": said.get("preset"), "readers": {}}
+
+
+def _print(tables: Sequence[Sheet]) -> None:
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = WIDTH
+    for sheet in tables:
+        table = Table(title=sheet.title)
+        for number, name in enumerate(sheet.header):
+            table.add_column(name, justify="right" if number else "left", overflow="fold")
+        for row in sheet.rows:
+            table.add_row(*row)
+        console.print(table)
+    for line in definitions():
+        console.print(f"  {line}")
+
+
+def _write(directory: Path, files: dict[str, str]) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            write_text(directory / name, text)
+            print(f"wrote {directory / name}")
+    except OSError as error:
+        raise ConfigError("--out", f"{directory} cannot be written ({error.strerror})") from None

@@ -1,0 +1,252 @@
+"""`python -m kaizen sweep FILE`: every line of a sweep file, each in a process and a directory of its own.
+
+A run's log file is locked as long as any of its processes lives, so that a run which outlives a killed sweep is not
+started a second time beside itself.
+"""
+
+import fcntl
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from tqdm import tqdm
+
+from kaizen.commands.parser import Parser, at_least_one
+from kaizen.errors import ConfigError, Stopped, TrainingFailed
+from kaizen.stop import StopRequest
+from kaizen.sweep import SweepRun, read_sweep
+
+TRAIN = "kaizen.commands.train"
+LOG = "train.log"
+POLL_SECONDS = 0.1
+ABOUT = """Train every run of a sweep file, each in a process of its own and in DIR/NAME, where NAME is made of its
+recipe, preset and overrides. Finished runs are skipped, broken ones go on; one that fails does not stop the others."""
+CLOSING = """A line of FILE is RECIPE [--preset NAME] [--section.key VALUE ...]; # begins a comment.
+A list {a,b,c} in any word stands for one run of each, several lists for all combinations:
+
+  digits --preset {finetune,cassle,kaizen} --run.seed {0,1,2}      # nine runs
+  digits --classifier.hidden {[],[128]} --data.source parquet:/data/{old,new}
+
+Every line is checked before anything runs. What a run prints is in DIR/NAME/train.log. Ctrl-C, SIGTERM or a file `stop`
+in DIR stop the runs, which save; the same command goes on from there. Several runs at a time share the cores evenly,
+unless KAIZEN_THREADS is set.
+Exit codes: 0 all done, 2 a line or an argument is wrong, 3 a run failed, 75 stopped."""
+
+
+def main(tokens: Sequence[str]) -> int:
+    """Run the sweep; returns the exit code."""
+    parser = Parser("python -m kaizen sweep FILE --run.dir DIR [--jobs N] [--launcher COMMAND]", ABOUT, CLOSING)
+    parser.add_argument("file", metavar="FILE", type=Path, help="the sweep file")
+    parser.add_argument(
+        "--run.dir", dest="dir", metavar="DIR", type=Path, required=True, help="where the runs are kept"
+    )
+    parser.add_argument("--jobs", metavar="N", type=at_least_one, default=1, help="runs at a time [1]")
+    parser.add_argument(
+        "--launcher",
+        metavar="COMMAND",
+        type=shlex.split,
+        default=[],
+        help="starts each run, as 'accelerate launch -q --num_processes 4' [none: one process]",
+    )
+    if {"-h", "--help"} & set(tokens):
+        print(parser.format_help(), end="")
+        return 0
+    given = parser.parse_args(tokens)
+    if given.launcher and shutil.which(given.launcher[0]) is None:
+        raise ConfigError("--launcher", f"is {given.launcher[0]!r}, which is no program; allowed: as accelerate launch")
+    stop = StopRequest()
+    try:
+        stop.install()
+        runs = read_sweep(given.file)
+        stop.defer()
+    except Stopped as stopped:
+        print(f"stopped by {stopped}: nothing was started", file=sys.stderr)
+        return Stopped.exit_code
+    directory = given.dir.expanduser()
+    stop.watch(directory)
+    return Sweep(runs, directory, given.jobs, given.launcher, stop).run()
+
+
+@dataclass
+class Child:
+    """A run under way: its process, its directory and where its part of the log begins (bytes)."""
+
+    run: SweepRun
+    process: subprocess.Popen[bytes]
+    path: Path
+    log_from: int
+    began: float
+
+
+class Sweep:
+    """Runs of a sweep, `jobs` at a time, in directories below one.
+
+    Args:
+        runs: what to train, in this order.
+        directory: holds a directory of each run.
+        jobs: runs at a time.
+        launcher: words of a command that starts each run, such as accelerate launch; none: a plain process.
+        stop: notices requests to stop.
+    """
+
+    def __init__(
+        self, runs: Sequence[SweepRun], directory: Path, jobs: int, launcher: Sequence[str], stop: StopRequest
+    ) -> None:
+        self.waiting, self.active, self.ended = list(runs), list[Child](), Counter[str]()
+        self.directory, self.jobs, self.launcher, self.stop = directory, jobs, list(launcher), stop
+        self._total, self._elsewhere = len(runs), set[str]()
+        self._bar = tqdm(total=len(runs), unit="run", dynamic_ncols=True, disable=not sys.stderr.isatty())
+
+    def run(self) -> int:
+        """Train what is not done; returns the exit code."""
+        try:
+            while (self.waiting or self.active) and not self.stop.asked():
+                self._start_runs()
+                self._collect()
+                time.sleep(POLL_SECONDS)
+        finally:
+            self._stop_runs()
+            self._bar.close()
+        counts = ", ".join(f"{count} {state}" for state, count in self.ended.items())
+        print(f"runs: {self._total}, {counts or 'none ended'}", flush=True)
+        if asked := self.stop.asked():
+            (self.directory / "stop").unlink(missing_ok=True)
+            print(f"stopped by {asked}: the same command goes on from here", file=sys.stderr, flush=True)
+            return Stopped.exit_code
+        if self.ended["failed"]:
+            return TrainingFailed.exit_code
+        return Stopped.exit_code if self.ended["stopped"] else 0
+
+    def _start_runs(self) -> None:
+        """Start runs as long as there is room; one that another process has in hand waits for it."""
+        for run in list(self.waiting):
+            path = self.directory / run.name
+            if _is_done(path, run):
+                self.waiting.remove(run)
+                self._tell("done", run, f"{_result(path)}, before")
+                continue
+            if len(self.active) == self.jobs:
+                return
+            log = lock_log(path / LOG)
+            if log is not None:
+                self.waiting.remove(run)
+                with log:
+                    self.active.append(self._start(run, path, log))
+            elif run.name not in self._elsewhere:
+                self._elsewhere.add(run.name)
+                self._bar.write(f"waiting  {run.name}: another process is training it", file=sys.stdout)
+
+    def _start(self, run: SweepRun, path: Path, log: IO[bytes]) -> Child:
+        command = [*(self.launcher or [sys.executable]), "-m", TRAIN, *run.tokens, "--run.dir", str(path)]
+        environment = dict(os.environ)
+        if self.jobs > 1 and not self.launcher:
+            from kaizen.parallel import usable_cores
+
+            environment.setdefault("KAIZEN_THREADS", str(max(1, usable_cores() // self.jobs)))
+        log_from = log.seek(0, os.SEEK_END)
+        # In a session of its own, so that Ctrl-C reaches a run through `_stop_runs` alone.
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+        return Child(run, process, path, log_from, time.monotonic())
+
+    def _collect(self) -> None:
+        """Take note of the runs that have ended."""
+        for child in list(self.active):
+            code = child.process.poll()
+            if code is None:
+                continue
+            self.active.remove(child)
+            if _is_done(child.path, child.run):
+                self._tell("done", child.run, f"{_result(child.path)}, {time.monotonic() - child.began:.0f} s")
+            elif self._was_stopped(child, code):
+                self._tell("stopped", child.run, "it goes on from where it was")
+            else:
+                reason = _last_error(child.path / LOG, child.log_from) or "it said nothing"
+                self._tell("failed", child.run, f"exit code {code}: {reason} ({child.path / LOG})")
+
+    def _was_stopped(self, child: Child, code: int) -> bool:
+        if self.launcher and _read(child.path / "status.json").get("state") == "stopped":
+            return True  # launchers have codes of their own
+        # A process that gets the signal before it has anything to save ends by it.
+        return code == Stopped.exit_code or (code == -signal.SIGTERM and self.stop.asked() is not None)
+
+    def _stop_runs(self) -> None:
+        """Ask the runs under way to save and end, and wait for them."""
+        for child in self.active:
+            if not self.launcher:
+                child.process.terminate()
+        while self.active:
+            for child in self.active if self.launcher else ():
+                # Signals kill launchers and orphan what they started; a file from before a start does not count.
+                (child.path / "stop").touch()
+            self._collect()
+            time.sleep(POLL_SECONDS)
+
+    def _tell(self, state: str, run: SweepRun, text: str) -> None:
+        self.ended[state] += 1
+        self._bar.update()
+        self._bar.write(f"{state:8} {run.name}: {text}", file=sys.stdout)
+        sys.stdout.flush()
+
+
+def _is_done(path: Path, run: SweepRun) -> bool:
+    """Whether a directory holds the finished run, and of this configuration."""
+    same = _read(path / "results.json").get("config_hash") == run.config_hash
+    return same and _read(path / "status.json").get("state") == "done"
+
+
+def _result(path: Path) -> str:
+    accuracy = _read(path / "results.json").get("readers", {}).get("classifier", {}).get("final_accuracy")
+    return "no final accuracy" if accuracy is None else f"final accuracy {100 * accuracy:.1f} %"
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A JSON object, or an empty one where none can be read."""
+    try:
+        held = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return held if isinstance(held, dict) else {}
+
+
+def lock_log(file: Path) -> IO[bytes] | None:
+    """The log opened to append to, locked for this process and those that inherit it; None: another holds it."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        log = open(file, "ab")  # noqa: SIM115
+    except OSError as error:
+        raise ConfigError("--run.dir", f"{file} cannot be written ({error.strerror})") from None
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.close()
+        return None
+    except OSError as error:
+        log.close()
+        raise ConfigError("--run.dir", f"{file} cannot be locked ({error.strerror})") from None
+    return log
+
+
+def _last_error(log: Path, start: int) -> str:
+    """The last line that tells an error, or the last line at all, of a log from a byte on."""
+    with open(log, "rb") as file:
+        file.seek(start)
+        lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (errors or lines or [""])[-1]

@@ -1,0 +1,241 @@
+"""Runs compared: groups of runs that differ in their seed alone, and every metric's mean and spread over the seeds.
+
+Everything here is plain data: `summarise_groups` gives numbers, `sheets` arranges them as tables, `markdown` and
+`csv_text` write them down. Fractions stay fractions until they are shown in per cent.
+"""
+
+import csv
+import io
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kaizen.config import is_free
+from kaizen.errors import ConfigError
+from kaizen.evaluation.metrics import DEFINITIONS
+
+SEED = "run.seed"
+CSV_COLUMNS = (
+    *("group", "reader", "metric", "mean", "std", "n"),
+    *("baseline", "difference_mean", "difference_std", "difference_n", "definition"),
+)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as its directory tells it: flat configuration by dotted key, `readers` of results.json."""
+
+    path: str
+    recipe: str
+    preset: str | None
+    config: Mapping[str, Any]
+    readers: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def label(self) -> str:
+        """RECIPE or RECIPE-PRESET."""
+        return f"{self.recipe}-{self.preset}" if self.preset else self.recipe
+
+    def value(self, reader: str, metric: str) -> float | None:
+        """A metric (fraction), or None where it is undefined or not there yet."""
+        found = self.readers.get(reader, {}).get(metric)
+        return float(found) if isinstance(found, int | float) and math.isfinite(found) else None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one configuration by seed, and runs left out because their seed was there already.
+
+    The name is `label` (of equal configurations under several names: all, joined by " = ") and `keys`, the keys by
+    which groups of one label differ.
+    """
+
+    label: str
+    keys: str
+    runs: Mapping[int, RunRecord]
+    repeated: tuple[RunRecord, ...]
+
+    @property
+    def name(self) -> str:
+        """What the group is called in tables."""
+        return f"{self.label} {self.keys}".rstrip()
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and standard deviation (ddof 1) of n values; None where n is too small for them."""
+
+    mean: float | None
+    std: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """A metric of a reader over a group's seeds, and the paired differences to a baseline where there is one."""
+
+    group: str
+    reader: str
+    metric: str
+    value: Statistics
+    baseline: str | None
+    difference: Statistics | None
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table as text: title, header and rows of equal length, the first column names the group."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def group_runs(records: Sequence[RunRecord]) -> list[Group]:
+    """Groups of runs whose configurations are equal but for the seed and the keys that decide nothing, in their order.
+
+    Of runs that also have the same seed one counts: that with the most metrics, then the first.
+    """
+    held: dict[str, list[RunRecord]] = {}
+    for record in records:
+        held.setdefault(json.dumps(_deciding(record), sort_keys=True), []).append(record)
+    labels = [dict.fromkeys(record.label for record in members) for members in held.values()]
+    configs = [_deciding(members[0]) for members in held.values()]
+    groups = []
+    for mine, config, members in zip(labels, configs, held.values(), strict=True):
+        siblings = [other for theirs, other in zip(labels, configs, strict=True) if mine.keys() & theirs.keys()]
+        every = dict.fromkeys(key for other in siblings for key in other)
+        differ = [key for key in every if any(other.get(key) != config.get(key) for other in siblings)]
+        keys = " ".join(f"{key}={json.dumps(config.get(key)).replace(' ', '')}" for key in differ).replace('"', "")
+        groups.append(Group(" = ".join(mine), keys, *_by_seed(members)))
+    return groups
+
+
+def _deciding(record: RunRecord) -> dict[str, Any]:
+    # A key that is not there, as in runs of earlier versions, counts as null.
+    held = {key: value for key, value in record.config.items() if value is not None}
+    return {key: value for key, value in held.items() if key != SEED and not is_free(key)}
+
+
+def _by_seed(members: Sequence[RunRecord]) -> tuple[dict[int, RunRecord], tuple[RunRecord, ...]]:
+    runs: dict[int, RunRecord] = {}
+    for record in sorted(members, key=_metrics_there, reverse=True):
+        runs.setdefault(record.config[SEED], record)
+    used = {id(record) for record in runs.values()}
+    return dict(sorted(runs.items())), tuple(record for record in members if id(record) not in used)
+
+
+def _metrics_there(record: RunRecord) -> int:
+    return sum(record.value(reader, metric) is not None for reader in record.readers for metric in DEFINITIONS)
+
+
+def describe_values(values: Sequence[float | None]) -> Statistics:
+    """Mean, standard deviation and number of the values that are there."""
+    there = [value for value in values if value is not None]
+    mean = statistics.fmean(there) if there else None
+    return Statistics(mean, statistics.stdev(there) if len(there) > 1 else None, len(there))
+
+
+def paired_difference(group: Group, baseline: Group, reader: str, metric: str) -> Statistics:
+    """Statistics of value minus baseline over the seeds for which both are there."""
+    differences: list[float | None] = []
+    for seed in group.runs.keys() & baseline.runs.keys():
+        mine, theirs = (side.runs[seed].value(reader, metric) for side in (group, baseline))
+        differences.append(None if mine is None or theirs is None else mine - theirs)
+    return describe_values(differences)
+
+
+def find_baseline(groups: Sequence[Group], group: Group, name: str) -> Group | None:
+    """The group of that name; or, if it is a preset's, the one of the same recipe and keys under that preset."""
+    exact = [other for other in groups if name in (other.name, *other.label.split(" = "))]
+    if len(exact) == 1:
+        return exact[0]
+    recipes = {run.recipe for run in group.runs.values()}
+    fits = [
+        other
+        for other in groups
+        if other.keys == group.keys and any(r.preset == name and r.recipe in recipes for r in other.runs.values())
+    ]
+    return fits[0] if len(fits) == 1 else None
+
+
+def summarise_groups(groups: Sequence[Group], baseline: str | None = None) -> list[Row]:
+    """A row for every reader, group and metric.
+
+    Raises:
+        ConfigError: no group has the baseline's name.
+    """
+    bases = {g.name: find_baseline(groups, g, baseline) if baseline is not None else None for g in groups}
+    if baseline is not None and not any(bases.values()):
+        raise ConfigError("--baseline", f"is {baseline!r}; allowed: {', '.join(map(repr, bases))}, or a preset of them")
+    readers = dict.fromkeys(reader for group in groups for run in group.runs.values() for reader in run.readers)
+    rows = []
+    for reader in readers or ("classifier",):
+        for group in groups:
+            base = bases[group.name]
+            for metric in DEFINITIONS:
+                value = describe_values([run.value(reader, metric) for run in group.runs.values()])
+                if base is None or base is group:
+                    rows.append(Row(group.name, reader, metric, value, None, None))
+                else:
+                    difference = paired_difference(group, base, reader, metric)
+                    rows.append(Row(group.name, reader, metric, value, base.name, difference))
+    return rows
+
+
+def sheets(rows: Sequence[Row]) -> list[Sheet]:
+    """For each reader a table of values, and one of differences if there are any: mean ± std (n), in per cent."""
+    found = []
+    for reader in dict.fromkeys(row.reader for row in rows):
+        mine = [row for row in rows if row.reader == reader]
+        metrics = tuple(metric.replace("_", " ") for metric in DEFINITIONS)
+        lines: dict[str, list[str]] = {}
+        compared: dict[str, list[str]] = {}
+        for row in mine:
+            lines.setdefault(row.group, [row.group]).append(_cell(row.value))
+            if row.difference is not None and row.baseline is not None:
+                compared.setdefault(row.group, [row.group, row.baseline]).append(_cell(row.difference, sign="+"))
+        title = f"{reader}: top-1 on the test images of all classes, in %: mean ± standard deviation over seeds (n)"
+        found.append(Sheet(title, ("group", *metrics), tuple(map(tuple, lines.values()))))
+        if compared:
+            title = f"{reader}: differences to the baseline, paired by seed, in points: mean ± standard deviation (n)"
+            found.append(Sheet(title, ("group", "baseline", *metrics), tuple(map(tuple, compared.values()))))
+    return found
+
+
+def _cell(found: Statistics, sign: str = "") -> str:
+    if found.mean is None:
+        return ""
+    spread = "" if found.std is None else f" ± {100 * found.std:.1f}"
+    return f"{100 * found.mean:{sign}.1f}{spread} ({found.n})"
+
+
+def definitions() -> list[str]:
+    """Every metric's name and definition, a line each."""
+    return [f"{metric.replace('_', ' ')}: {definition}" for metric, definition in DEFINITIONS.items()]
+
+
+def markdown(tables: Sequence[Sheet]) -> str:
+    """The tables and the definitions as Markdown."""
+    lines = ["# Results", ""]
+    for table in tables:
+        rows = [table.header, ("---",) + ("---:",) * (len(table.header) - 1), *table.rows]
+        lines += [f"**{table.title}**", ""]
+        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows] + [""]
+    return "\n".join([*lines, *(f"- {line}" for line in definitions())]) + "\n"
+
+
+def csv_text(rows: Sequence[Row]) -> str:
+    """The rows as CSV with a header: fractions in full precision, empty where undefined."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for row in rows:
+        value, other = row.value, row.difference
+        compared = ("", "", "") if other is None else (other.mean, other.std, other.n)
+        numbers = (value.mean, value.std, value.n, row.baseline, *compared)
+        writer.writerow((row.group, row.reader, row.metric, *numbers, DEFINITIONS[row.metric]))
+    return file.getvalue()
