@@ -9,6 +9,7 @@ from importlib import import_module
 from kaizen.errors import KaizenError
 
 COMMANDS = {
+    "eval": "evaluate every task's snapshot of a run again",
     "recipes": "list the shipped recipes",
     "show": "print the resolved configuration of a recipe and the numbers derived from it",
 }
