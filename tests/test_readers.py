@@ -51,13 +51,18 @@ def digits(config: Config, stream: Stream) -> Digits:
     return train, torch.from_numpy(stream.source.train.labels[ids]), test, stream.source.test.labels[test_ids]
 
 
+@pytest.mark.parametrize("weak", [False, True], ids=["chosen", "weak"])
 @pytest.mark.parametrize("count", [580, 1438], ids=["two tasks", "all"])
-def test_the_probe_agrees_with_scikit_learn(count: int, digits: Digits) -> None:
+def test_the_probe_agrees_with_scikit_learn(
+    count: int, weak: bool, digits: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train, labels, test, truth = digits
+    if weak:  # where a solver that stops early is furthest from the minimum
+        monkeypatch.setattr(readers, "REGULARISATIONS", readers.REGULARISATIONS[-1:])
     probe = fit_probe(train[:count], labels[:count], seed=0)
     assert probe.gradient <= readers.TOLERANCE
     scaler = StandardScaler().fit(train[:count].double())
-    theirs = LogisticRegression(C=1 / (probe.regularisation * count), max_iter=10000, tol=1e-6)
+    theirs = LogisticRegression(C=1 / (probe.regularisation * count), max_iter=20000, tol=1e-7)
     theirs.fit(scaler.transform(train[:count].double()), labels[:count])
     mine, expected = probe.predict(test).numpy(), theirs.predict(scaler.transform(test.double()))
     assert float((expected == truth).mean()) > 0.8 * len(probe.classes) / 10, "features that tell classes apart"
@@ -107,6 +112,14 @@ def test_votes_worked_by_hand(k: int, expected: int) -> None:
     train = torch.tensor([[2.0, 0.0], [0.96, 0.28], [0.96, -0.28], [0.4, 0.3]])
     labels = torch.tensor([4, 0, 0, 0]) if k > 3 else torch.tensor([4, 0, 1, 0])
     assert nearest_neighbours(train, labels, torch.tensor([[0.5, 0.0]]), k).tolist() == [expected]
+
+
+@pytest.mark.parametrize(("weight", "expected"), [(0.52, 1), (0.48, 2)])
+def test_a_vote_weighs_by_the_exponential_of_its_cosine_over_0_07(weight: float, expected: int) -> None:
+    angle = math.acos(1 + 0.07 * math.log(weight))
+    train = torch.tensor([[1.0, 0.0], *([math.cos(angle), sign * math.sin(angle)] for sign in (1, -1))])
+    # Two such votes against one of weight 1.
+    assert nearest_neighbours(train, torch.tensor([2, 1, 1]), torch.tensor([[3.0, 0.0]]), 20).tolist() == [expected]
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=80), st.integers(0, 99))

@@ -15,8 +15,9 @@ REGULARISATIONS = tuple(10.0**-power for power in range(6))
 """Weights of the L2 term tried, strongest first; scikit-learn's C is 1 / (weight x n)."""
 HELD_OUT = 5
 """One in so many training images of a class judges the regularisation."""
-TOLERANCE, STEPS = 1e-4, 1000
-"""Largest entry of the gradient of the mean loss at which the solver has converged, and its most iterations."""
+TOLERANCE, TRIAL_TOLERANCE, STEPS = 1e-6, 1e-4, 2000
+"""Largest entry of the gradient of the mean loss at which the probe has converged, at which a regularisation can be
+judged, and the solver's most iterations."""
 TEMPERATURE = 0.07
 SIMILARITIES = 2**24
 """Similarities held at once."""
@@ -57,7 +58,7 @@ def fit_probe(features: Tensor, labels: Tensor, seed: int) -> LinearProbe:
     inputs = (wide - mean) / std
     classes, targets = labels.to(inputs.device).unique(return_inverse=True)
     regularisation, start = _choose(inputs, targets, seed)
-    weights, gradient = _solve(inputs, targets, regularisation, start)
+    weights, gradient = _solve(inputs, targets, regularisation, start, TOLERANCE)
     return LinearProbe(mean, std, weights, classes, regularisation, gradient)
 
 
@@ -72,7 +73,7 @@ def _choose(inputs: Tensor, targets: Tensor, seed: int) -> tuple[float, Tensor]:
     weights = inputs.new_zeros(inputs.shape[1] + 1, int(targets.max()) + 1)
     best, found = -1.0, (REGULARISATIONS[0], weights)
     for regularisation in REGULARISATIONS:
-        weights, _ = _solve(inputs[kept], targets[kept], regularisation, weights)
+        weights, _ = _solve(inputs[kept], targets[kept], regularisation, weights, TRIAL_TOLERANCE)
         right = _affine(inputs[held], weights).argmax(dim=1) == targets[held]
         accuracy = float(right.double().mean())
         if accuracy > best:
@@ -91,14 +92,16 @@ def held_out(targets: Tensor, seed: int) -> Tensor:
     return held
 
 
-def _solve(inputs: Tensor, targets: Tensor, regularisation: float, start: Tensor) -> tuple[Tensor, float]:
+def _solve(
+    inputs: Tensor, targets: Tensor, regularisation: float, start: Tensor, tolerance: float
+) -> tuple[Tensor, float]:
     """Weights (d + 1, c) of least mean cross-entropy + 0.5 x regularisation x squared norm (the bias is free), and the
     largest entry of the gradient there. The problem is convex; L-BFGS on all images at once finds its one minimum."""
     weights = start.clone().requires_grad_()
     solver = torch.optim.LBFGS(
         [weights],
         max_iter=STEPS,
-        tolerance_grad=TOLERANCE,
+        tolerance_grad=tolerance,
         tolerance_change=0,
         history_size=20,
         line_search_fn="strong_wolfe",
