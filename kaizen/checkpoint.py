@@ -32,7 +32,8 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a text file atomically: readers see the old or the new content, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    # `kaizen eval` may write to a run that is going on: two processes never share a temporary file.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(temporary, "w") as file:
         file.write(text)
         file.flush()

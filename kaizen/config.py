@@ -6,7 +6,7 @@ an unknown data set, steps an epoch) is checked by the trainer, still before any
 
 import hashlib
 import json
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
 
@@ -16,9 +16,18 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Text = Annotated[str, Field(min_length=1)]
+Reader = Literal["classifier", "linear_probe_seen", "linear_probe_all", "knn"]
 
-# Keys that say where and how often, not what is computed: a run may go on under other values of these.
-FREE_KEYS = ("run.dir", "run.resume", "run.checkpoint_every", "run.keep_checkpoints", "data.cache_dir", "log")
+# Keys that say where, how often and what is measured, not what is trained: a run may go on under other values of these.
+FREE_KEYS = (
+    "run.dir",
+    "run.resume",
+    "run.checkpoint_every",
+    "run.keep_checkpoints",
+    "data.cache_dir",
+    "eval.readers",
+    "log",
+)
 
 
 class Section(BaseModel):
@@ -185,9 +194,13 @@ class OptimConfig(Section):
 
 
 class EvalConfig(Section):
-    readers: tuple[Literal["classifier"], ...] = Field(
-        ("classifier",), min_length=1, description="readers of the features, each with its own accuracy matrix"
+    readers: tuple[Reader, ...] = Field(
+        get_args(Reader),
+        min_length=1,
+        description="what reads the features, each with its own accuracy matrix: the jointly trained classifier, "
+        "linear probes on the training images of the tasks seen or of all tasks, nearest neighbours of the tasks seen",
     )
+    knn_k: Count = Field(20, description="neighbours that vote; cut to the training images there are")
 
 
 class LogConfig(Section):
@@ -238,6 +251,12 @@ class Config(Section, Generic[M]):
 def header(recipe: str, preset: str | None) -> str:
     """Lines of comment above a resolved configuration, which says nothing of where it comes from."""
     return f"# recipe: {recipe}\n" + (f"# preset: {preset}\n" if preset else "")
+
+
+def read_header(text: str) -> tuple[str | None, str | None]:
+    """Recipe and preset that `header` wrote above a configuration; None where a line is missing."""
+    said = dict(line[2:].split(": ", 1) for line in text.splitlines()[:2] if line.startswith("# ") and ": " in line)
+    return said.get("recipe"), said.get("preset")
 
 
 def is_free(key: str) -> bool:

@@ -119,6 +119,10 @@ class RunDirectory:
         """Seconds that a finished task trained."""
         return float(read_state(task_directory(self.path, task))["train_seconds"])
 
+    def world_size(self, task: int) -> int:
+        """Processes that a finished task was trained by."""
+        return int(read_state(task_directory(self.path, task))["world_size"])
+
     def find_checkpoint(self, task: int) -> tuple[Path, dict[str, Any]] | None:
         """The newest whole checkpoint of a task, the same on every process."""
         found = None

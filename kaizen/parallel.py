@@ -6,8 +6,9 @@ global loss, whatever the number of processes and however uneven their slices.
 """
 
 import os
+import resource
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
@@ -181,6 +182,12 @@ class Parallel:
             "device": self.device.type,
         }
 
+    def peak_memory(self) -> int:
+        """Most bytes this process has used so far, of the GPU's memory where there is one."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
     def scaler_state(self) -> dict[str, Any]:
         """State of the gradient scaler (fp16), plain numbers; empty where there is none."""
         return self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
@@ -202,6 +209,10 @@ class Parallel:
         if self.world > 1:
             dist.all_reduce(counts)
         return counts
+
+    def gather(self, local: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Rows (n_r, ...) of all processes, one process after the other; sizes: n_r of each."""
+        return local if self.world == 1 else _AllGather.apply(local, tuple(sizes), self.rank)
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is up on any process; every process gets the same answer."""

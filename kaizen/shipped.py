@@ -1,5 +1,6 @@
 """Recipes and presets: those that are shipped with the package, and recipes of the user's own."""
 
+import difflib
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,12 @@ def read_recipe(recipe: str) -> tuple[str, dict[str, Any]]:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError("RECIPE", f"{recipe!r} cannot be read ({error})") from None
     else:
-        raise ConfigError("RECIPE", f"is {recipe!r}; allowed: {', '.join(shipped)}, or the path of a YAML file")
+        near = difflib.get_close_matches(recipe, shipped, n=3)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        problem = (
+            f"is {recipe!r}; {hint}allowed: a name that `python -m kaizen recipes` lists, or the path of a YAML file"
+        )
+        raise ConfigError("RECIPE", problem)
     try:
         content = parse_yaml(text)
     except YamlError as error:

@@ -1,12 +1,12 @@
 """The story of a run: for each task, for each step; then remember, look, go on."""
 
 import math
-import resource
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from kaizen.config import Config
@@ -16,14 +16,13 @@ from kaizen.errors import KaizenError, Stopped, TrainingFailed
 from kaizen.evaluation.evaluator import Evaluator
 from kaizen.evaluation.results import Results
 from kaizen.evaluation.table import print_results, save_picture
-from kaizen.learner import Network, total
+from kaizen.learner import total
 from kaizen.log import Clock, RunLog, versions
 from kaizen.parallel import Parallel
 from kaizen.plan import describe, make_plan
 from kaizen.state import TaskState, checkpoint_directory, task_directory
 from kaizen.stepping import Stepper
 from kaizen.stop import StopRequest
-from kaizen.teacher import read_network
 
 STOP_STEPS = 5  # steps between agreements on stopping; each is a message between processes
 
@@ -78,9 +77,9 @@ class Trainer:
         self.stream = self.parallel.main_first(lambda: load_stream(config))
         self.source, self.tasks = self.stream.source, self.stream.tasks
         self.plan = make_plan(config, self.stream.train_sizes, self.parallel.world)
+        self.evaluator = Evaluator(config, self.stream, self.parallel)
         self.directory.claim(self.recipe, self.preset)
         self.stop.defer()
-        self.evaluator = Evaluator(self.stream, config.eval.readers, self.parallel)
         described = {"recipe": self.recipe, "preset": self.preset, "config_hash": config.hash()}
         self.results = Results(self.path / "results.json", described, config.stream.kind, self.tasks)
         self.parallel.announce(f"run directory       {self.path}")
@@ -92,7 +91,7 @@ class Trainer:
         print_results(self.results.content)
 
     def _run(self) -> None:
-        done = self.directory.tasks_done()
+        done, readers = self.directory.tasks_done(), self.config.eval.readers
         self.results.keep(done)
         steps_done = self.plan.tasks[done].first_step if done < len(self.tasks) else self.plan.steps
         found = self.directory.find_checkpoint(done)
@@ -102,11 +101,12 @@ class Trainer:
         self.directory.cut_log(steps_done)
         self.log = RunLog(self.path, self.config, self.parallel, steps=self.plan.steps, done=steps_done)
         try:
-            for task in range(self.results.evaluated, done):
-                self.evaluate(task)
+            for task in range(-1, done):
+                if lacking := self.results.lacking(task, readers):
+                    self.evaluate(task, lacking)
             for task in range(done, len(self.tasks)):
                 self.train_task(task, found[0] if found and task == done else None)
-                self.evaluate(task)
+                self.evaluate(task, readers)
         finally:
             self.log.close()
 
@@ -142,30 +142,19 @@ class Trainer:
         self.parallel.on_main(lambda: state.save_task_end(path, stepper.remember(), position))
         self.parallel.release()
 
-    def evaluate(self, task: int) -> None:
-        """Every reader's accuracies after a task (-1: before the first), from its snapshot, into results.json."""
+    def evaluate(self, task: int, readers: Sequence[str]) -> None:
+        """These readers' accuracies after a task (-1: before the first), from its snapshot, into results.json."""
         began = time.perf_counter()
-        if task < 0:
-            self.results.add_untrained(self._row(Network(self.config, self.source.num_classes)))
-        else:
-            path = task_directory(self.path, task)
-            network = read_network(path / "student.safetensors", self.config, self.source.num_classes)
-            row = self._row(network)
-            images = self.plan.tasks[task].batch * self.plan.tasks[task].steps
-            seconds = {"trained": self.directory.train_seconds(task), "evaluated": time.perf_counter() - began}
-            self.results.add_row(row, images=images, **seconds)
-            seen = row["classifier"][: task + 1]
-            self.log.say(
-                f"task {task} ({self.tasks[task].name}): classifier accuracy on the tasks seen "
-                f"{', '.join(f'{100 * value:.1f}' for value in seen)}; mean {100 * sum(seen) / len(seen):.1f} %"
-            )
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        if self.parallel.device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(self.parallel.device)
-        self.parallel.on_main(lambda: self.results.write(world=self.parallel.world, peak_memory=peak))
-
-    def _row(self, network: Network) -> dict[str, list[float]]:
-        return self.evaluator.row(network, self._stop_if_asked)
+        row = self.evaluator.row(self.evaluator.network(self.path, task), task, readers, self._stop_if_asked)
+        self.results.add_row(task, row)
+        if task >= 0:
+            plan, trained = self.plan.tasks[task], self.directory.train_seconds(task)
+            spent = time.perf_counter() - began
+            self.results.add_seconds(task, images=plan.batch * plan.steps, trained=trained, evaluated=spent)
+            means = ", ".join(f"{reader} {100 * fmean(values[: task + 1]):.1f}" for reader, values in row.items())
+            self.log.say(f"task {task} ({self.tasks[task].name}): mean accuracy in % on the tasks seen: {means}")
+        world, peak = self.parallel.world, self.parallel.peak_memory()
+        self.parallel.on_main(lambda: self.results.write(world=world, peak_memory=peak))
 
     def _weights(self, task: int) -> dict[str, float]:
         """Weights of the four terms in a task."""

@@ -16,6 +16,7 @@ TINY = [
     *("--replay.batch", "24", "--replay.per_class", "4", "--method.projector_hidden", "32"),
     *("--optim.name", "lars", "--optim.lr", "1", "--optim.classifier_lr", "0.1", "--classifier.distill_weight", "2"),
     *("--distill.hidden", "32", "--classifier.hidden", "[16]", "--log.every_steps", "1", "--run.checkpoint_every", "2"),
+    *("--eval.readers", "[classifier]"),
 ]
 
 

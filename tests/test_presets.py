@@ -49,7 +49,10 @@ def test_a_preset_keeps_of_the_past_what_its_name_says(preset: str, recipe: str)
     assert plain.replay.policy == "random"
     changed = {key for key, value in flatten(config.model_dump()).items() if flatten(plain.model_dump())[key] != value}
     allowed = {"distill.name", "distill.weight", "distill.temperature", "classifier.distill_weight", "replay.policy"}
-    own = {"joint": {"stream.kind", "stream.tasks", "stream.domains"}, "random-encoder": {"method.weight", "optim.weight_decay"}}
+    own = {
+        "joint": {"stream.kind", "stream.tasks", "stream.domains"},
+        "random-encoder": {"method.weight", "optim.weight_decay"},
+    }
     assert changed <= allowed | own.get(preset, set()), "everything else is the recipe's"
 
 

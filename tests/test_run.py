@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import get_args
 from xml.etree import ElementTree
 
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 
 from kaizen.cli import parse_arguments, resolve
 from kaizen.commands.train import main
+from kaizen.config import Reader
 from kaizen.data.load import load_stream
 from kaizen.evaluation.evaluator import Evaluator
 from kaizen.evaluation.metrics import summarize
@@ -133,7 +135,7 @@ def test_evaluation_changes_nothing_in_a_network(cache: str) -> None:
     config = resolve("digits", {"data.cache_dir": cache, "encoder.width": "4"})[1]
     network = Network(config, 10).train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    Evaluator(load_stream(config), ("classifier",), Parallel()).row(network, lambda: None)
+    Evaluator(config, load_stream(config), Parallel()).row(network, 0, get_args(Reader))
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 

@@ -8,13 +8,14 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from kaizen.cli import parse_arguments, resolve
 from kaizen.commands.train import main
-from kaizen.config import Config
+from kaizen.config import Config, Reader
 from kaizen.data.load import load_stream
 from kaizen.distill import build_distiller
 from kaizen.errors import ConfigError, TrainingFailed
@@ -156,13 +157,14 @@ def errors_reach_all(parallel: Parallel) -> dict[str, bool]:
 
 
 def evaluation_agrees(parallel: Parallel, arguments: list[str]) -> bool:
-    """Two processes count the same as one."""
+    """Two processes find what one finds, whatever reads the features, to the last bit."""
     config = resolve(*parse_arguments(arguments))[1]
     stream, network = load_stream(config), Network(config, 10)
     alone = copy.copy(parallel)
-    alone.rank, alone.world = 0, 1
-    rows = [Evaluator(stream, ("classifier",), p).row(network, lambda: None) for p in (parallel, alone)]
-    return rows[0] == rows[1] and any(rows[0]["classifier"])
+    alone.rank, alone.world, alone.is_main, alone._cpu_group = 0, 1, True, None
+    readers = get_args(Reader)
+    rows = [[Evaluator(config, stream, p).row(network, task, readers) for p in (parallel, alone)] for task in (-1, 1)]
+    return all(two == one and all(any(two[reader]) for reader in readers) for two, one in rows)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from kaizen.errors import KaizenError
 
 COMMANDS = {
     "recipes": "list the shipped recipes and presets",
+    "eval": "evaluate every task's snapshot of a run again",
     "show": "print the resolved configuration of a recipe and the numbers derived from it",
     "report": "compare runs: mean and spread over seeds of every reader and metric, as Markdown and CSV",
     "sweep": "train every run of a sweep file, skip the finished, go on with the broken",

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from kaizen.checkpoint import write_text
 from kaizen.commands.parser import Parser
-from kaizen.config import flatten
+from kaizen.config import flatten, read_header
 from kaizen.errors import ConfigError
 from kaizen.evaluation.report import (
     SEED,
@@ -102,10 +102,9 @@ def read_run(path: Path) -> RunRecord:
 
 
 def _header(text: str) -> dict[str, Any]:
-    """Recipe and preset as the first lines of config.yaml tell them."""
-    lines = (line.removeprefix("# ").partition(": ") for line in text.splitlines()[:2] if line.startswith("# "))
-    said = {key: value for key, _, value in lines}
-    return {"recipe": said.get("recipe", "unknown"), "preset": said.get("preset"), "readers": {}}
+    """What config.yaml tells of a run that has no results yet."""
+    recipe, preset = read_header(text)
+    return {"recipe": recipe or "unknown", "preset": preset, "readers": {}}
 
 
 def _print(tables: Sequence[Sheet]) -> None:

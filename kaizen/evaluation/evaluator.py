@@ -1,43 +1,133 @@
-"""After a task: every reader's accuracy on every task's test images, in eval mode."""
+"""After a task: features of all images once, then every reader's accuracy on every task's test images."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from kaizen.config import Config
 from kaizen.data.load import Stream
 from kaizen.data.views import normalize
+from kaizen.errors import ConfigError
+from kaizen.evaluation.readers import TOLERANCE, fit_probe, nearest_neighbours
 from kaizen.learner import Network
 from kaizen.parallel import Parallel, shard
+from kaizen.state import task_directory
+from kaizen.teacher import read_network
 
 BATCH = 256
 
 
 class Evaluator:
-    """Measures a network on the test images of all tasks, over all classes, without telling it the task.
+    """Measures networks on the test images of all tasks, over all classes, without telling them the task.
 
-    The network is put into eval mode, so its BatchNorm statistics are read and not touched.
+    A network is put into eval mode, so its BatchNorm statistics are read and not touched. Readers that learn do so from
+    training images with their true labels, those without a label (-1) left out: `knn` and `linear_probe_seen` from the
+    tasks up to the one evaluated (the untrained network: all), `linear_probe_all` from all.
+
+    Raises:
+        ConfigError: such a reader is configured, and the first task has no labelled training image.
     """
 
-    def __init__(self, stream: Stream, readers: Sequence[str], parallel: Parallel) -> None:
-        self.stream, self.readers, self.parallel = stream, readers, parallel
+    def __init__(self, config: Config, stream: Stream, parallel: Parallel) -> None:
+        self.config, self.stream, self.parallel = config, stream, parallel
         self.moments = [moment.to(parallel.device) for moment in stream.moments]
+        labels = stream.source.train.labels
+        self.labelled = [task.train[labels[task.train] >= 0] for task in stream.tasks]
+        if self._learning(config.eval.readers) and not len(self.labelled[0]):
+            problem = f"is {list(config.eval.readers)}, and no training image of task 0 has a label to read features by"
+            raise ConfigError("eval.readers", f"{problem}; allowed: [classifier]")
+
+    def network(self, run: Path, task: int) -> Network:
+        """The network as a run's snapshot of a task holds it; task -1: untrained.
+
+        Raises:
+            ConfigError: the snapshot is missing, damaged, or of other networks.
+        """
+        if task < 0:
+            return Network(self.config, self.stream.source.num_classes)
+        snapshot = task_directory(run, task) / "student.safetensors"
+        return read_network(snapshot, self.config, self.stream.source.num_classes)
+
+    def row(
+        self, network: Network, task: int, readers: Sequence[str], check: Callable[[], None] = lambda: None
+    ) -> dict[str, list[float]]:
+        """Accuracy (fraction) on each task's test images by reader, after a task (-1: of the untrained network).
+
+        All processes call `check` before each batch.
+        """
+        seen = task if task >= 0 else len(self.stream.tasks) - 1
+        last = -1 if not self._learning(readers) else len(self.labelled) - 1 if "linear_probe_all" in readers else seen
+        train_ids = np.concatenate([np.empty(0, dtype=np.int64), *self.labelled[: last + 1]])
+        train, test = self._features(network, train_ids, check)
+        known = sum(map(len, self.labelled[: seen + 1]))
+        labels = torch.from_numpy(self.stream.source.train.labels[train_ids])
+        found: dict[str, list[float]] = {}
+
+        def read() -> None:
+            probed: dict[int, Tensor] = {}  # by training images: after the last task both probes are the same
+            for reader in readers:
+                if reader == "classifier":
+                    guesses = _classify(network, test)
+                elif reader == "knn":
+                    guesses = nearest_neighbours(train[:known], labels[:known], test, self.config.eval.knn_k)
+                else:
+                    count = known if reader == "linear_probe_seen" else len(train)
+                    if count not in probed:
+                        probed[count] = self._probe(train[:count], labels[:count], test, f"{reader} after task {task}")
+                    guesses = probed[count]
+                found[reader] = self._accuracies(guesses)
+
+        self.parallel.on_main(read)
+        return self.parallel.broadcast(found)
+
+    @staticmethod
+    def _learning(readers: Sequence[str]) -> bool:
+        return any(reader != "classifier" for reader in readers)
+
+    def _probe(self, train: Tensor, labels: Tensor, test: Tensor, name: str) -> Tensor:
+        probe = fit_probe(train, labels, self.config.run.seed)
+        if probe.gradient > TOLERANCE:
+            print(f"note: {name}: the solver ended before it converged, at a gradient of {probe.gradient:.1e}")
+        return probe.predict(test)
+
+    def _accuracies(self, guesses: Tensor) -> list[float]:
+        """Fraction of right guesses (all test images, by task) for each task."""
+        test, tasks = self.stream.source.test, self.stream.tasks
+        parts = guesses.cpu().split([len(task.test) for task in tasks])
+        return [float(np.mean(part.numpy() == test.labels[t.test])) for part, t in zip(parts, tasks, strict=True)]
 
     @torch.no_grad()
-    def row(self, network: Network, check: Callable[[], None]) -> dict[str, list[float]]:
-        """Accuracy (fraction) on each task's test images, by reader; all processes call `check` before each batch."""
+    def _features(self, network: Network, train_ids: np.ndarray, check: Callable[[], None]) -> tuple[Tensor, Tensor]:
+        """Features (n, d) of these training images and of all test images, by task, on every process.
+
+        Processes share whole batches, so that each image meets the same arithmetic however many they are.
+        """
         network.to(self.parallel.device).eval()
-        tasks, images, labels = self.stream.tasks, self.stream.source.test.images, self.stream.source.test.labels
-        ids = np.concatenate([task.test for task in tasks])
-        owners = np.repeat(np.arange(len(tasks)), [len(task.test) for task in tasks])
-        mine = shard(len(ids), self.parallel.rank, self.parallel.world)
-        correct = np.zeros(len(tasks), dtype=np.int64)
-        mean, std = self.moments
-        for offset in range(0, -(-len(ids) // self.parallel.world), BATCH):
+        train, test = self.stream.source.train.images, self.stream.source.test.images
+        test_ids = np.concatenate([task.test for task in self.stream.tasks])
+        batches = [
+            (images, ids[start : start + BATCH])
+            for images, ids in ((train, train_ids), (test, test_ids))
+            for start in range(0, len(ids), BATCH)
+        ]
+        world = self.parallel.world
+        parts = [
+            batches[part.start : part.stop] for part in (shard(len(batches), rank, world) for rank in range(world))
+        ]
+        mine, (mean, std) = parts[self.parallel.rank], self.moments
+        local = [torch.empty(0, network.encoder.feature_dim, device=self.parallel.device)]
+        for number in range(max(map(len, parts))):
             check()
-            part = slice(mine.start + offset, min(mine.start + offset + BATCH, mine.stop))
-            batch = torch.from_numpy(images[ids[part]]).to(self.parallel.device)
-            guesses = network.classifier(network.encoder(normalize(batch, mean, std))).argmax(dim=1)
-            np.add.at(correct, owners[part], guesses.cpu().numpy() == labels[ids[part]])
-        counts = self.parallel.sum(torch.from_numpy(correct).to(self.parallel.device)).tolist()
-        return {"classifier": [count / len(task.test) for count, task in zip(counts, tasks, strict=True)]}
+            for images, ids in mine[number : number + 1]:
+                local.append(network.encoder(normalize(self.parallel.put(torch.from_numpy(images[ids])), mean, std)))
+        sizes = [sum(len(ids) for _, ids in part) for part in parts]
+        features = self.parallel.gather(torch.cat(local), sizes)
+        return features[: len(train_ids)], features[len(train_ids) :]
+
+
+@torch.no_grad()
+def _classify(network: Network, features: Tensor) -> Tensor:
+    return torch.cat([network.classifier(part).argmax(dim=1) for part in features.split(BATCH)])

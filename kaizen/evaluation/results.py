@@ -1,11 +1,15 @@
-"""results.json: the accuracy matrices and what the run cost, rewritten after every task."""
+"""results.json: the accuracy matrices and what the run cost, rewritten after every task.
+
+Each reader has rows of its own, for the first so many tasks; one that the configuration no longer names keeps its rows.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from kaizen.checkpoint import write_json
+from kaizen.config import Reader
 from kaizen.data.stream import Task
 from kaizen.errors import ConfigError
 from kaizen.evaluation.metrics import summarize
@@ -57,26 +61,40 @@ class Results:
             seconds[name] = seconds[name][:tasks]
         self.content["images_per_second"] = self.content["images_per_second"][:tasks]
 
-    @property
-    def evaluated(self) -> int:
-        """Tasks whose row is there for every reader; -1 where the untrained row is missing too."""
-        lengths: list[int] = [len(reader["matrix"]) for reader in self.content["readers"].values()]
-        return min(lengths) if lengths else -1
+    def lacking(self, task: int, readers: Sequence[str]) -> list[str]:
+        """Which of these readers have no row for a task; task -1 is the untrained network's."""
+        held = self.content["readers"]
+        return [reader for reader in readers if reader not in held or len(held[reader]["matrix"]) <= task]
 
-    def add_untrained(self, row: Mapping[str, list[float]]) -> None:
-        """The accuracies of the untrained network, by reader."""
-        self.content["readers"] = {
-            reader: {"untrained": values, "matrix": [], **summarize([], values)} for reader, values in row.items()
-        }
+    def forget(self, readers: Sequence[str]) -> None:
+        """Drop all rows of these readers."""
+        for reader in readers:
+            self.content["readers"].pop(reader, None)
 
-    def add_row(self, row: Mapping[str, list[float]], *, images: int, trained: float, evaluated: float) -> None:
-        """The next task: accuracies by reader, images it trained on (counted again each epoch), seconds it took."""
+    def add_row(self, task: int, row: Mapping[str, list[float]]) -> None:
+        """Accuracies by reader after a task (-1: of the untrained network); these readers have the rows before it."""
+        held = self.content["readers"]
         for reader, values in row.items():
-            found = self.content["readers"][reader]
-            found["matrix"].append(values)
-            found |= summarize(found["matrix"], found["untrained"])
-        self.content["seconds"]["train"].append(trained)
-        self.content["seconds"]["evaluate"].append(evaluated)
+            if task < 0:
+                held[reader] = {"untrained": values, "matrix": []}
+            else:
+                held[reader]["matrix"].append(values)
+            held[reader] |= summarize(held[reader]["matrix"], held[reader]["untrained"])
+        # In one order, whenever a reader came.
+        ranks = {reader: rank for rank, reader in enumerate(get_args(Reader))}
+        self.content["readers"] = dict(sorted(held.items(), key=lambda item: ranks.get(item[0], len(ranks))))
+
+    def add_seconds(self, task: int, *, images: int, trained: float, evaluated: float) -> None:
+        """What a task cost: images it trained on (counted again each epoch) and seconds.
+
+        A task evaluated again, for other readers, takes that much longer to evaluate.
+        """
+        seconds = self.content["seconds"]
+        if task < len(seconds["train"]):
+            seconds["evaluate"][task] += evaluated
+            return
+        seconds["train"].append(trained)
+        seconds["evaluate"].append(evaluated)
         self.content["images_per_second"].append(images / max(trained, 1e-9))
 
     def write(self, *, world: int, peak_memory: int) -> None:
