@@ -21,6 +21,7 @@ from kaizen.evaluation.evaluator import Evaluator
 from kaizen.evaluation.metrics import summarize
 from kaizen.learner import Learner, Network
 from kaizen.parallel import Parallel
+from kaizen.shipped import shipped_recipes
 from kaizen.teacher import read_network
 
 
@@ -105,6 +106,16 @@ def test_class_ratio_weighs_the_old_classifier_by_classes_before_over_new(tiny: 
         first = line["loss/ssl"] + line["loss/distill"] + line["loss/classifier"]
         expected = first + ratios[line["task"]] * line["loss/classifier_distill"]
         assert line["loss/total"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_swav_trains_with_small_crops(tiny: list[str], tmp_path: Path) -> None:
+    small = "{size: 5, crop_scale: [0.2, 0.5], jitter_p: 0, gray_p: 0}"
+    recipe = shipped_recipes()["digits-swav"] + f"  - {small}\n  - {small}\n"
+    (tmp_path / "crops.yaml").write_text(recipe)
+    assert main([str(tmp_path / "crops.yaml"), *tiny[1:], "--stream.tasks", "2"]) == 0
+    lines = log_of(run_of(tiny))
+    assert all(line["loss/ssl"] > 0 for line in lines)
+    assert all(line["loss/distill"] > 0 for line in lines if line["task"] == 1)
 
 
 def test_the_last_step_of_a_task_is_always_logged(tiny: list[str]) -> None:

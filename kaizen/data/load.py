@@ -12,6 +12,7 @@ from kaizen.data.labels import visible_labels
 from kaizen.data.source import Source, load_source
 from kaizen.data.stream import StreamError, Task, cut
 from kaizen.errors import ConfigError
+from kaizen.methods import method_class
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,8 @@ def _domains(wanted: Sequence[str] | None, names: Sequence[str]) -> list[tuple[i
 
 def _check_tasks(config: Config, tasks: Sequence[Task], labels: np.ndarray) -> None:
     """Refuse keys that do not fit the tasks."""
+    for task in tasks:
+        method_class(config.method.name).check_task(config.method, len(task.train))
     replay, total = config.replay, config.replay.total
     if replay.policy not in ("none", "reservoir") and total is not None:
         groups = sum(len(np.unique(labels[task.train])) for task in tasks)

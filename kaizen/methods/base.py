@@ -72,6 +72,11 @@ class Method(nn.Module, ABC):
         """The prototypes (heads, k, d) that a later task distils from, for methods that have them."""
         raise TypeError(f"{type(self).__name__} has no prototypes")
 
+    @classmethod
+    def check_task(cls, settings: Any, images: int) -> None:
+        """Raise a ConfigError if a task of that many training images does not fit; called before any work."""
+        return
+
     def begin_task(self, images: int) -> None:
         """Make room for the state of one task of that many images."""
         return

@@ -62,10 +62,14 @@ class DeepClusterV2(Method):
     def prototypes(self) -> Tensor:
         return self.centroids
 
+    @classmethod
+    def check_task(cls, settings: DeepClusterV2Settings, images: int) -> None:
+        if settings.prototypes > images:
+            problem = f"is {settings.prototypes}; allowed: at most {images}, the training images of a task"
+            raise ConfigError("method.prototypes", problem)
+
     def begin_task(self, images: int) -> None:
-        count, like = self.settings.prototypes, self.centroids
-        if count > images:
-            raise ConfigError("method.prototypes", f"is {count}; allowed: at most {images}, the images of a task")
+        like = self.centroids
         self.register_buffer("memory", like.new_zeros(2, images, like.shape[2]))
         self.register_buffer("assignments", torch.full((len(like), images), -1, device=like.device))
 
