@@ -16,7 +16,7 @@ from kaizen.evaluation.metrics import DEFINITIONS
 
 COLUMN = 10
 """Characters of a task's column, its border included."""
-LEAST_WIDTH = 122
+LEAST_WIDTH = 112
 COLD, WARM = (247, 251, 255), (33, 113, 181)
 """Colours of accuracy 0 and 1."""
 
@@ -47,23 +47,42 @@ def _width(results: Mapping[str, Any]) -> int:
 
 
 def _parts(results: Mapping[str, Any]) -> list[RenderableType]:
-    parts: list[RenderableType] = []
-    tasks = results["stream"]["tasks"]
-    for reader, found in results["readers"].items():
-        table = Table(title=f"{reader}: top-1 accuracy in % on each task's test images, over all classes")
-        table.add_column("after training")
-        for index in range(len(tasks)):
-            table.add_column(f"task {index}", justify="right")
-        table.add_column("mean of seen", justify="right")
-        table.add_row("nothing", *map(_cell, found["untrained"]), "")
-        for index, row in enumerate(found["matrix"]):
-            seen = row[: index + 1]
-            table.add_row(f"task {index}", *map(_cell, row), _cell(sum(seen) / len(seen)))
-        parts.append(table)
-        for metric, definition in DEFINITIONS.items():
-            if found.get(metric) is not None:
-                parts.append(f"  {metric.replace('_', ' '):20} {100 * found[metric]:6.1f} %   {definition}")
-    return parts
+    readers = results["readers"]
+    count = len(results["stream"]["tasks"])
+    return [*(_matrix(name, found, count) for name, found in readers.items()), *_metrics(readers)]
+
+
+def _matrix(reader: str, found: Mapping[str, Any], tasks: int) -> Table:
+    table = Table(title=f"{_name(reader)}: top-1 accuracy in %, over all classes", title_justify="left")
+    table.add_column("after training")
+    for index in range(tasks):
+        table.add_column(f"task {index}", justify="right")
+    table.add_column("mean of seen", justify="right")
+    table.add_row("nothing", *map(_cell, found["untrained"]), "")
+    for index, row in enumerate(found["matrix"]):
+        seen = row[: index + 1]
+        table.add_row(f"task {index}", *map(_cell, row), _cell(sum(seen) / len(seen)))
+    return table
+
+
+def _metrics(readers: Mapping[str, Any]) -> list[RenderableType]:
+    """A table with a row a metric and a column a reader, and what each metric means."""
+    table = Table(title="metrics in %", title_justify="left")
+    table.add_column("")
+    for reader in readers:
+        table.add_column(_name(reader), justify="right")
+    told = []
+    for metric, definition in DEFINITIONS.items():
+        values = [found.get(metric) for found in readers.values()]
+        if any(value is not None for value in values):
+            name = metric.replace("_", " ")
+            table.add_row(name, *("" if value is None else f"{100 * value:.1f}" for value in values))
+            told.append(f"  {name + ':':20} {definition}")
+    return [table, *told]
+
+
+def _name(reader: str) -> str:
+    return reader.replace("linear_probe_", "linear probe, ")
 
 
 def _cell(accuracy: float) -> Text:
