@@ -71,12 +71,18 @@ def resolve(recipe: str, overrides: dict[str, str], preset: str | None = None) -
         ConfigError: names the key, what was found and what is allowed.
     """
     name, tree = read_recipe(recipe)
+    meant = _distiller(tree)
     new_method = overrides.get("method.name")
     if new_method is not None and new_method != tree.get("method", {}).get("name"):
         tree["method"] = {}  # the recipe's other keys belong to its own method, those of a preset to any
     for section, keys in (read_preset(preset) if preset is not None else {}).items():
         tree.setdefault(section, {}).update(keys)
     _override(tree, overrides)
+    if meant != _distiller(tree):
+        # The recipe's strengths are those of its own distiller; another one has its own, unless they are given.
+        for key in ("weight", "temperature"):
+            if f"distill.{key}" not in overrides:
+                tree.get("distill", {}).pop(key, None)
     method = tree.setdefault("method", {}).setdefault("name", "simclr")
     _derive_tasks(tree.get("stream", {}))
     settings: Any = method_class(method).Settings
@@ -100,6 +106,12 @@ def resolve(recipe: str, overrides: dict[str, str], preset: str | None = None) -
             f"is {config.stream.tasks}; allowed: 1 to {known.classes}, the classes of {config.data.source}",
         )
     return name, config
+
+
+def _distiller(tree: dict[str, Any]) -> object:
+    """Name of the distiller that a tree means: that of its method where it says auto, or nothing."""
+    name, method = tree.get("distill", {}).get("name", "auto"), tree.get("method", {}).get("name", "simclr")
+    return method_class(method).distiller if name == "auto" else name
 
 
 def _derive_tasks(stream: dict[str, Any]) -> None:

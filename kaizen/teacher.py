@@ -72,7 +72,9 @@ class MomentumTwin(nn.Module):
     def forward(self, views: list[Tensor]) -> list[Tensor]:
         """Views (n, 3, h, w) -> outputs of projector and head (n, d), float32 or wider."""
         projections = forward_all(self.projector, forward_all(self.encoder, views))
-        return [promote(z) for z in forward_all(self.head, projections)]
+        # The student's head belongs to its loss, which is computed in float32 or wider.
+        with torch.autocast(views[0].device.type, enabled=False):
+            return forward_all(self.head, [promote(z) for z in projections])
 
     @torch.no_grad()
     def update(self, tau: float) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from kaizen.methods import method_class
+
 TASKS, STEPS = 5, 6
 """Tasks of a tiny run, and steps of each."""
 
@@ -33,3 +35,19 @@ def wait_for_step(run: Path, step: int, alive: Callable[[], bool]) -> None:
         if (run / "log.jsonl").exists() and f'"step": {step},' in (run / "log.jsonl").read_text():
             return
         time.sleep(0.002)
+
+
+def sweep_file(tmp_path: Path, *lines: str) -> Path:
+    file = tmp_path / "sweep.txt"
+    file.write_text("\n".join(lines))
+    return file
+
+
+def settings_of(name: str, **keys: Any) -> Any:
+    small = {"projector_hidden": 16, "projector_out": 8}
+    for key in ("predictor_hidden", "queue_size", "prototypes"):
+        if key in method_class(name).Settings.model_fields:
+            small[key] = 12
+    if name == "wmse":
+        small["whitening_size"] = 10
+    return method_class(name).Settings(**small, **keys)

@@ -122,6 +122,53 @@ def test_the_published_recipes_of_the_papers_four_methods() -> None:
     assert (byol.predictor_hidden, byol.tau_base, byol.tau_final) == (4096, 0.99, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        (["cifar100-vicreg", "--method.name", "byol", "--preset", "kaizen"], ("predictive", 1.0, None)),
+        (["cifar100-simclr", "--method.name", "vicreg", "--preset", "cassle"], ("predictive_mse", 25.0, None)),
+        (["cifar100-simclr", "--method.name", "swav", "--preset", "kaizen"], ("knowledge", 1.0, 0.1)),
+        (["cifar100-vicreg", "--distill.name", "predictive"], ("predictive", 1.0, None)),
+        (["cifar100-vicreg", "--distill.name", "predictive", "--distill.weight", "3"], ("predictive", 3.0, None)),
+        (["cifar100-vicreg", "--preset", "kaizen"], ("predictive_mse", 25.0, None)),
+        (["cifar100-simclr", "--distill.temperature", "0.5"], ("contrastive", 1.0, 0.5)),
+    ],
+)
+def test_another_distiller_has_strengths_of_its_own(
+    tokens: list[str], expected: tuple[str, float, float | None]
+) -> None:
+    distill = config_of(*tokens).distill
+    assert (distill.name, distill.weight) == expected[:2]
+    assert expected[2] is None or distill.temperature == expected[2]
+    assert distill.hidden == 2048, "what belongs to any distiller stays the recipe's"
+
+
+def test_the_large_recipes_hold_the_published_values() -> None:
+    for data, epochs in (("imagenet100", 400), ("domainnet", 200)):
+        rates = {"simclr": 0.4, "mocov2plus": 0.4, "byol": 0.6, "vicreg": 0.4, "barlow": 0.4, "swav": 0.8}
+        for method, rate in rates.items():
+            config = config_of(f"{data}-{method}")
+            optim, views = config.optim, config.views
+            assert (optim.lr, optim.classifier_lr, optim.epochs) == (rate, 0.3, epochs)
+            assert optim.batch == (1024 if (data, method) == ("domainnet", "byol") else 256)
+            assert optim.name == ("sgd" if method == "mocov2plus" else "lars")
+            strong = method in ("byol", "barlow")
+            assert [view.blur_p for view in views] == ([1.0, 0.1] if strong else [0.5, 0.5])
+            solarize = [0, 0.2] if strong else [0.1, 0.1] if method == "vicreg" else [0, 0]
+            assert [view.solarize_p for view in views] == solarize
+            assert config.encoder.stem == "imagenet"
+        simclr = config_of(f"{data}-simclr")
+        assert (simclr.method.temperature, simclr.method.projector_hidden) == (0.2, 2048)
+        assert simclr.views[0].jitter == config_of(f"{data}-swav").views[0].jitter == (0.8, 0.8, 0.8, 0.2)
+        assert config_of(f"{data}-byol").method.predictor_hidden == 8192
+        swav = config_of(f"{data}-swav").method
+        assert (swav.queue_epoch, swav.freeze_epochs) == (100, 5)
+    assert len(config_of("domainnet-swav").stream.domains) == 6
+    assert config_of("cifar100-10tasks-barlow").stream.tasks == 10
+    assert config_of("cifar100-barlow").method.scale == 0.1
+    assert [view.solarize_p for view in config_of("cifar100-swav").views] == [0, 0]
+
+
 def test_no_distiller_has_no_weight() -> None:
     assert config_of("--distill.name", "none", "--distill.weight", "3").distill.weight == 0
 

@@ -63,6 +63,16 @@ def test_dinos_centre_moves_as_in_the_golden_second_call() -> None:
     assert value.item() == pytest.approx(case["extra"]["second_call_value"], rel=FLOAT64)
 
 
+def test_dino_is_lightlys() -> None:
+    from lightly.loss import DINOLoss
+
+    student, teacher = randn(8, 5, seed=1), randn(8, 5, seed=2)
+    theirs = DINOLoss(output_dim=5, warmup_teacher_temp=0.05, teacher_temp=0.05, student_temp=0.1).double()
+    expected = theirs(list(teacher.chunk(2)), list(student.chunk(2)), epoch=50).item()
+    ours = losses.dino(student, teacher, torch.zeros(1, 5, dtype=torch.float64), 0.1, 0.05)
+    assert ours.item() == pytest.approx(expected, rel=1e-6)
+
+
 def test_barlow_twins_is_lightlys() -> None:
     from lightly.loss import BarlowTwinsLoss
 
@@ -203,17 +213,56 @@ def test_extreme_inputs_give_finite_values_and_gradients(
     assert all(torch.isfinite(x.grad).all() for x in (a, b) if x.grad is not None)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_types_are_computed_in_float32(dtype: torch.dtype) -> None:
+def small_call(name: str, dtype: torch.dtype) -> Tensor:
+    """A loss on small inputs of a type."""
     a, b, c, d = (randn(6, 8, seed=i).to(dtype) for i in range(4))
-    calls = {
+    calls: dict[str, tuple[Any, ...]] = {
         "nt_xent": (a, b, 0.1),
+        "sup_con": (a, b, torch.arange(6) % 3, 0.1),
         "info_nce": (a, b, c, 0.1),
+        "relational": (a, b, c, 0.1, 0.04),
+        "nearest_neighbour": (a, b, 0.1),
+        "byol": (a, b),
+        "simsiam": (a, b),
+        "barlow_twins": (a, b, 0.005, 0.1),
+        "vicreg": (a, b, 25.0, 25.0, 1.0),
+        "w_mse": (a, b),
+        "sinkhorn_knopp": (a, 0.05, 3),
+        "swapped_prediction": ([a, b], [c.softmax(dim=1), d.softmax(dim=1)], 0.1),
+        "deepcluster": (torch.stack([a, b])[None], torch.arange(6)[None], 0.1),
+        "dino": (a, b, c[:1], 0.1, 0.04),
         "contrastive_distillation": (a, b, c, d, 0.1),
+        "predictive_distillation": (a, b, c, d),
+        "predictive_mse_distillation": (a, b, c, d),
+        "decorrelative_distillation": (a, b, c, d, 0.005, 0.1),
+        "prototype_distillation": (a, b, c, d, c, d, 0.1),
         "soft_label_distillation": (a, b, c, d),
+        "labelled_cross_entropy": (a, torch.arange(6)),
     }
-    for name, arguments in calls.items():
-        value = getattr(losses, name)(*arguments)
-        wide = [x.float() if isinstance(x, Tensor) else x for x in arguments]
-        assert value.dtype == torch.float32
-        assert torch.equal(value, getattr(losses, name)(*wide)), name
+    assert set(calls) | {"promote"} == set(losses.__all__)
+    return getattr(losses, name)(*calls[name])
+
+
+@pytest.mark.parametrize("name", [name for name in losses.__all__ if name != "promote"])
+def test_half_types_and_autocast_are_computed_in_float32(name: str) -> None:
+    exact = small_call(name, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(small_call(name, torch.float32), exact)
+    for dtype in (torch.bfloat16, torch.float16):
+        value = small_call(name, dtype)
+        assert value.dtype == torch.float32 or name == "swapped_prediction"
+        assert torch.allclose(value.float(), exact, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-20, 1.0, 1e4])
+def test_vicreg_and_squared_errors_are_finite(scale: float) -> None:
+    a, b, c, d = (randn(5, 6, seed=i).float().mul(scale).requires_grad_() for i in range(4))
+    value = losses.vicreg(a, b, 25.0, 25.0, 1.0) + losses.predictive_mse_distillation(a, b, c, d)
+    value.backward()
+    assert torch.isfinite(value)
+    assert torch.isfinite(a.grad).all()
+
+
+def test_vicreg_beyond_float32_is_infinite_and_not_undefined() -> None:
+    huge = losses.vicreg(randn(5, 6, seed=1).float() * 1e10, randn(5, 6, seed=2).float() * 1e10, 25.0, 25.0, 1.0)
+    assert huge == float("inf")

@@ -9,12 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import run_of
+from runs import run_of, settings_of
 from torch.nn import functional as F
 
 from kaizen.commands.train import main
 from kaizen.data.random import permutation
-from kaizen.distill import REGISTRY as DISTILLERS
 from kaizen.errors import ConfigError
 from kaizen.losses import info_nce, w_mse
 from kaizen.methods import REGISTRY, method_class
@@ -72,16 +71,6 @@ def test_moco_loss_meets_the_other_views_keys_and_pushes_each_views_own() -> Non
     assert torch.equal(method.queue1.keys[3:], queue1[3:])
 
 
-def settings_of(name: str, **keys: Any) -> Any:
-    small = {"projector_hidden": 16, "projector_out": 8}
-    for key in ("predictor_hidden", "queue_size", "prototypes"):
-        if key in method_class(name).Settings.model_fields:
-            small[key] = 12
-    if name == "wmse":
-        small["whitening_size"] = 10
-    return method_class(name).Settings(**small, **keys)
-
-
 def outputs_of(name: str, n: int, views: int = 2) -> tuple[Any, Outputs, Batch]:
     """A method, and outputs of networks for a batch of n - 2 current and 2 replay images."""
     torch.manual_seed(0)
@@ -113,20 +102,21 @@ def test_every_method_gives_a_finite_loss_whose_gradient_reaches_the_projections
     assert all(key.startswith((stateful.get(name, "memory"), "queue2")) for key in moved)
 
 
-@pytest.mark.parametrize("name", REGISTRY)
-def test_settings_without_a_value_are_the_codes_defaults_and_round_trip(name: str) -> None:
-    settings = method_class(name).Settings()
-    assert type(settings).model_validate_json(settings.model_dump_json()) == settings
-    assert settings.name == name
-    assert method_class(name).distiller in DISTILLERS
-
-
 def test_whitened_rows_have_mean_zero_and_covariance_one() -> None:
     rows = torch.randn(400, 6, dtype=torch.float64) @ torch.randn(6, 6, dtype=torch.float64) + 3
     white = whiten(rows, 1e-9)
     assert torch.allclose(white.mean(dim=0), torch.zeros(6, dtype=torch.float64), atol=1e-9)
     assert torch.allclose(torch.cov(white.t()), torch.eye(6, dtype=torch.float64), atol=1e-6)
     assert torch.isfinite(whiten(torch.ones(3, 6), 1e-3)).all(), "identical rows, fewer than dimensions"
+    assert torch.isfinite(whiten(1e4 * torch.randn(128, 16) @ torch.randn(16, 64), 1e-3)).all(), "large, of low rank"
+
+
+def test_whitening_is_lightlys() -> None:
+    from lightly.loss.wmse_loss import Whitening2d
+
+    rows = torch.randn(40, 6, dtype=torch.float64)
+    theirs = Whitening2d(6, eps=1e-3)(rows)
+    assert torch.allclose(whiten(rows, 1e-3), theirs, atol=1e-9)
 
 
 def test_wmse_cuts_the_batch_alike_in_both_views_and_joins_the_rest_to_the_last_slice() -> None:

@@ -101,6 +101,7 @@ class Training:
         old = TeacherOutputs(mine[4:6], mine[6:], *prototypes)
         terms, projections = self.wrapped(views, LABELS[rows], batch, twin, old)
         total(terms, WEIGHTS).backward()
+        method.after_backward(batch)
         values = torch.stack([terms[name].detach() for name in TERMS])
         if self.world > 1:
             values = self.parallel.sum(values) / self.world

@@ -108,7 +108,8 @@ def _domains(wanted: Sequence[str] | None, names: Sequence[str]) -> list[tuple[i
 def _check_tasks(config: Config, tasks: Sequence[Task], labels: np.ndarray) -> None:
     """Refuse keys that do not fit the tasks."""
     for task in tasks:
-        method_class(config.method.name).check_task(config.method, len(task.train))
+        batch = min(config.optim.batch, len(task.train))
+        method_class(config.method.name).check_task(config.method, len(task.train), batch)
     replay, total = config.replay, config.replay.total
     if replay.policy not in ("none", "reservoir") and total is not None:
         groups = sum(len(np.unique(labels[task.train])) for task in tasks)

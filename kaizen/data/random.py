@@ -56,9 +56,9 @@ def uniform(keys: Tensor, count: int, stream: int = 0) -> Tensor:
     return _shift(_mix_rows(_mix_rows(keys)[:, None] + places), 64 - BITS).to(torch.float32) * 2.0**-BITS
 
 
-def permutation(n: int, key: int) -> Tensor:
-    """The permutation of range(n) that belongs to a key, int64 (n,) on the CPU."""
-    return torch.argsort(hash_rows(key, torch.arange(n)), stable=True)
+def permutation(n: int, key: int, device: torch.device | str = "cpu") -> Tensor:
+    """The permutation of range(n) that belongs to a key, int64 (n,)."""
+    return torch.argsort(hash_rows(key, torch.arange(n, device=device)), stable=True)
 
 
 # Kept, because copying it to a GPU at each call would make the host wait for the device.

@@ -73,8 +73,8 @@ class Method(nn.Module, ABC):
         raise TypeError(f"{type(self).__name__} has no prototypes")
 
     @classmethod
-    def check_task(cls, settings: Any, images: int) -> None:
-        """Raise a ConfigError if a task of that many training images does not fit; called before any work."""
+    def check_task(cls, settings: Any, images: int, batch: int) -> None:
+        """Raise a ConfigError if a task of so many training images, so many a step, does not fit; before any work."""
         return
 
     def begin_task(self, images: int) -> None:

@@ -30,12 +30,19 @@ class DeepClusterV2Settings(MethodSettings):
     iterations: Count = Field(10, description="rounds of k-means")
 
 
+SUMMED = 4096
+"""Points summed at a time."""
+
+
 @torch.no_grad()
 def spherical_kmeans(points: Tensor, centroids: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
     """Centroids (k, d) and assignments int64 (n,) of unit points (n, d); an empty cluster keeps its centroid."""
     for _ in range(iterations):
         nearest = (points @ centroids.t()).argmax(dim=1)
-        sums = torch.zeros_like(centroids).index_add_(0, nearest, points)
+        # Sums by products, as adding by index is in no fixed order on a GPU.
+        sums = torch.zeros_like(centroids)
+        for some, of in zip(points.split(SUMMED), nearest.split(SUMMED), strict=True):
+            sums += F.one_hot(of, len(centroids)).to(some.dtype).t() @ some
         found = torch.bincount(nearest, minlength=len(centroids))[:, None] > 0
         centroids = torch.where(found, F.normalize(sums, dim=1), centroids)
     return centroids, (points @ centroids.t()).argmax(dim=1)
@@ -63,7 +70,7 @@ class DeepClusterV2(Method):
         return self.centroids
 
     @classmethod
-    def check_task(cls, settings: DeepClusterV2Settings, images: int) -> None:
+    def check_task(cls, settings: DeepClusterV2Settings, images: int, batch: int) -> None:
         if settings.prototypes > images:
             problem = f"is {settings.prototypes}; allowed: at most {images}, the training images of a task"
             raise ConfigError("method.prototypes", problem)
@@ -93,10 +100,10 @@ class DeepClusterV2(Method):
         return deepcluster(scores, targets, self.settings.temperature) * local * (batch.world / batch.current)
 
     def after_step(self, outputs: Outputs, batch: Batch) -> None:
-        places = batch.gather(self._places(batch))
-        current = places >= 0
+        places = batch.gather(self._places(batch))[: batch.current]  # the rest is replay
         for view, z in enumerate(outputs.projections):
-            self.memory[view, places[current]] = F.normalize(batch.gather(z), dim=1)[current].to(self.memory.dtype)
+            unit = F.normalize(batch.gather(z)[: batch.current], dim=1)
+            self.memory[view, places] = unit.to(self.memory.dtype)
 
     def _places(self, batch: Batch) -> Tensor:
         assert batch.places is not None

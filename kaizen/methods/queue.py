@@ -43,6 +43,7 @@ class GrowingQueue(KeyQueue):
     def __init__(self, size: int, dim: int) -> None:
         super().__init__(size, dim)
         self.register_buffer("full", torch.zeros((), dtype=torch.bool))
+        self._seen_full = False
 
     @torch.no_grad()
     def push(self, keys: Tensor) -> None:
@@ -52,4 +53,6 @@ class GrowingQueue(KeyQueue):
 
     def filled(self) -> Tensor:
         """Keys (at most size, dim)."""
-        return self.keys if bool(self.full) else self.keys[: int(self.next)]
+        # Once it was full it stays so, and the host need not wait for the device to tell.
+        self._seen_full = self._seen_full or bool(self.full)
+        return self.keys if self._seen_full else self.keys[: int(self.next)]

@@ -18,7 +18,6 @@ from kaizen.parallel import Batch
 
 class SimSiamSettings(MethodSettings):
     name: Literal["simsiam"] = "simsiam"
-    projector_out: Count = Field(2048, description="size of the projections")
     predictor_hidden: Count = Field(512, description="hidden size of the predictor")
 
 

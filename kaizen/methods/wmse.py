@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kaizen.config import Count, MethodSettings, Probability
 from kaizen.data.random import permutation
+from kaizen.errors import ConfigError
 from kaizen.losses import w_mse
 from kaizen.methods.base import Method, Outputs
 from kaizen.networks.heads import mlp
@@ -36,12 +37,19 @@ class WMSESettings(MethodSettings):
 
 
 def whiten(rows: Tensor, eps: float) -> Tensor:
-    """Rows (n, d) with mean 0 and covariance about the identity: L^-1 (x - mean), L L^T = (1 - eps) C + eps I."""
+    """Rows (n, d) with mean 0 and covariance about the identity: L^-1 (x - mean), L L^T = (1 - eps) C + eps I.
+
+    Computed in float64, as rounding in the covariance of large rows outgrows eps. A covariance that has no factor all
+    the same gives rows that are not finite.
+    """
     n, d = rows.shape
-    centred = rows - rows.mean(dim=0)
+    wide = rows.double()
+    centred = wide - wide.mean(dim=0)
     covariance = centred.t() @ centred / max(n - 1, 1)
-    covariance = (1 - eps) * covariance + eps * torch.eye(d, dtype=rows.dtype, device=rows.device)
-    return torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), centred.t(), upper=False).t()
+    covariance = (1 - eps) * covariance + eps * torch.eye(d, dtype=wide.dtype, device=wide.device)
+    # Unlike cholesky, this does not make the host wait to see whether it worked.
+    factor, _ = torch.linalg.cholesky_ex(covariance)
+    return torch.linalg.solve_triangular(factor, centred.t(), upper=False).t().to(rows.dtype)
 
 
 class WMSE(Method):
@@ -52,8 +60,14 @@ class WMSE(Method):
     def build_projector(settings: WMSESettings, feature_dim: int) -> nn.Module:
         return mlp((feature_dim, settings.projector_hidden, settings.projector_out), norm=True)
 
+    @classmethod
+    def check_task(cls, settings: WMSESettings, images: int, batch: int) -> None:
+        if batch <= settings.projector_out:
+            problem = f"is {batch} in a task of {images} images; allowed: more than method.projector_out"
+            raise ConfigError("optim.batch", f"{problem} ({settings.projector_out}), or whitening says nothing")
+
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
-        order = permutation(batch.size, batch.key).to(outputs.projections[0].device)
+        order = permutation(batch.size, batch.key, outputs.projections[0].device)
         # A rest smaller than a slice joins the last slice.
         count = max(1, batch.size // self.settings.whitening_size)
         ends = [self.settings.whitening_size * (i + 1) for i in range(count - 1)]

@@ -1,9 +1,4 @@
-"""The equations: pure functions of tensors that are already gathered, each returning a scalar.
-
-Half types are promoted to float32, wider types are left alone. Where a loss compares every row with every other one,
-`rows` names the rows of the global batch whose mean is wanted (all of them by default), so that a process computes its
-own rows against global columns and nothing of size global x global is built.
-"""
+"""Losses of the SSL methods; see the package for their common rules."""
 
 from collections.abc import Sequence
 
@@ -11,7 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kaizen.losses.basics import both_views, cosine, in_float32, promote, unit
+from kaizen.losses.classifier import labelled_cross_entropy
 
+
+@in_float32
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float, rows: Tensor | None = None) -> Tensor:
     """Normalised-temperature cross-entropy: each row of either view is told from all others (arXiv 2002.05709, eq. 1).
 
@@ -21,14 +20,15 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float, rows: Tensor | None = No
         rows: int64 (m,), images whose two rows count; None: all n.
     """
     n = len(z1)
-    z = _unit(torch.cat([z1, z2]))
-    anchors = _both_views(rows, n, z.device)
+    z = unit(torch.cat([z1, z2]))
+    anchors = both_views(rows, n, z.device)
     logits = z[anchors] @ z.t() / temperature
     # A row is no negative of itself.
     logits = logits.scatter(1, anchors[:, None], float("-inf"))
     return F.cross_entropy(logits, (anchors + n) % (2 * n))
 
 
+@in_float32
 def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
     """InfoNCE with a queue: each query is told from the queue's keys by its own key (arXiv 1911.05722, eq. 1).
 
@@ -43,6 +43,7 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> T
     return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.int64, device=query.device))
 
 
+@in_float32
 def sup_con(z1: Tensor, z2: Tensor, labels: Tensor, temperature: float, rows: Tensor | None = None) -> Tensor:
     """NT-Xent whose positives are all images of the label, L_out (Khosla et al. 2020, arXiv 2004.11362, eq. 2).
 
@@ -53,8 +54,8 @@ def sup_con(z1: Tensor, z2: Tensor, labels: Tensor, temperature: float, rows: Te
         rows: int64 (m,), images whose two rows count; None: all n.
     """
     n = len(z1)
-    z = _unit(torch.cat([z1, z2]))
-    anchors = _both_views(rows, n, z.device)
+    z = unit(torch.cat([z1, z2]))
+    anchors = both_views(rows, n, z.device)
     itself = torch.arange(2 * n, device=z.device) == anchors[:, None]
     logits = (z[anchors] @ z.t() / temperature).masked_fill(itself, float("-inf"))
     own = -1 - torch.arange(n, device=z.device)
@@ -64,6 +65,7 @@ def sup_con(z1: Tensor, z2: Tensor, labels: Tensor, temperature: float, rows: Te
     return -(log_probabilities.sum(dim=1) / positive.sum(dim=1)).mean()
 
 
+@in_float32
 def relational(query: Tensor, key: Tensor, queue: Tensor, temperature_query: float, temperature_key: float) -> Tensor:
     """ReSSL: the relations of a query to a queue follow those of its key (Zheng et al. 2021, arXiv 2107.09282, eq. 5).
 
@@ -77,6 +79,7 @@ def relational(query: Tensor, key: Tensor, queue: Tensor, temperature_query: flo
     return F.cross_entropy(query @ queue.t() / temperature_query, relations)
 
 
+@in_float32
 def nearest_neighbour(
     neighbours: Tensor, predictions: Tensor, temperature: float, rows: Tensor | None = None
 ) -> Tensor:
@@ -88,20 +91,23 @@ def nearest_neighbour(
         temperature: divides the cosines.
         rows: int64 (m,), the images of the neighbours among the n; None: m = n, in the same order.
     """
-    logits = _unit(neighbours) @ _unit(predictions).t() / temperature
+    logits = unit(neighbours) @ unit(predictions).t() / temperature
     return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device) if rows is None else rows)
 
 
+@in_float32
 def byol(prediction: Tensor, target: Tensor) -> Tensor:
     """2 - 2 cos of predictions and stopped targets (n, d), (Grill et al. 2020, arXiv 2006.07733, eq. 2)."""
-    return 2 - 2 * _cosine(prediction, target.detach())
+    return 2 - 2 * cosine(prediction, target.detach())
 
 
+@in_float32
 def simsiam(prediction: Tensor, target: Tensor) -> Tensor:
     """Negative cosine of predictions (n, d) and stopped targets (n, d) (Chen & He 2021, arXiv 2011.10566, eq. 1)."""
-    return -_cosine(prediction, target.detach())
+    return -cosine(prediction, target.detach())
 
 
+@in_float32
 def barlow_twins(z1: Tensor, z2: Tensor, off_diagonal: float, scale: float) -> Tensor:
     """Cross-correlation of two views towards the identity (Zbontar et al. 2021, arXiv 2103.03230, eq. 1).
 
@@ -119,6 +125,7 @@ def barlow_twins(z1: Tensor, z2: Tensor, off_diagonal: float, scale: float) -> T
     return scale * ((diagonal - 1).square().sum() + off_diagonal * beside)
 
 
+@in_float32
 def vicreg(z1: Tensor, z2: Tensor, invariance: float, variance: float, covariance: float) -> Tensor:
     """Invariance, variance and covariance (Bardes et al. 2022, arXiv 2105.04906, eq. 6), both views summed.
 
@@ -132,16 +139,20 @@ def vicreg(z1: Tensor, z2: Tensor, invariance: float, variance: float, covarianc
         n, d = z.shape
         loss = loss + variance * F.relu(1 - (z.var(dim=0) + 1e-4).sqrt()).mean()
         centred = z - z.mean(dim=0)
-        squares = (centred.t() @ centred / (n - 1)).square()
-        loss = loss + covariance * (squares.sum() - squares.diagonal().sum()) / d
+        diagonal = torch.eye(d, dtype=torch.bool, device=z.device)
+        # The diagonal goes before the squares, whose sums would cancel badly.
+        beside = (centred.t() @ centred / (n - 1)).masked_fill(diagonal, 0.0)
+        loss = loss + covariance * beside.square().sum() / d
     return loss
 
 
+@in_float32
 def w_mse(z1: Tensor, z2: Tensor) -> Tensor:
     """2 - 2 cos of whitened rows (n, d), gradient to both views (Ermolov et al. 2021, arXiv 2007.06346, eq. 1)."""
-    return 2 - 2 * _cosine(z1, z2)
+    return 2 - 2 * cosine(z1, z2)
 
 
+@in_float32
 @torch.no_grad()
 def sinkhorn_knopp(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
     """Assignments (n, k) of rows to prototypes that use each prototype equally (arXiv 2006.09882, eq. 3 to 5).
@@ -163,6 +174,7 @@ def sinkhorn_knopp(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
     return assignments * n
 
 
+@in_float32
 def swapped_prediction(scores: Sequence[Tensor], assignments: Sequence[Tensor], temperature: float) -> Tensor:
     """SwAV: each view predicts the assignments of the others (Caron et al. 2020, arXiv 2006.09882, eq. 2).
 
@@ -176,6 +188,7 @@ def swapped_prediction(scores: Sequence[Tensor], assignments: Sequence[Tensor], 
     return torch.stack([F.cross_entropy(*pair) for pair in pairs]).mean()
 
 
+@in_float32
 def deepcluster(scores: Tensor, assignments: Tensor, temperature: float) -> Tensor:
     """DeepCluster v2: cross-entropy of both views to k-means assignments, mean over heads (arXiv 2006.09882, app. D).
 
@@ -191,6 +204,7 @@ def deepcluster(scores: Tensor, assignments: Tensor, temperature: float) -> Tens
     return (sums / (targets >= 0).sum(dim=1).clamp(min=1)).mean()
 
 
+@in_float32
 def dino(
     student: Tensor, teacher: Tensor, center: Tensor, student_temperature: float, teacher_temperature: float
 ) -> Tensor:
@@ -204,97 +218,3 @@ def dino(
     targets = ((promote(teacher) - center) / teacher_temperature).softmax(dim=1).detach().chunk(2)
     first, second = (promote(student) / student_temperature).chunk(2)
     return (F.cross_entropy(first, targets[1]) + F.cross_entropy(second, targets[0])) / 2
-
-
-def contrastive_distillation(
-    p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor, temperature: float, rows: Tensor | None = None
-) -> Tensor:
-    """CaSSLe's contrastive distillation: the same image and view in student and teacher (arXiv 2112.04215, eq. 5).
-
-    The mean of both directions, over the 2n x 2n cosines of predictions and teacher outputs; nothing is masked out.
-
-    Args:
-        p1, p2: predictions (n, d) of the student's distillation predictor, a tensor a view.
-        z1, z2: the teacher's projections (n, d), a tensor a view.
-        temperature: divides the cosines.
-        rows: int64 (m,), images whose rows count; None: all n.
-    """
-    p, z = _unit(torch.cat([p1, p2])), _unit(torch.cat([z1, z2]))
-    anchors = _both_views(rows, len(p1), p.device)
-    forward = F.cross_entropy(p[anchors] @ z.t() / temperature, anchors)
-    backward = F.cross_entropy(z[anchors] @ p.t() / temperature, anchors)
-    return (forward + backward) / 2
-
-
-def predictive_distillation(p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
-    """CaSSLe with BYOL's loss: mean over views of 2 - 2 cos of predictions and teacher outputs (n, d)."""
-    return (byol(p1, z1) + byol(p2, z2)) / 2
-
-
-def predictive_mse_distillation(p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
-    """CaSSLe with VICReg's invariance: mean over views of the squared error of predictions and teacher (n, d)."""
-    return (F.mse_loss(promote(p1), promote(z1).detach()) + F.mse_loss(promote(p2), promote(z2).detach())) / 2
-
-
-def decorrelative_distillation(
-    p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor, off_diagonal: float, scale: float
-) -> Tensor:
-    """CaSSLe with Barlow Twins' loss: mean over views, predictions against teacher outputs (n, d); see barlow_twins."""
-    return (barlow_twins(p1, z1, off_diagonal, scale) + barlow_twins(p2, z2, off_diagonal, scale)) / 2
-
-
-def prototype_distillation(
-    p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor, prototypes: Tensor, teacher_prototypes: Tensor, temperature: float
-) -> Tensor:
-    """CaSSLe's knowledge distillation on prototypes, mean over views (Fini et al. 2022, arXiv 2112.04215).
-
-    Args:
-        p1, p2: predictions (n, d) of the student, a tensor a view, in any norm.
-        z1, z2: the teacher's projections (n, d), a tensor a view, in any norm.
-        prototypes: (k, d), the student's own for this purpose, as they are.
-        teacher_prototypes: (k, d), the teacher's, as they are.
-        temperature: divides both sides' scores.
-    """
-    p, z = _unit(torch.cat([p1, p2])), _unit(torch.cat([z1, z2])).detach()
-    targets = (z @ promote(teacher_prototypes).t() / temperature).softmax(dim=1).detach()
-    return F.cross_entropy(p @ promote(prototypes).t() / temperature, targets)
-
-
-def soft_label_distillation(logits1: Tensor, logits2: Tensor, teacher1: Tensor, teacher2: Tensor) -> Tensor:
-    """Cross-entropy of the classifier to the old one's softmax, mean over rows and views (arXiv 2303.17235, eq. 4).
-
-    Args:
-        logits1, logits2: the student's logits (n, classes), a tensor a view.
-        teacher1, teacher2: the old classifier's logits (n, classes), a tensor a view.
-    """
-    own, old = promote(torch.cat([logits1, logits2])), promote(torch.cat([teacher1, teacher2]))
-    return F.cross_entropy(own, old.softmax(dim=1))
-
-
-def labelled_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """SUM over rows of the cross-entropy to their labels; rows labelled -1 add nothing, so without labels it is 0.
-
-    Args:
-        logits: (n, classes).
-        labels: int64 (n,), -1 = not available.
-    """
-    return F.cross_entropy(promote(logits), labels, ignore_index=-1, reduction="sum")
-
-
-def promote(tensor: Tensor) -> Tensor:
-    """Half types to float32; wider types as they are."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-
-
-def _unit(rows: Tensor) -> Tensor:
-    return F.normalize(promote(rows), dim=1)
-
-
-def _both_views(rows: Tensor | None, n: int, device: torch.device) -> Tensor:
-    """Rows of the stacked views (2n, d) that belong to the images `rows` (m,)."""
-    return torch.arange(2 * n, device=device) if rows is None else torch.cat([rows, rows + n]).to(device)
-
-
-def _cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Mean cosine of the rows of (n, d) and (n, d)."""
-    return (_unit(a) * _unit(b)).sum(dim=1).mean()

@@ -1,0 +1,57 @@
+"""The equations: pure functions of tensors that are already gathered, each returning a scalar.
+
+Half types are promoted to float32, also under autocast; wider types are left alone. Where a loss compares every row
+with every other one, `rows` names the rows of the global batch whose mean is wanted (all of them by default), so that a
+process computes its own rows against global columns and nothing of size global x global is built.
+"""
+
+from kaizen.losses.basics import promote
+from kaizen.losses.classifier import labelled_cross_entropy, soft_label_distillation
+from kaizen.losses.distillation import (
+    contrastive_distillation,
+    decorrelative_distillation,
+    predictive_distillation,
+    predictive_mse_distillation,
+    prototype_distillation,
+)
+from kaizen.losses.ssl import (
+    barlow_twins,
+    byol,
+    deepcluster,
+    dino,
+    info_nce,
+    nearest_neighbour,
+    nt_xent,
+    relational,
+    simsiam,
+    sinkhorn_knopp,
+    sup_con,
+    swapped_prediction,
+    vicreg,
+    w_mse,
+)
+
+__all__ = [
+    "barlow_twins",
+    "byol",
+    "contrastive_distillation",
+    "decorrelative_distillation",
+    "deepcluster",
+    "dino",
+    "info_nce",
+    "labelled_cross_entropy",
+    "nearest_neighbour",
+    "nt_xent",
+    "predictive_distillation",
+    "predictive_mse_distillation",
+    "promote",
+    "prototype_distillation",
+    "relational",
+    "simsiam",
+    "sinkhorn_knopp",
+    "soft_label_distillation",
+    "sup_con",
+    "swapped_prediction",
+    "vicreg",
+    "w_mse",
+]

@@ -1,0 +1,30 @@
+"""Losses of the classifier: labels, and what the old classifier says; see the package for their common rules."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kaizen.losses.basics import in_float32, promote
+
+
+@in_float32
+def soft_label_distillation(logits1: Tensor, logits2: Tensor, teacher1: Tensor, teacher2: Tensor) -> Tensor:
+    """Cross-entropy of the classifier to the old one's softmax, mean over rows and views (arXiv 2303.17235, eq. 4).
+
+    Args:
+        logits1, logits2: the student's logits (n, classes), a tensor a view.
+        teacher1, teacher2: the old classifier's logits (n, classes), a tensor a view.
+    """
+    own, old = promote(torch.cat([logits1, logits2])), promote(torch.cat([teacher1, teacher2]))
+    return F.cross_entropy(own, old.softmax(dim=1))
+
+
+@in_float32
+def labelled_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """SUM over rows of the cross-entropy to their labels; rows labelled -1 add nothing, so without labels it is 0.
+
+    Args:
+        logits: (n, classes).
+        labels: int64 (n,), -1 = not available.
+    """
+    return F.cross_entropy(promote(logits), labels, ignore_index=-1, reduction="sum")
