@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from kaizen.config import Config
 from kaizen.errors import ConfigError
+from kaizen.methods import method_class
 from kaizen.optim import warmup_cosine
 
 WARMUP_START = 0.003  # ALGORITHM: warm-up starts at this rate, or at the base rate where that is lower
@@ -46,7 +47,8 @@ def make_plan(config: Config, images: Sequence[int], world: int) -> Plan:
     """Steps and rates for tasks of that many training images each, on `world` processes.
 
     Raises:
-        ConfigError: a warm-up that leaves no step for the cosine, or fewer than two images for a process.
+        ConfigError: a warm-up that leaves no step for the cosine, fewer than two images for a process, or a task that
+            does not fit the method.
     """
     tasks, first = [], 0
     for count in images:
@@ -58,6 +60,7 @@ def make_plan(config: Config, images: Sequence[int], world: int) -> Plan:
             raise ConfigError(
                 "optim.batch", f"{found}; allowed: at least {2 * world}, two images for each of {world} processes"
             )
+        method_class(config.method.name).check_task(config.method, count, batch)
         per_epoch = count // batch
         steps = per_epoch * config.optim.epochs
         warmup = per_epoch * config.optim.warmup_epochs

@@ -12,7 +12,6 @@ from kaizen.data.labels import visible_labels
 from kaizen.data.source import Source, load_source
 from kaizen.data.stream import StreamError, Task, cut
 from kaizen.errors import ConfigError
-from kaizen.methods import method_class
 
 
 @dataclass(frozen=True)
@@ -107,9 +106,6 @@ def _domains(wanted: Sequence[str] | None, names: Sequence[str]) -> list[tuple[i
 
 def _check_tasks(config: Config, tasks: Sequence[Task], labels: np.ndarray) -> None:
     """Refuse keys that do not fit the tasks."""
-    for task in tasks:
-        batch = min(config.optim.batch, len(task.train))
-        method_class(config.method.name).check_task(config.method, len(task.train), batch)
     replay, total = config.replay, config.replay.total
     if replay.policy not in ("none", "reservoir") and total is not None:
         groups = sum(len(np.unique(labels[task.train])) for task in tasks)
