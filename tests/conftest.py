@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("KAIZEN_THREADS", "1")
+os.environ["KAIZEN_THREADS"] = os.environ.get("KAIZEN_THREADS") or "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 TINY = [
