@@ -204,12 +204,6 @@ class Parallel:
             dist.all_reduce(stacked)
         return {name: value / self.world for name, value in zip(values, stacked.tolist(), strict=True)}
 
-    def sum(self, counts: Tensor) -> Tensor:
-        """Sum of a tensor over processes."""
-        if self.world > 1:
-            dist.all_reduce(counts)
-        return counts
-
     def gather(self, local: Tensor, sizes: Sequence[int]) -> Tensor:
         """Rows (n_r, ...) of all processes, one process after the other; sizes: n_r of each."""
         return local if self.world == 1 else _AllGather.apply(local, tuple(sizes), self.rank)

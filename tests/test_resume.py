@@ -22,16 +22,21 @@ from kaizen.parallel import Parallel
 from kaizen.state import TaskState
 
 
-def test_a_run_killed_five_times_ends_byte_for_byte_as_one_that_was_not(
-    tiny: list[str], launcher: Launcher, undisturbed: Path
-) -> None:
-    run = run_of(tiny)
-    for step in (3, 8, 15, 19, 26):
-        process = launcher.start(tiny)
+def kill_after(launcher: Launcher, arguments: list[str], run: Path, *steps: int) -> None:
+    """Start a run again and again, and kill it once it has logged each of these steps."""
+    for step in steps:
+        process = launcher.start(arguments)
         wait_for_step(run, step, process.is_alive)
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL
+
+
+def test_a_run_killed_five_times_ends_byte_for_byte_as_one_that_was_not(
+    tiny: list[str], launcher: Launcher, undisturbed: Path
+) -> None:
+    run = run_of(tiny)
+    kill_after(launcher, tiny, run, 3, 8, 15, 19, 26)
     assert launcher.run(tiny) == 0
     assert snapshots(run) == snapshots(undisturbed)
     mine, theirs = (
@@ -78,11 +83,7 @@ def test_every_methods_own_state_comes_back_byte_for_byte(
     start = [f"digits-{method}", *tiny[1:], *queue]
     whole, cut = [*start, "--run.dir", str(tmp_path / "a")], [*start, "--run.dir", str(tmp_path / "b")]
     assert launcher.run(whole) == 0
-    for step in (9, 20):
-        process = launcher.start(cut)
-        wait_for_step(tmp_path / "b", step, process.is_alive)
-        process.kill()
-        process.join()
+    kill_after(launcher, cut, tmp_path / "b", 9, 20)
     assert launcher.run(cut) == 0
     assert snapshots(tmp_path / "a") == snapshots(tmp_path / "b")
     lines = [log_of(tmp_path / name) for name in ("a", "b")]
@@ -97,12 +98,7 @@ def test_a_memory_chosen_by_features_comes_back_too(tiny: list[str], launcher: L
     herding = ["--replay.policy", "herding", "--labels.fraction", "0.5", "--stream.tasks", "3"]
     whole, cut = ([*tiny, *herding, "--run.dir", str(tmp_path / name)] for name in "ab")
     assert launcher.run(whole) == 0
-    for step in (5, 9):
-        process = launcher.start(cut)
-        wait_for_step(tmp_path / "b", step, process.is_alive)
-        process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
+    kill_after(launcher, cut, tmp_path / "b", 5, 9)
     assert launcher.run(cut) == 0
     assert snapshots(tmp_path / "a") == snapshots(tmp_path / "b")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import get_args
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from kaizen.cli import parse_arguments, resolve
@@ -104,7 +105,8 @@ class Training:
         method.after_backward(batch)
         values = torch.stack([terms[name].detach() for name in TERMS])
         if self.world > 1:
-            values = self.parallel.sum(values) / self.world
+            dist.all_reduce(values)
+            values /= self.world
         gradient = torch.cat([p.grad.flatten() for p in self.learner.parameters() if p.grad is not None])
         self.optimizer.step()
         self.optimizer.zero_grad()
