@@ -43,24 +43,28 @@ class Plan:
         return warmup_cosine(step, plan.steps, plan.warmup_steps, base, start, min(self.min_lr, base))
 
 
-def make_plan(config: Config, images: Sequence[int], world: int) -> Plan:
+def make_plan(config: Config, images: Sequence[int], world: int, accumulation: int = 1) -> Plan:
     """Steps and rates for tasks of that many training images each, on `world` processes.
 
+    Args:
+        accumulation: parts that a global batch comes in.
+
     Raises:
-        ConfigError: a warm-up that leaves no step for the cosine, fewer than two images for a process, or a task that
-            does not fit the method.
+        ConfigError: a warm-up that leaves no step for the cosine, a process without an image of the task in some step,
+            or a task that does not fit the method.
     """
     tasks, first = [], 0
     for count in images:
         batch = min(config.optim.batch, count)
-        if batch < 2 * world:
+        least = max(2, world) * accumulation  # a single image has no statistics
+        if batch < least:
             found = (
                 f"is {config.optim.batch}" if batch == config.optim.batch else f"is cut to {batch} by the smallest task"
             )
-            raise ConfigError(
-                "optim.batch", f"{found}; allowed: at least {2 * world}, two images for each of {world} processes"
-            )
-        method_class(config.method.name).check_task(config.method, count, batch)
+            why = f"an image for each of {world} processes" if world > 1 else "two images"
+            why += f" in each of {accumulation} parts (gradient accumulation)" if accumulation > 1 else ""
+            raise ConfigError("optim.batch", f"{found}; allowed: at least {least}, {why}")
+        method_class(config.method.name).check_task(config.method, count, batch // accumulation)
         per_epoch = count // batch
         steps = per_epoch * config.optim.epochs
         warmup = per_epoch * config.optim.warmup_epochs
@@ -72,12 +76,13 @@ def make_plan(config: Config, images: Sequence[int], world: int) -> Plan:
     return Plan(tuple(tasks), config.optim.lr * config.optim.batch / 256, config.optim.min_lr)
 
 
-def describe(config: Config, plan: Plan, world: int) -> list[str]:
+def describe(config: Config, plan: Plan, world: int, accumulation: int = 1) -> list[str]:
     """The derived numbers as lines for the user."""
     optim, replay = config.optim, config.replay
     images = [task.images for task in plan.tasks]
     smallest = min(task.batch for task in plan.tasks)
     cut = f", cut to {smallest} by the smallest task" if smallest < optim.batch else ""
+    parts = f", in {accumulation} parts" if accumulation > 1 else ""
     per_epoch = [task.steps_per_epoch for task in plan.tasks]
     memory = "none"
     if replay.policy != "none":
@@ -85,7 +90,7 @@ def describe(config: Config, plan: Plan, world: int) -> list[str]:
         memory = f"{replay.policy}, {kind} {size:g}, {replay.batch} images a step"
     return [
         f"processes           {world}",
-        f"global batch        {optim.batch} images a step, {-(-optim.batch // world)} a process{cut}",
+        f"global batch        {optim.batch} images a step, {-(-optim.batch // world)} a process{cut}{parts}",
         f"replay              {memory}",
         f"tasks               {len(images)}, training images {', '.join(map(str, images))}",
         f"steps an epoch      {', '.join(map(str, per_epoch))}; {optim.epochs} epochs a task",

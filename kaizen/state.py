@@ -34,6 +34,18 @@ def checkpoint_directory(run: Path, task: int, step: int) -> Path:
     return run / "checkpoints" / f"task-{task:02d}_step-{step:08d}"
 
 
+def read_memory(path: Path, parallel: Parallel) -> Memory:
+    """The replay memory of a task-end directory, mapped from its file, which the processes of a node share.
+
+    Raises:
+        ConfigError: the file is missing or damaged.
+        TrainingFailed: names processes that read something else than the main process.
+    """
+    memory = Memory.from_tensors(read_tensors(path / "replay.safetensors"))
+    parallel.agree(f"the replay memory {path}", memory.digest)
+    return memory
+
+
 class TaskState:
     """Student, optimizer, twin, teacher and replay memory of a task.
 
@@ -55,9 +67,10 @@ class TaskState:
         parallel: Parallel,
     ) -> None:
         self.task, self.parallel = task, parallel
-        device = parallel.device
         distiller = build_distiller(config.distill) if task else None
-        self.learner = Learner(config, num_classes, distiller).to(device).train()
+        self.learner = (
+            parallel.normalising_together(Learner(config, num_classes, distiller)).to(parallel.device).train()
+        )
         self.learner.method.begin_task(images)
         before = task_directory(run, task - 1) if task else None
         method = read_tensors(before / "method.safetensors") if before else {}
@@ -70,7 +83,7 @@ class TaskState:
         if before and (distiller is not None or weights["classifier_distill"] > 0):
             # At a task's beginning the method's prototypes are those that the teacher ended with.
             prototypes = self.learner.method.prototypes().clone() if self.learner.method.has_prototypes else None
-            self.teacher = Teacher(before / "student.safetensors", config, num_classes, device, prototypes)
+            self.teacher = Teacher(before / "student.safetensors", config, num_classes, parallel, prototypes)
         constant = tuple(f"method.{name}" for name in self.learner.method.constant_rate)
         rates = (lr, config.optim.classifier_lr, config.optim.weight_decay)
         groups = parameter_groups(self.learner, *rates, constant)
@@ -82,7 +95,7 @@ class TaskState:
         """The replay memory that the task before left; before task 0 an empty one for such images (n, c, h, w)."""
         if self.memory_file is None:
             return Memory.empty(*images.shape[1:3])
-        return Memory.from_tensors(read_tensors(self.memory_file))
+        return read_memory(self.memory_file.parent, self.parallel)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Files of a snapshot: the student, and everything else the next task starts from."""

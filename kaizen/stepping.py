@@ -1,7 +1,8 @@
 """The steps of one task: draw images, make views, train the student, advance what follows it."""
 
 import copy
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -9,17 +10,35 @@ from torch import Tensor
 from kaizen.config import Config
 from kaizen.data.load import Stream
 from kaizen.data.random import Purpose, fold, hash_rows
-from kaizen.data.replay import Memory, remember
+from kaizen.data.replay import Memory, choose
 from kaizen.data.sampler import Draw, Sampler
 from kaizen.data.views import augment
 from kaizen.evaluation.features import extract_features
-from kaizen.learner import total
+from kaizen.learner import TERMS, total
 from kaizen.methods.base import Outputs
 from kaizen.networks.heads import forget_running_statistics, forward_all
 from kaizen.optim import momentum_tau
-from kaizen.parallel import Parallel
+from kaizen.parallel import Batch, Parallel
 from kaizen.plan import Plan
 from kaizen.state import TaskState
+
+
+@dataclass(frozen=True)
+class _Passed:
+    """What one part of a step's batch gave: its part of the four terms, outputs without graph, and its place."""
+
+    terms: dict[str, Tensor]
+    outputs: Outputs
+    batch: Batch
+
+
+def _joined(outputs: Sequence[Outputs]) -> Outputs:
+    """Outputs of a step's whole batch from those of its parts."""
+    if len(outputs) == 1:
+        return outputs[0]
+    projections = [torch.cat(view) for view in zip(*(part.projections for part in outputs), strict=True)]
+    twin = [torch.cat(view) for view in zip(*(part.twin for part in outputs), strict=True)]
+    return Outputs(projections, twin, torch.cat([part.labels for part in outputs]))
 
 
 class Stepper:
@@ -53,8 +72,8 @@ class Stepper:
             self.memory.sample_ids,
             self.memory.labels,
             config.replay.batch,
-            rank=parallel.rank,
-            world=parallel.world,
+            group=parallel.group,
+            parts=parallel.accumulation,
         )
 
     def step(self, step: int) -> dict[str, Tensor]:
@@ -62,17 +81,12 @@ class Stepper:
         state, method = self.state, self.state.learner.method
         epoch, place = divmod(step, self.sampler.steps_per_epoch)
         if place == 0:
-            method.begin_epoch(fold(self.config.run.seed, Purpose.METHOD, state.task, -1, epoch), self._project_task)
-        draw = self.sampler.draw(step)
-        images, labels = self._gather(draw)
-        places = self.parallel.put(draw.batch.places) if draw.batch.places is not None else None
-        batch = replace(draw.batch, places=places)
-        views = self._views(images, self.parallel.put(draw.keys))
-        with torch.no_grad(), self.parallel.accelerator.autocast():
-            twin = state.twin([views[v] for v in method.twin_views]) if state.twin is not None else []
-            old = state.teacher(views[:2]) if state.teacher is not None else None
-        terms, projections = state.wrapped(views, labels, batch, twin, old)
-        self.parallel.accelerator.backward(total(terms, self.weights))
+            key = fold(self.config.run.seed, Purpose.METHOD, state.task, -1, epoch)
+            method.begin_epoch(key, self._project_task, self.parallel.group)
+        draws = self.sampler.draw(step)
+        whole = Batch.joined([draw.batch for draw in draws])
+        passed = [self._pass(draw, whole) for draw in draws]
+        batch = Batch.joined([part.batch for part in passed])
         method.after_backward(batch)
         for group in state.optimizer.param_groups:
             base = group["base_lr"]
@@ -86,23 +100,51 @@ class Stepper:
                 steps = self.plan.tasks[state.task].steps
                 state.twin.update(momentum_tau(step, steps, settings.tau_base, settings.tau_final))
             with torch.no_grad():
-                method.after_step(Outputs(projections, twin, labels), batch)
-        return terms
+                method.after_step(_joined([part.outputs for part in passed]), batch)
+        return {name: torch.stack([part.terms[name] for part in passed]).sum() for name in TERMS}
 
-    def remember(self) -> Memory:
-        """The replay memory after the task: what it held and a choice of the task's images."""
+    def _pass(self, draw: Draw, whole: Batch) -> "_Passed":
+        """Forward and backward over one part of a step's batch; gradients add up over the parts."""
+        state, method, accelerator = self.state, self.state.learner.method, self.parallel.accelerator
+        images, labels = self._gather(draw)
+        assert draw.batch.places is not None
+        batch = replace(draw.batch, places=self.parallel.put(draw.batch.places))
+        views = self._views(images, self.parallel.put(draw.keys))
+        with accelerator.accumulate(state.wrapped):
+            with torch.no_grad(), accelerator.autocast():
+                twin = state.twin([views[v] for v in method.twin_views]) if state.twin is not None else []
+                old = state.teacher(views[:2]) if state.teacher is not None else None
+            terms, projections = state.wrapped(views, labels, batch, twin, old)
+            # Means over the step's images, and over its labelled images, from those of its parts.
+            images_part, labels_part = batch.size / whole.size, batch.labelled / max(whole.labelled, 1)
+            terms = {
+                name: term * (labels_part if name == "classifier" else images_part) for name, term in terms.items()
+            }
+            # Accelerate takes a mean over the parts.
+            accelerator.backward(total(terms, self.weights) * self.parallel.accumulation)
+        held = {name: term.detach() for name, term in terms.items()}
+        return _Passed(held, Outputs(projections, twin, labels), batch)
+
+    def remember(self) -> Callable[[], Memory]:
+        """Choose what the replay memory holds after the task, on all processes; returns what makes it.
+
+        Raises:
+            TrainingFailed: names processes that chose otherwise.
+        """
         images, encoder = self.source.train.images, self.state.learner.encoder
-        return remember(
+        moments = self.mean, self.std
+        choice = choose(
             self.memory,
-            images,
             self.labels,
             self.ids,
             task=self.state.task,
             seed=self.config.run.seed,
             policy=self.config.replay.policy,
             budget=self.config.replay_budget(),
-            features=lambda ids: extract_features(encoder, images, ids, self.mean, self.std),
+            features=lambda ids: extract_features(encoder, [(images, ids)], moments, self.parallel).cpu().numpy(),
         )
+        self.parallel.agree("the choice for the replay memory", choice.digest)
+        return lambda: choice.applied(self.memory, images, self.labels, self.state.task)
 
     def _gather(self, draw: Draw) -> tuple[Tensor, Tensor]:
         """Images uint8 (n, 3, h, w) and labels (n,) of a draw, on the device."""
@@ -124,7 +166,7 @@ class Stepper:
 
         Batches normalise by themselves, as in training, and leave no trace in the student's statistics.
         """
-        learner = self.state.learner
+        learner, group = self.state.learner, self.parallel.group
         networks = torch.nn.ModuleList([copy.deepcopy(learner.encoder), copy.deepcopy(learner.projector)])
         forget_running_statistics(networks)
         ids = torch.from_numpy(self.ids)
@@ -132,7 +174,9 @@ class Stepper:
         parts: list[list[Tensor]] = []
         # Pieces of about a batch, none of them a single image, which has no statistics.
         for rows in torch.arange(len(ids)).tensor_split(max(1, len(ids) // self.sampler.batch)):
-            images = self.parallel.put(torch.from_numpy(self.source.train.images[ids[rows].numpy()]))
-            views = self._views(images, self.parallel.put(keys[rows]))[:2]
-            parts.append(forward_all(networks[1], forward_all(networks[0], views)))
+            mine = rows[group.shard(len(rows))]
+            images = self.parallel.put(torch.from_numpy(self.source.train.images[ids[mine].numpy()]))
+            views = self._views(images, self.parallel.put(keys[mine]))[:2]
+            projections = forward_all(networks[1], forward_all(networks[0], views))
+            parts.append([group.gather(z, group.sizes(len(rows))) for z in projections])
         return [torch.cat(view) for view in zip(*parts, strict=True)]

@@ -11,6 +11,7 @@ from kaizen.config import Config
 from kaizen.learner import Learner, Network, TeacherOutputs
 from kaizen.losses import promote
 from kaizen.networks.heads import forget_running_statistics, forward_all
+from kaizen.parallel import Parallel
 
 
 def read_network(snapshot: Path, config: Config, num_classes: int) -> Network:
@@ -34,14 +35,17 @@ class Teacher:
     """
 
     def __init__(
-        self, snapshot: Path, config: Config, num_classes: int, device: torch.device, prototypes: Tensor | None = None
+        self, snapshot: Path, config: Config, num_classes: int, parallel: Parallel, prototypes: Tensor | None = None
     ) -> None:
         self.prototypes = prototypes
-        self.network = read_network(snapshot, config, num_classes)
-        self.network.requires_grad_(False).eval().to(device)
+        self.network = parallel.normalising_together(read_network(snapshot, config, num_classes))
+        self.network.requires_grad_(False).eval().to(parallel.device)
         self._reads = config.labels.fraction > 0
         if config.teacher.batchnorm == "batch":
             forget_running_statistics(self.network)
+            # Without statistics of its own a BatchNorm does the same in both modes, but for SyncBatchNorm, which meets
+            # the other processes only when it trains.
+            self.network.train()
 
     @torch.no_grad()
     def __call__(self, views: list[Tensor]) -> TeacherOutputs:

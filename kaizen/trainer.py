@@ -20,7 +20,7 @@ from kaizen.learner import total
 from kaizen.log import Clock, RunLog, versions
 from kaizen.parallel import Parallel
 from kaizen.plan import describe, make_plan
-from kaizen.state import TaskState, checkpoint_directory, task_directory
+from kaizen.state import TaskState, checkpoint_directory, read_memory, task_directory
 from kaizen.stepping import Stepper
 from kaizen.stop import StopRequest
 
@@ -76,14 +76,15 @@ class Trainer:
         config = self.config
         self.stream = self.parallel.main_first(lambda: load_stream(config))
         self.source, self.tasks = self.stream.source, self.stream.tasks
-        self.plan = make_plan(config, self.stream.train_sizes, self.parallel.world)
+        sizes = self.parallel.world, self.parallel.accumulation
+        self.plan = make_plan(config, self.stream.train_sizes, *sizes)
         self.evaluator = Evaluator(config, self.stream, self.parallel)
         self.directory.claim(self.recipe, self.preset)
         self.stop.defer()
         described = {"recipe": self.recipe, "preset": self.preset, "config_hash": config.hash()}
         self.results = Results(self.path / "results.json", described, config.stream.kind, self.tasks)
         self.parallel.announce(f"run directory       {self.path}")
-        for line in (*self.stream.describe(), *describe(config, self.plan, self.parallel.world)):
+        for line in (*self.stream.describe(), *describe(config, self.plan, *sizes)):
             self.parallel.announce(line)
 
     def _show_results(self) -> None:
@@ -138,8 +139,9 @@ class Trainer:
             elif (every := self.config.run.checkpoint_every) and number % every == 0:
                 self._save(state, terms, weights, clock)
         path, position = task_directory(self.path, task), self._position(clock)
-        # One process chooses the memory; the others read it with the rest of this state when the next task begins.
-        self.parallel.on_main(lambda: state.save_task_end(path, stepper.remember(), position))
+        memory = stepper.remember()
+        self.parallel.on_main(lambda: state.save_task_end(path, memory(), position))
+        read_memory(path, self.parallel)
         self.parallel.release()
 
     def evaluate(self, task: int, readers: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from kaizen.config import Config
 from kaizen.distill import build_distiller
 from kaizen.learner import TERMS, Learner, TeacherOutputs, total
 from kaizen.losses import contrastive_distillation, nt_xent
-from kaizen.parallel import Batch
+from kaizen.parallel import Batch, Parallel
 from kaizen.teacher import MomentumTwin, Teacher
 
 SMALL = ["--encoder.width", "4", "--method.projector_hidden", "16", "--method.projector_out", "8"]
@@ -120,7 +120,7 @@ def test_teacher_normalises_as_told_and_never_changes(mode: str, tmp_path: Path)
     learner(views(), LABELS, batch())  # running statistics that are not the initial ones
     file = tmp_path / "student.safetensors"
     save_file({k: v for k, v in learner.state_dict().items() if not k.startswith("method.")}, file)
-    teacher = Teacher(file, config, 10, torch.device("cpu"))
+    teacher = Teacher(file, config, 10, Parallel())
     before = {name: t.clone() for name, t in teacher.network.state_dict().items()}
     said = teacher(views())
     student = learner.train(mode == "batch")
@@ -139,7 +139,7 @@ def test_an_old_classifier_that_never_saw_a_label_says_nothing(tmp_path: Path) -
     file = tmp_path / "student.safetensors"
     save_file({k: v for k, v in learner.state_dict().items() if not k.startswith("method.")}, file)
     nothing = torch.full((6,), -1)
-    old = Teacher(file, config, 10, torch.device("cpu"))(views())
+    old = Teacher(file, config, 10, Parallel())(views())
     terms, _ = learner(views(), nothing, batch(nothing), None, old)
     assert terms["distill"].item() > 0
     assert terms["classifier"].item() == terms["classifier_distill"].item() == 0.0

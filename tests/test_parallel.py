@@ -86,9 +86,12 @@ def test_collectives(two: tuple[list[dict[str, Any]], Path]) -> None:
 def test_uneven_slices_and_labels_give_the_losses_gradients_and_queues_of_one_process(
     method: str, two: tuple[list[dict[str, Any]], Path]
 ) -> None:
+    limits = {"first": 1e-9, "float32 terms": 1e-5, "float32 gradient": 1e-4}
     for found in two[0]:
+        assert len(found["methods"][method]) == 7
         for part, gap in found["methods"][method].items():
-            assert gap < 1e-9, (part, gap)
+            limit = next((most for name, most in limits.items() if part.startswith(name)), 1e-6)
+            assert gap < limit, (part, gap)
 
 
 def test_two_processes_train_the_digits_to_the_end(two: tuple[list[dict[str, Any]], Path]) -> None:

@@ -44,18 +44,22 @@ def test_a_task_smaller_than_the_batch_has_one_step_an_epoch_with_all_its_images
 
 
 @pytest.mark.parametrize(
-    ("overrides", "images", "world", "key"),
+    ("batch", "images", "world", "parts", "least"),
     [
-        ({"optim__batch": "6"}, [100], 4, "optim.batch"),
-        ({}, [100, 7], 4, "optim.batch"),
+        ("3", [100], 4, 1, 4),
+        ("256", [100, 3], 4, 1, 4),
+        ("256", [100, 1], 1, 1, 2),
+        ("15", [100], 4, 4, 16),
+        ("3", [9], 1, 2, 4),
     ],
 )
-def test_fewer_than_two_images_for_a_process_are_refused(
-    overrides: dict[str, str], images: list[int], world: int, key: str
+def test_a_process_without_an_image_is_refused(
+    batch: str, images: list[int], world: int, parts: int, least: int
 ) -> None:
-    with pytest.raises(ConfigError) as caught:
-        make_plan(config(**overrides), images, world)
-    assert caught.value.key == key
+    with pytest.raises(ConfigError, match=f"at least {least}") as caught:
+        make_plan(config(optim__batch=batch), images, world, parts)
+    assert caught.value.key == "optim.batch"
+    make_plan(config(optim__batch=str(least), optim__warmup_epochs="0"), [100], world, parts)
 
 
 def test_a_warm_up_of_one_step_is_left_out() -> None:

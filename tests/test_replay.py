@@ -1,6 +1,7 @@
 """The replay memory: what it keeps, for every policy and budget."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-from kaizen.data.replay import Memory, herding_order, remember
+from kaizen.data.replay import Memory, choose, herding_order
 
 LABELS = np.array([0, 1, 0, 1, 0, 2, 2, 2, 2, -1] * 4)
 IMAGES = np.arange(len(LABELS), dtype=np.uint8)[:, None, None, None] * np.ones((1, 3, 2, 2), dtype=np.uint8)
@@ -18,12 +19,16 @@ IMAGES = np.arange(len(LABELS), dtype=np.uint8)[:, None, None, None] * np.ones((
 FEATURES = np.random.default_rng(0).normal(size=(len(LABELS), 5)).astype(np.float32)
 
 
+def remember(memory: Memory, ids: np.ndarray, **settings: Any) -> Memory:
+    return choose(memory, LABELS, ids, **settings).applied(memory, IMAGES, LABELS, settings["task"])
+
+
 def kept(policy: str, budget: tuple[str, float], seed: int = 0) -> Memory:
     memory = Memory.empty(3, 2)
     for task, classes in enumerate(([0, 1], [2, -1])):
         ids = np.flatnonzero(np.isin(LABELS, classes))
         settings = {"task": task, "seed": seed, "policy": policy, "budget": budget}
-        memory = remember(memory, IMAGES, LABELS, ids, **settings, features=lambda asked: FEATURES[asked])
+        memory = remember(memory, ids, **settings, features=lambda asked: FEATURES[asked])
     return memory
 
 
@@ -139,9 +144,7 @@ def test_of_images_that_are_equally_close_the_first_is_taken() -> None:
     assert herding_order(np.zeros((4, 3)), 4).tolist() == [0, 1, 2, 3]
     settings = {"task": 0, "seed": 0, "policy": "herding", "budget": ("per_class", 2)}
     shuffled = np.array([15, 5, 8, 6, 7])
-    memory = remember(
-        Memory.empty(3, 2), IMAGES, LABELS, shuffled, **settings, features=lambda ids: np.ones((len(ids), 3))
-    )
+    memory = remember(Memory.empty(3, 2), shuffled, **settings, features=lambda ids: np.ones((len(ids), 3)))
     assert memory.sample_ids.tolist() == [5, 6]
 
 
@@ -163,11 +166,9 @@ def test_features_are_asked_for_by_herding_alone() -> None:
 
     for policy, budget in (("none", ("total", 4)), ("random", ("total", 4)), ("reservoir", ("total", 4))):
         settings = {"task": 0, "seed": 0, "policy": policy, "budget": budget}
-        remember(Memory.empty(3, 2), IMAGES, LABELS, np.arange(9), **settings, features=refuse)
+        remember(Memory.empty(3, 2), np.arange(9), **settings, features=refuse)
     with pytest.raises(ValueError, match="features"):
-        remember(
-            Memory.empty(3, 2), IMAGES, LABELS, np.arange(9), task=0, seed=0, policy="herding", budget=("total", 4)
-        )
+        remember(Memory.empty(3, 2), np.arange(9), task=0, seed=0, policy="herding", budget=("total", 4))
     with pytest.raises(ValueError, match="total"):
         kept("reservoir", ("per_class", 4))
 
@@ -177,7 +178,7 @@ def streamed(total: int, seed: int, tasks: list[list[int]]) -> list[list[int]]:
     memory, found = Memory.empty(3, 2), []
     for task, ids in enumerate(tasks):
         settings = {"task": task, "seed": seed, "policy": "reservoir", "budget": ("total", total)}
-        memory = remember(memory, IMAGES, LABELS, np.array(ids), **settings)
+        memory = remember(memory, np.array(ids), **settings)
         found.append(memory.sample_ids.tolist())
     return found
 

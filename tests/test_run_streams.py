@@ -19,6 +19,7 @@ from kaizen.data.load import Stream, load_stream
 from kaizen.data.replay import herding_order
 from kaizen.errors import ConfigError
 from kaizen.evaluation.features import extract_features
+from kaizen.parallel import Parallel
 from kaizen.teacher import read_network
 
 SHORT = ["--optim.epochs", "1", "--optim.warmup_epochs", "0", "--run.checkpoint_every", "0", "--replay.batch", "8"]
@@ -151,6 +152,10 @@ def test_labels_of_domains_that_are_left_out_do_not_count(drawings: list[str]) -
     assert set(ids) <= set(stream.tasks[0].train)
 
 
+def features_of(encoder: torch.nn.Module, stream: Stream, ids: np.ndarray) -> np.ndarray:
+    return extract_features(encoder, [(stream.source.train.images, ids)], stream.moments, Parallel()).numpy()
+
+
 def test_herding_keeps_what_the_snapshots_own_features_choose(tiny: list[str]) -> None:
     herding = ["--replay.policy", "herding", "--labels.fraction", "0.3", "--stream.tasks", "2"]
     assert main([*tiny, *SHORT, *herding]) == 0
@@ -162,7 +167,7 @@ def test_herding_keeps_what_the_snapshots_own_features_choose(tiny: list[str]) -
         assert groups[0] == -1
         for label in groups:
             ids = part.train[stream.labels[part.train] == label]
-            features = extract_features(network.encoder, stream.source.train.images, ids, *stream.moments)
+            features = features_of(network.encoder, stream, ids)
             chosen = ids[herding_order(features, 4)].tolist()
             mine = (memory["task_ids"] == task) & (memory["labels"] == int(label))
             assert memory["sample_ids"][mine].tolist() == chosen
@@ -175,7 +180,7 @@ def test_features_are_of_eval_mode_and_touch_no_statistics(tiny: list[str]) -> N
     encoder = Network(config, 10).encoder.train()
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     ids = np.arange(300)
-    features = extract_features(encoder, stream.source.train.images, ids, *stream.moments)
+    features = features_of(encoder, stream, ids)
     assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
     assert all(module.training for module in encoder.modules())
     mean, std = (moment[:, None, None] for moment in stream.moments)

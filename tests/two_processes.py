@@ -12,7 +12,7 @@ from typing import get_args
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from kaizen.cli import parse_arguments, resolve
 from kaizen.commands.train import main
@@ -25,9 +25,9 @@ from kaizen.learner import TERMS, Learner, Network, TeacherOutputs, total
 from kaizen.methods import REGISTRY
 from kaizen.methods.base import Outputs
 from kaizen.optim import build_optimizer, parameter_groups
-from kaizen.parallel import Batch, Parallel
+from kaizen.parallel import ALONE, Batch, Parallel
 
-SMALL = ["digits", "--encoder.width", "4", "--encoder.norm", "group", "--classifier.hidden", "[12]"]
+SMALL = ["digits", "--encoder.width", "4", "--classifier.hidden", "[12]"]
 SMALL += ["--method.projector_hidden", "16", "--method.projector_out", "8", "--distill.hidden", "16"]
 CURRENT, REPLAY = 7, 4
 LABELS = torch.tensor([0, -1, -1, -1, 4, 2, 2, -1, 1, 5, 5])
@@ -39,14 +39,16 @@ KEYS = {
     "nnclr": (*QUEUE, *PREDICTOR),
     "byol": PREDICTOR,
     "simsiam": PREDICTOR,
-    "wmse": ("--method.whitening_size", "9"),
+    # Enough rows for the dimensions, or the covariance is as good as singular and rounding grows without bounds.
+    "wmse": ("--method.projector_out", "4"),
     "swav": (*QUEUE, *PROTOTYPES, "--method.queue_epoch", "3"),
     "deepclusterv2": PROTOTYPES,
     "dino": PROTOTYPES,
     "ressl": QUEUE,
 }
 WEIGHTS = {"ssl": 1.0, "distill": 0.7, "classifier": 1.3, "classifier_distill": 2.0}
-STEPS = 10
+STEPS = 20
+NAMES = ("terms", "gradient")
 
 
 def random(*shape: int, seed: int) -> Tensor:
@@ -70,17 +72,17 @@ def gather_checks(parallel: Parallel) -> dict[str, bool]:
 
 
 class Training:
-    """Steps in float64 on fixed global batches, on this process' slice of them or (world 1) on the whole."""
+    """Steps on fixed global batches, on this process' slice of them or (world 1) on the whole."""
 
-    def __init__(self, config: Config, parallel: Parallel, world: int) -> None:
-        learner = Learner(config, 10, build_distiller(config.distill)).double()
-        for module in learner.modules():
-            if isinstance(module, nn.BatchNorm1d):
-                module.eval()  # it would see a process' own rows in this version
+    def __init__(self, config: Config, parallel: Parallel, world: int, dtype: torch.dtype = torch.float64) -> None:
+        learner = Learner(config, 10, build_distiller(config.distill)).to(dtype).train()
+        if world > 1:
+            learner = parallel.normalising_together(learner)
         learner.method.begin_task(20)
         learner.method.begin_epoch(3, lambda: [random(20, 8, seed=90 + view) for view in range(2)])
         self.learner = learner
         optimizer = build_optimizer("lars", parameter_groups(learner, 0.01, 0.01, 1e-4), 0.9, 0.02, 0.01)
+        self.dtype, self.dim = dtype, config.method.projector_out
         self.rank, self.world, self.parallel = parallel.rank if world > 1 else 0, world, parallel
         self.wrapped, self.optimizer = parallel.prepare(learner, optimizer) if world > 1 else (learner, optimizer)
 
@@ -88,17 +90,17 @@ class Training:
         """Values of the terms and the whole gradient, of the global batch."""
         size = CURRENT + REPLAY
         draws = [random(size, 3, 8, 8, seed=100 * number + i) for i in range(2)]
-        draws += [random(size, 8, seed=100 * number + i) for i in range(2, 6)]
+        draws += [random(size, self.dim, seed=100 * number + i) for i in range(2, 6)]
         draws += [random(size, 10, seed=100 * number + i) for i in range(6, 8)]
         batch = Batch(CURRENT, REPLAY, int((LABELS >= 0).sum()), self.rank, self.world, epoch=number, key=number)
         rows = batch.rows(self.parallel.device)
         rows = torch.arange(size) if rows is None else rows
         places = torch.cat([torch.arange(CURRENT) * 2, torch.full((REPLAY,), -1)])
         batch = replace(batch, places=places[rows])
-        mine = [draw[rows] for draw in draws]
+        mine = [draw[rows].to(self.dtype) for draw in draws]
         method = self.learner.method
         views, twin = mine[:2], [method.twin_head(mine[2 + v]).detach() for v in method.twin_views]
-        prototypes = [random(*method.prototypes().shape, seed=77)] if method.has_prototypes else [None]
+        prototypes = [random(*method.prototypes().shape, seed=77).to(self.dtype)] if method.has_prototypes else [None]
         old = TeacherOutputs(mine[4:6], mine[6:], *prototypes)
         terms, projections = self.wrapped(views, LABELS[rows], batch, twin, old)
         total(terms, WEIGHTS).backward()
@@ -125,14 +127,19 @@ def training_gaps(parallel: Parallel, *method: str) -> dict[str, float]:
     """Through DDP on slices against the whole: relative gaps of terms, whole gradient and all that is trained."""
     config = resolve(*parse_arguments([*SMALL, *method]))[1]
     alone, together = Training(config, parallel, 1), Training(config, parallel, parallel.world)
-    found = {"terms": 0.0, "gradient": 0.0}
+    found = dict.fromkeys(NAMES, 0.0)
     for number in range(STEPS):
-        for name, one, two in zip(found, alone.step(number), together.step(number), strict=True):
+        for name, one, two in zip(NAMES, alone.step(number), together.step(number), strict=True):
             found[name] = max(found[name], gap(one, two))
+        if not number:
+            found |= {"first terms": found["terms"], "first gradient": found["gradient"]}
+    single = [Training(config, parallel, world, torch.float32).step(0) for world in (1, parallel.world)]
+    found |= {f"float32 {name}": gap(*pair) for name, pair in zip(NAMES, zip(*single, strict=True), strict=True)}
+    found["state"] = gap(alone.state(), together.state())
     features = alone.learner.encoder(random(6, 3, 8, 8, seed=9))
     assert features.std(dim=0).mean() > 0.01, "features that are all the same prove nothing"
     parallel.release()
-    return {**found, "state": gap(alone.state(), together.state())}
+    return found
 
 
 def errors_reach_all(parallel: Parallel) -> dict[str, bool]:
@@ -164,7 +171,7 @@ def evaluation_agrees(parallel: Parallel, arguments: list[str]) -> bool:
     config = resolve(*parse_arguments(arguments))[1]
     stream, network = load_stream(config), Network(config, 10)
     alone = copy.copy(parallel)
-    alone.rank, alone.world, alone.is_main, alone._cpu_group = 0, 1, True, None
+    alone.rank, alone.world, alone.is_main, alone._cpu_group, alone.group = 0, 1, True, None, ALONE
     readers = get_args(Reader)
     rows = [[Evaluator(config, stream, p).row(network, task, readers) for p in (parallel, alone)] for task in (-1, 1)]
     return all(two == one and all(any(two[reader]) for reader in readers) for two, one in rows)

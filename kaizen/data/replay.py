@@ -1,9 +1,10 @@
 """The replay memory: which images of past tasks it keeps, and how it is saved.
 
-It holds the images themselves, because past data may be gone. What is kept is a function of (seed, task, data) alone,
-so every process holds the same memory.
+It holds the images themselves, because past data may be gone. What is kept is a function of (seed, task, data) alone
+(herding: and of the network), so every process makes the same choice; one of them writes the file that all of them map.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -44,6 +45,13 @@ class Memory:
         """The memory that `tensors` gave."""
         return Memory(**tensors)
 
+    def digest(self) -> str:
+        """SHA-256 of all that is held."""
+        found = hashlib.sha256()
+        for tensor in self.tensors().values():
+            found.update(tensor.contiguous().numpy().data)
+        return found.hexdigest()
+
     def extended(self, other: "Memory") -> "Memory":
         """This memory followed by another."""
         mine, theirs = self.tensors(), other.tensors()
@@ -54,9 +62,32 @@ class Memory:
         return Memory(**{name: tensor[rows] for name, tensor in self.tensors().items()})
 
 
-def remember(
+@dataclass(frozen=True)
+class Choice:
+    """What a memory is to be after a task, without the images of it.
+
+    ids: int64 (n,), sample ids of images of the task that are taken up; rows: the rows of [the memory ; these] that
+    are kept, in that order; None: all.
+    """
+
+    ids: np.ndarray
+    rows: Tensor | None = None
+
+    def digest(self) -> str:
+        """SHA-256 of the choice."""
+        rows = b"all" if self.rows is None else self.rows.numpy().tobytes()
+        return hashlib.sha256(self.ids.tobytes() + rows).hexdigest()
+
+    def applied(self, memory: Memory, images: np.ndarray, labels: np.ndarray, task: int) -> Memory:
+        """The memory after the task; images, labels: uint8 (N, c, h, w) and int64 (N,) of the source's train split."""
+        if not len(self.ids):
+            return memory
+        together = memory.extended(_taken(images, labels, self.ids, task))
+        return together if self.rows is None else together.rows(self.rows)
+
+
+def choose(
     memory: Memory,
-    images: np.ndarray,
     labels: np.ndarray,
     sample_ids: np.ndarray,
     *,
@@ -65,47 +96,52 @@ def remember(
     policy: str,
     budget: tuple[str, float],
     features: Features | None = None,
-) -> Memory:
-    """The memory after a task: what it held and its choice of the task's images, cut to the budget.
+) -> Choice:
+    """Which images the memory holds after a task: what it held and a choice of the task's images, cut to the budget.
 
     Args:
         memory: the memory before the task.
-        images, labels: uint8 (N, c, h, w) and int64 (N,) of the source's train split.
-        sample_ids: (n,) indices of the task's images in them; images without a label (-1) count as one class.
+        labels: int64 (N,) of the source's train split.
+        sample_ids: (n,) indices of the task's images in it; images without a label (-1) count as one class.
         task, seed: index of the task, seed of the run.
         policy: none, random (seeded, class-balanced), first (of each class in dataset order), herding (see
             `herding_order`) or reservoir (see `_reservoir`).
         budget: ("per_class", k), ("fraction", part of each class, at least one image) or ("total", images in all);
             reservoir takes a total.
-        features: asked for the images of one class at a time, and only by herding.
+        features: asked for the images of the task at once, and only by herding.
 
     Raises:
         ValueError: herding without features, or a reservoir without a total.
     """
-    if policy == "none":
-        return memory
     kind, size = budget
+    if policy == "none":
+        return Choice(np.empty(0, dtype=np.int64))
     if policy == "reservoir":
         if kind != "total":
             raise ValueError(f"a reservoir needs a total of images, not {kind}")
         # Cut twice, so that a large task is never copied whole.
-        ids = sample_ids[_reservoir(torch.from_numpy(sample_ids), int(size), seed).numpy()]
-        together = memory.extended(_taken(images, labels, ids, task))
-        return together.rows(_reservoir(together.sample_ids, int(size), seed))
+        ids = sample_ids[_reservoir(torch.from_numpy(sample_ids), int(size), seed).numpy()].astype(np.int64)
+        return Choice(ids, _reservoir(torch.cat([memory.sample_ids, torch.from_numpy(ids)]), int(size), seed))
+    ids = np.sort(sample_ids) if policy == "herding" else sample_ids
+    found = None
+    if policy == "herding":
+        if features is None:
+            raise ValueError("herding needs features")
+        found = features(ids)
     chosen = []
-    for label in np.unique(labels[sample_ids]):
-        ids = sample_ids[labels[sample_ids] == label]
-        keep = min(len(ids), max(1, round(size * len(ids))) if kind == "fraction" else int(size))
+    for label in np.unique(labels[ids]):
+        of = np.flatnonzero(labels[ids] == label)
+        keep = min(len(of), max(1, round(size * len(of))) if kind == "fraction" else int(size))
         if policy == "random":
-            ids = ids[permutation(len(ids), fold(seed, Purpose.MEMORY, task, int(label))).numpy()]
-        elif policy == "herding":
-            if features is None:
-                raise ValueError("herding needs features")
-            ids = np.sort(ids)
-            ids = ids[herding_order(features(ids), keep)]
-        chosen.append(ids[:keep])
-    together = memory.extended(_taken(images, labels, np.concatenate(chosen), task))
-    return together.rows(_within_total(together, int(size))) if kind == "total" else together
+            of = of[permutation(len(of), fold(seed, Purpose.MEMORY, task, int(label))).numpy()]
+        elif found is not None:
+            of = of[herding_order(found[of], keep)]
+        chosen.append(ids[of[:keep]].astype(np.int64))
+    taken = np.concatenate(chosen)
+    if kind != "total":
+        return Choice(taken)
+    tasks = torch.cat([memory.task_ids, torch.full((len(taken),), task)])
+    return Choice(taken, _within_total(tasks, torch.cat([memory.labels, torch.from_numpy(labels[taken])]), int(size)))
 
 
 def herding_order(features: np.ndarray, count: int) -> np.ndarray:
@@ -152,12 +188,12 @@ def _reservoir(sample_ids: Tensor, total: int, seed: int) -> Tensor:
     return order[:total]
 
 
-def _within_total(memory: Memory, total: int) -> Tensor:
+def _within_total(task_ids: Tensor, labels: Tensor, total: int) -> Tensor:
     """Rows to keep so that each (task, class) group has an even share of the total, given out one image at a time.
 
     Groups keep their first rows: a random order cut short is still a random choice.
     """
-    groups = torch.stack([memory.task_ids, memory.labels], dim=1)
+    groups = torch.stack([task_ids, labels], dim=1)
     _, group = torch.unique(groups, dim=0, return_inverse=True)
     place = torch.empty_like(group)
     for index in range(int(group.max()) + 1):

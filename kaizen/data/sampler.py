@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kaizen.data.random import Purpose, fold, hash_rows, permutation
-from kaizen.parallel import Batch
+from kaizen.parallel import ALONE, Batch, Group, shard
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Sampler:
         batch: images of the current task in a global batch; fewer if the task has fewer.
         memory_ids, memory_labels: (m,) sample ids and labels of the replay memory.
         replay: replay images in a global batch (none when the memory is empty).
+        group: the processes that share each batch.
+        parts: batches that a step's batch is cut into (gradient accumulation).
     """
 
     def __init__(
@@ -51,10 +53,10 @@ class Sampler:
         memory_labels: Tensor,
         replay: int,
         *,
-        rank: int = 0,
-        world: int = 1,
+        group: Group = ALONE,
+        parts: int = 1,
     ) -> None:
-        self.seed, self.task, self.rank, self.world = seed, task, rank, world
+        self.seed, self.task, self.group, self.parts = seed, task, group, parts
         self.sample_ids, self.labels = torch.from_numpy(sample_ids), torch.from_numpy(labels)
         self.memory_ids, self.memory_labels = memory_ids, memory_labels
         self.batch = min(batch, len(sample_ids))
@@ -66,24 +68,34 @@ class Sampler:
         """Full batches in the task's images; it never depends on the replay memory."""
         return len(self.sample_ids) // self.batch
 
-    def draw(self, step: int) -> Draw:
-        """The images of a step of the task (counted from 0 over its epochs)."""
+    def draw(self, step: int) -> list[Draw]:
+        """The images of a step of the task (counted from 0 over its epochs), a draw for each part of its batch."""
         epoch, place = divmod(step, self.steps_per_epoch)
         current = self._order(Purpose.ORDER, epoch, len(self.sample_ids))[place * self.batch :][: self.batch]
         rows = self._memory_rows(step)
-        labels = torch.cat([self.labels[current], self.memory_labels[rows]])
-        batch = Batch(len(current), len(rows), int((labels >= 0).sum()), self.rank, self.world)
-        mine, memory = (torch.arange(part.start, part.stop) for part in batch.slices(self.rank))
-        places = torch.cat([current[mine], torch.full((len(memory),), -1)])
-        batch = replace(batch, epoch=epoch, key=fold(self.seed, Purpose.METHOD, self.task, step), places=places)
+        return [self._part(step, current, rows, part) for part in range(self.parts)]
+
+    def _part(self, step: int, current: Tensor, rows: Tensor, part: int) -> Draw:
+        """This process' images of one part of a step's batch [current ; rows]; a part spans all processes."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        (a, b), (c, d) = _ends(len(current), part, self.parts), _ends(len(rows), part, self.parts)
+        labels = torch.cat([self.labels[current[a:b]], self.memory_labels[rows[c:d]]])
+        key = fold(self.seed, Purpose.METHOD, self.task, step)
+        batch = Batch(b - a, d - c, int((labels >= 0).sum()), self.group.rank, self.group.world, epoch, key)
+        new, old = batch.slices(self.group.rank)
+        mine = torch.arange(a + new.start, a + new.stop)
+        memory = torch.arange(c + old.start - batch.current, c + old.stop - batch.current)
+        ids, held = self.sample_ids[current[mine]], rows[memory]
+        # Views belong to a place in the step's whole batch, so that neither parts nor processes change them.
         keys = [
-            hash_rows(fold(self.seed, purpose, self.task, epoch, place), where, ids)
-            for purpose, where, ids in (
-                (Purpose.VIEWS, mine, self.sample_ids[current[mine]]),
-                (Purpose.REPLAY_VIEWS, memory, self.memory_ids[rows[memory - batch.current]]),
+            hash_rows(fold(self.seed, purpose, self.task, epoch, place), where, images)
+            for purpose, where, images in (
+                (Purpose.VIEWS, mine, ids),
+                (Purpose.REPLAY_VIEWS, len(current) + memory, self.memory_ids[held]),
             )
         ]
-        return Draw(self.sample_ids[current[mine]], rows[memory - batch.current], torch.cat(keys), batch)
+        places = torch.cat([current[mine], torch.full((len(memory),), -1)])
+        return Draw(ids, held, torch.cat(keys), replace(batch, places=places))
 
     def _memory_rows(self, step: int) -> Tensor:
         """Replay draws of a step: without replacement until the memory is used up, then again in another order."""
@@ -102,3 +114,8 @@ class Sampler:
             self._orders = {key: order for key, order in self._orders.items() if key[1] >= lap - 1 or key[0] != purpose}
             self._orders[purpose, lap] = found
         return found
+
+
+def _ends(count: int, part: int, parts: int) -> tuple[int, int]:
+    piece = shard(count, part, parts)
+    return piece.start, piece.stop

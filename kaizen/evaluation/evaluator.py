@@ -9,15 +9,13 @@ from torch import Tensor
 
 from kaizen.config import Config
 from kaizen.data.load import Stream
-from kaizen.data.views import normalize
 from kaizen.errors import ConfigError
+from kaizen.evaluation.features import BATCH, extract_features
 from kaizen.evaluation.readers import TOLERANCE, fit_probe, nearest_neighbours
 from kaizen.learner import Network
-from kaizen.parallel import Parallel, shard
+from kaizen.parallel import Parallel
 from kaizen.state import task_directory
 from kaizen.teacher import read_network
-
-BATCH = 256
 
 
 class Evaluator:
@@ -33,7 +31,8 @@ class Evaluator:
 
     def __init__(self, config: Config, stream: Stream, parallel: Parallel) -> None:
         self.config, self.stream, self.parallel = config, stream, parallel
-        self.moments = [moment.to(parallel.device) for moment in stream.moments]
+        mean, std = stream.moments
+        self.moments = mean.to(parallel.device), std.to(parallel.device)
         labels = stream.source.train.labels
         self.labelled = [task.train[labels[task.train] >= 0] for task in stream.tasks]
         if self._learning(config.eval.readers) and not len(self.labelled[0]):
@@ -99,32 +98,12 @@ class Evaluator:
         parts = guesses.cpu().split([len(task.test) for task in tasks])
         return [float(np.mean(part.numpy() == test.labels[t.test])) for part, t in zip(parts, tasks, strict=True)]
 
-    @torch.no_grad()
     def _features(self, network: Network, train_ids: np.ndarray, check: Callable[[], None]) -> tuple[Tensor, Tensor]:
-        """Features (n, d) of these training images and of all test images, by task, on every process.
-
-        Processes share whole batches, so that each image meets the same arithmetic however many they are.
-        """
+        """Features (n, d) of these training images and of all test images, by task, on every process."""
         network.to(self.parallel.device).eval()
-        train, test = self.stream.source.train.images, self.stream.source.test.images
-        test_ids = np.concatenate([task.test for task in self.stream.tasks])
-        batches = [
-            (images, ids[start : start + BATCH])
-            for images, ids in ((train, train_ids), (test, test_ids))
-            for start in range(0, len(ids), BATCH)
-        ]
-        world = self.parallel.world
-        parts = [
-            batches[part.start : part.stop] for part in (shard(len(batches), rank, world) for rank in range(world))
-        ]
-        mine, (mean, std) = parts[self.parallel.rank], self.moments
-        local = [torch.empty(0, network.encoder.feature_dim, device=self.parallel.device)]
-        for number in range(max(map(len, parts))):
-            check()
-            for images, ids in mine[number : number + 1]:
-                local.append(network.encoder(normalize(self.parallel.put(torch.from_numpy(images[ids])), mean, std)))
-        sizes = [sum(len(ids) for _, ids in part) for part in parts]
-        features = self.parallel.gather(torch.cat(local), sizes)
+        source, tests = self.stream.source, [task.test for task in self.stream.tasks]
+        sets = [(source.train.images, train_ids), (source.test.images, np.concatenate(tests))]
+        features = extract_features(network.encoder, sets, self.moments, self.parallel, check)
         return features[: len(train_ids)], features[len(train_ids) :]
 
 

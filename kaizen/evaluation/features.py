@@ -1,29 +1,48 @@
 """Features of images as they are: no augmentation, eval mode."""
 
+from collections.abc import Callable, Sequence
+from typing import cast
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from kaizen.data.views import normalize
+from kaizen.parallel import Parallel, shard
 
 BATCH = 256
 
 
 @torch.no_grad()
-def extract_features(encoder: nn.Module, images: np.ndarray, ids: np.ndarray, mean: Tensor, std: Tensor) -> np.ndarray:
-    """Features (n, d) float32 of images[ids], in eval mode; the encoder is left in the mode it was in.
+def extract_features(
+    encoder: nn.Module,
+    sets: Sequence[tuple[np.ndarray, np.ndarray]],
+    moments: tuple[Tensor, Tensor],
+    parallel: Parallel,
+    check: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """Features (n, d) float32 of the images of all sets, one set after the other, on every process.
+
+    Processes share whole batches, so that each image meets the same arithmetic however many they are.
 
     Args:
-        encoder: images (n, 3, h, w) -> features (n, d); its BatchNorm statistics are read and not touched.
-        images: uint8 (N, 3, h, w).
-        ids: (n,) rows of it, n >= 1.
-        mean, std: (3,) for 0..1, on the encoder's device.
+        encoder: images (n, 3, h, w) -> features (n, d), on the device; left in the mode it was in, its BatchNorm
+            statistics are read and not touched.
+        sets: images uint8 (N, 3, h, w) and rows of them (n,).
+        moments: mean and std (3,) for 0..1, on the device.
+        check: called by all processes before each batch.
     """
-    was_training = encoder.training
+    batches = [(images, ids[start : start + BATCH]) for images, ids in sets for start in range(0, len(ids), BATCH)]
+    parts = [
+        batches[part.start : part.stop]
+        for part in (shard(len(batches), r, parallel.world) for r in range(parallel.world))
+    ]
+    mine, was_training = parts[parallel.rank], encoder.training
     encoder.eval()
-    parts = []
-    for start in range(0, len(ids), BATCH):
-        batch = torch.from_numpy(images[ids[start : start + BATCH]]).to(mean.device)
-        parts.append(encoder(normalize(batch, mean, std)).float().cpu())
+    local = [torch.empty(0, cast(int, encoder.feature_dim), device=parallel.device)]
+    for number in range(max(map(len, parts))):
+        check()
+        for images, ids in mine[number : number + 1]:
+            local.append(encoder(normalize(parallel.put(torch.from_numpy(images[ids])), *moments)).float())
     encoder.train(was_training)
-    return torch.cat(parts).numpy()
+    return parallel.group.gather(torch.cat(local), [sum(len(ids) for _, ids in part) for part in parts])

@@ -24,6 +24,11 @@ def in_float32(function: Callable[P, R]) -> Callable[P, R]:
     return computed
 
 
+def alone(tensor: Tensor) -> Tensor:
+    """What one process makes of a tensor together with all others: itself."""
+    return tensor
+
+
 def promote(tensor: Tensor) -> Tensor:
     """Half types to float32; wider types as they are."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

@@ -1,12 +1,12 @@
 """Losses of the SSL methods; see the package for their common rules."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kaizen.losses.basics import both_views, cosine, in_float32, promote, unit
+from kaizen.losses.basics import alone, both_views, cosine, in_float32, promote, unit
 from kaizen.losses.classifier import labelled_cross_entropy
 
 
@@ -154,24 +154,34 @@ def w_mse(z1: Tensor, z2: Tensor) -> Tensor:
 
 @in_float32
 @torch.no_grad()
-def sinkhorn_knopp(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+def sinkhorn_knopp(
+    scores: Tensor,
+    epsilon: float,
+    iterations: int,
+    rows: int | None = None,
+    total: Callable[[Tensor], Tensor] = alone,
+    largest: Callable[[Tensor], Tensor] = alone,
+) -> Tensor:
     """Assignments (n, k) of rows to prototypes that use each prototype equally (arXiv 2006.09882, eq. 3 to 5).
 
     Args:
-        scores: (n, k) of the whole batch.
+        scores: (n, k), the whole batch or the part of it that this process holds.
         epsilon: entropy; lower is sharper.
         iterations: rounds of normalising prototypes, then rows.
+        rows: rows of the whole batch; None: n.
+        total, largest: sum and maximum of a tensor over the processes that hold the other parts.
     """
-    n, k = scores.shape
+    (n, k), rows = scores.shape, rows or len(scores)
     scaled = promote(scores) / epsilon
     # The maximum is taken off first, as the exponential of a large score is infinite; the result does not change.
-    assignments = (scaled - scaled.max()).exp()
-    assignments = assignments / assignments.sum()
+    top = scaled.max() if n else scaled.new_full((), float("-inf"))
+    assignments = (scaled - largest(top)).exp()
+    assignments = assignments / total(assignments.sum())
     tiny = torch.finfo(assignments.dtype).tiny
     for _ in range(iterations):
-        assignments = assignments / assignments.sum(dim=0, keepdim=True).clamp(min=tiny) / k
-        assignments = assignments / assignments.sum(dim=1, keepdim=True).clamp(min=tiny) / n
-    return assignments * n
+        assignments = assignments / total(assignments.sum(dim=0, keepdim=True)).clamp(min=tiny) / k
+        assignments = assignments / assignments.sum(dim=1, keepdim=True).clamp(min=tiny) / rows
+    return assignments * rows
 
 
 @in_float32

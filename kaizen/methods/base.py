@@ -5,12 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from kaizen.config import MethodSettings
-from kaizen.parallel import Batch
+from kaizen.parallel import ALONE, Batch, Group
 
 
 class TwinSettings(MethodSettings):
@@ -81,7 +80,7 @@ class Method(nn.Module, ABC):
         """Make room for the state of one task of that many images."""
         return
 
-    def begin_epoch(self, key: int, fill: Callable[[], list[Tensor]]) -> None:
+    def begin_epoch(self, key: int, fill: Callable[[], list[Tensor]], group: Group = ALONE) -> None:
         """Before an epoch's first step; `fill` gives projections (images, d) of the task's images, a tensor a view."""
         return
 
@@ -98,9 +97,3 @@ def drop_gradients(module: nn.Module) -> None:
     """Leave the module's parameters out of the next optimiser step."""
     for parameter in module.parameters():
         parameter.grad = None
-
-
-@torch.no_grad()
-def stacked(outputs: list[Tensor], batch: Batch) -> Tensor:
-    """Every view's rows of the global batch, one view after the other: (views x size, d)."""
-    return torch.cat([batch.gather(output) for output in outputs])

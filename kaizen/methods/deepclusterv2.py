@@ -2,7 +2,7 @@
 
 Projector Linear-BN-ReLU-Linear, then L2-normalised; several heads of prototypes, which are the centroids of spherical
 k-means on a memory of each current image's latest projections, made anew before each epoch; temperature 0.1. Needs from
-other processes: the projections and places of the global batch, after the step (memory).
+other processes: the projections and places of the global batch, after the step (memory), and sums over clusters.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from kaizen.errors import ConfigError
 from kaizen.losses import deepcluster
 from kaizen.methods.base import Method, Outputs
 from kaizen.networks.heads import mlp
-from kaizen.parallel import Batch
+from kaizen.parallel import ALONE, Batch, Group
 
 
 class DeepClusterV2Settings(MethodSettings):
@@ -35,16 +35,19 @@ SUMMED = 4096
 
 
 @torch.no_grad()
-def spherical_kmeans(points: Tensor, centroids: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """Centroids (k, d) and assignments int64 (n,) of unit points (n, d); an empty cluster keeps its centroid."""
+def spherical_kmeans(points: Tensor, centroids: Tensor, iterations: int, group: Group = ALONE) -> tuple[Tensor, Tensor]:
+    """Centroids (k, d) and assignments int64 (n,) of unit points (n, d); an empty cluster keeps its centroid.
+
+    The points are this process' part of them, and so are the assignments; the centroids are those of all points.
+    """
     for _ in range(iterations):
         nearest = (points @ centroids.t()).argmax(dim=1)
         # Sums by products, as adding by index is in no fixed order on a GPU.
         sums = torch.zeros_like(centroids)
         for some, of in zip(points.split(SUMMED), nearest.split(SUMMED), strict=True):
             sums += F.one_hot(of, len(centroids)).to(some.dtype).t() @ some
-        found = torch.bincount(nearest, minlength=len(centroids))[:, None] > 0
-        centroids = torch.where(found, F.normalize(sums, dim=1), centroids)
+        found = group.sum(torch.bincount(nearest, minlength=len(centroids)))[:, None] > 0
+        centroids = torch.where(found, F.normalize(group.sum(sums), dim=1), centroids)
     return centroids, (points @ centroids.t()).argmax(dim=1)
 
 
@@ -81,14 +84,15 @@ class DeepClusterV2(Method):
         self.register_buffer("assignments", torch.full((len(like), images), -1, device=like.device))
 
     @torch.no_grad()
-    def begin_epoch(self, key: int, fill: Callable[[], list[Tensor]]) -> None:
+    def begin_epoch(self, key: int, fill: Callable[[], list[Tensor]], group: Group = ALONE) -> None:
         if not self.memory.any():
             self.memory.copy_(F.normalize(torch.stack(fill()), dim=2))
         for head in range(len(self.centroids)):
             points = self.memory[head % 2]
             first = permutation(len(points), fold(key, head))[: self.settings.prototypes].to(points.device)
-            centroids, nearest = spherical_kmeans(points, points[first], self.settings.iterations)
-            self.centroids[head], self.assignments[head] = centroids, nearest
+            mine = points[group.shard(len(points))]
+            centroids, nearest = spherical_kmeans(mine, points[first], self.settings.iterations, group)
+            self.centroids[head], self.assignments[head] = centroids, group.gather(nearest, group.sizes(len(points)))
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         unit = torch.stack([F.normalize(z, dim=1) for z in outputs.projections])

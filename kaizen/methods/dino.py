@@ -1,8 +1,8 @@
 """DINO (Caron et al. 2021, arXiv 2104.14294): scores of one view follow the centred, sharpened twin's of the other.
 
 Projector Linear-BN-GELU-Linear-BN-GELU-Linear to a bottleneck, L2-normalised, then a weight-normed layer of gain 1;
-temperatures 0.1 and 0.04 to 0.07 over the first epochs of a task. Needs from other processes: the twin's scores of the
-global batch, after the loss (centre).
+temperatures 0.1 and 0.04 to 0.07 over the first epochs of a task. Needs from other processes: the sum of the
+twin's scores over the global batch, after the loss (centre).
 """
 
 from typing import Literal
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from kaizen.config import Count, Positive
 from kaizen.losses import dino
-from kaizen.methods.base import Method, Outputs, TwinSettings, drop_gradients, stacked
+from kaizen.methods.base import Method, Outputs, TwinSettings, drop_gradients
 from kaizen.networks.heads import Prototypes, mlp
 from kaizen.parallel import Batch
 
@@ -81,5 +81,6 @@ class DINO(Method):
             drop_gradients(self.twin_head)
 
     def after_step(self, outputs: Outputs, batch: Batch) -> None:
-        mean = stacked(outputs.twin, batch).mean(dim=0, keepdim=True)
+        scores = torch.cat(outputs.twin)
+        mean = batch.group.sum(scores.sum(dim=0, keepdim=True)) / (len(outputs.twin) * batch.size)
         self.center.lerp_(mean.to(self.center.dtype), 1 - self.settings.center_momentum)

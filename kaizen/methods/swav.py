@@ -1,8 +1,8 @@
 """SwAV (Caron et al. 2020, arXiv 2006.09882): each view predicts the other large crops' prototype assignments.
 
 Projector Linear-BN-ReLU-Linear, then L2-normalised; prototypes with learned gain; temperature 0.1, Sinkhorn-Knopp with
-epsilon 0.05 and 3 rounds; views beyond the first two are small crops. Needs from other processes: the scores of the
-global batch (assignments) and its projections in global order, after the loss (queues).
+epsilon 0.05 and 3 rounds; views beyond the first two are small crops. Needs from other processes: sums over the
+scores of the global batch (assignments) and its projections in global order, after the loss (queues).
 """
 
 from typing import Literal
@@ -59,12 +59,12 @@ class SwAV(Method):
     @torch.no_grad()
     def _assign(self, scores: Tensor, view: int, batch: Batch) -> Tensor:
         """Assignments of the local rows, balanced over the global batch and the queue, whose own are thrown away."""
-        every = batch.gather(scores)
+        mine, rows, group = scores, batch.size, batch.group
         if self.queues and batch.epoch >= self.settings.queue_epoch:
-            every = torch.cat([every, self.heads(self._queue(view).filled())])
-        assignments = sinkhorn_knopp(every, self.settings.epsilon, self.settings.iterations)[: batch.size]
-        rows = batch.rows(scores.device)
-        return assignments if rows is None else assignments[rows]
+            queue = self._queue(view).filled()
+            mine, rows = torch.cat([scores, self.heads(queue[group.shard(len(queue))])]), rows + len(queue)
+        s = self.settings
+        return sinkhorn_knopp(mine, s.epsilon, s.iterations, rows, group.sum, group.max)[: len(scores)]
 
     def _queue(self, view: int) -> GrowingQueue:
         queue = self.queues[view]

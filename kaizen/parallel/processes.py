@@ -1,17 +1,10 @@
-"""Everything that knows about processes: who we are, what the others hold, whether they agree.
-
-Losses here follow one rule: each process returns its *share*, a scalar whose mean over processes is the loss of the
-global batch. DDP and FSDP average gradients over processes, so the mean of the shares' gradients is the gradient of the
-global loss, whatever the number of processes and however uneven their slices.
-"""
+"""The processes of a run, as Accelerate started them: agreement, errors, sharding of what is trained."""
 
 import os
 import resource
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from datetime import timedelta
-from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -20,93 +13,11 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from kaizen.errors import ConfigError, KaizenError, TrainingFailed
+from kaizen.parallel.collectives import Group
+from kaizen.parallel.norm import global_batch_norms
 
 T = TypeVar("T")
-
-
-def shard(count: int, rank: int, world: int) -> range:
-    """Positions of `count` items that belong to a rank: consecutive, disjoint, sizes differing by at most one."""
-    return range(count * rank // world, count * (rank + 1) // world)
-
-
-class _AllGather(torch.autograd.Function):
-    """Concatenate (n_r, ...) over processes; backward sums the gradients of all processes for the own rows."""
-
-    @staticmethod
-    def forward(ctx: Any, local: Tensor, sizes: tuple[int, ...], rank: int) -> Tensor:
-        ctx.sizes, ctx.rank = sizes, rank
-        largest = max(sizes)
-        padded = local.new_zeros((largest, *local.shape[1:]))
-        padded[: local.shape[0]] = local
-        parts = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        # The gathered tensor was used by every process, so its gradient is the sum of theirs.
-        total = grads[0].contiguous().clone()
-        dist.all_reduce(total)
-        start = sum(ctx.sizes[: ctx.rank])
-        return total[start : start + ctx.sizes[ctx.rank]], None, None
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Where this process' images stand in one step's global batch, [current images ; replay images].
-
-    current, replay: sizes of the global parts; labelled: images of the global batch whose label is available;
-    epoch: of the task; key: random key of the step; places: int64 (n,), the index of each of this process' images among
-    the images of the task, -1 for replay.
-    """
-
-    current: int
-    replay: int
-    labelled: int
-    rank: int = 0
-    world: int = 1
-    epoch: int = 0
-    key: int = 0
-    places: Tensor | None = None
-
-    @property
-    def size(self) -> int:
-        """Images in the global batch."""
-        return self.current + self.replay
-
-    def slices(self, rank: int) -> tuple[range, range]:
-        """Positions in the global batch of a rank's images: its slice of the current part and of the replay part."""
-        replay = shard(self.replay, rank, self.world)
-        return shard(self.current, rank, self.world), range(self.current + replay.start, self.current + replay.stop)
-
-    @cached_property
-    def sizes(self) -> tuple[int, ...]:
-        """Images of each rank."""
-        return tuple(sum(map(len, self.slices(rank))) for rank in range(self.world))
-
-    def rows(self, device: torch.device) -> Tensor | None:
-        """Global positions of the local images, int64; None for one process, which holds all of them in order."""
-        if self.world == 1:
-            return None
-        # Made on the device: a copy would make the host wait for it.
-        return torch.cat([torch.arange(part.start, part.stop, device=device) for part in self.slices(self.rank)])
-
-    def gather(self, local: Tensor) -> Tensor:
-        """Rows (n_local, ...) of all processes in global order (size, ...), with gradient."""
-        if self.world == 1:
-            return local
-        parts = _AllGather.apply(local, self.sizes, self.rank).split(self.sizes)
-        current = [len(self.slices(rank)[0]) for rank in range(self.world)]
-        heads = [part[:count] for part, count in zip(parts, current, strict=True)]
-        return torch.cat(heads + [part[count:] for part, count in zip(parts, current, strict=True)])
-
-    def share(self, local_mean: Tensor) -> Tensor:
-        """This process' share of a global mean over images, from the mean over its own images."""
-        return local_mean * (self.sizes[self.rank] * self.world / self.size)
-
-    def share_labelled(self, local_sum: Tensor) -> Tensor:
-        """This process' share of a global mean over labelled images, from a sum over its own; 0 if none is labelled."""
-        return local_sum * (self.world / max(self.labelled, 1))
+M = TypeVar("M", bound=nn.Module)
 
 
 class Parallel:
@@ -123,7 +34,9 @@ class Parallel:
         self.rank = self.accelerator.process_index
         self.world = self.accelerator.num_processes
         self.device = self.accelerator.device
+        self.group = Group(self.rank, self.world)
         self.is_main = self.accelerator.is_main_process
+        self.accumulation = self.accelerator.gradient_accumulation_steps
         expected = int(os.environ.get("WORLD_SIZE", "1"))
         if expected != self.world:
             raise ConfigError(
@@ -131,8 +44,6 @@ class Parallel:
                 f"started {expected} processes, but Accelerate sees {self.world}, so each would train alone; "
                 "on CPU set ACCELERATE_USE_CPU=1 and launch with --multi_gpu --num_processes N",
             )
-        if self.accelerator.gradient_accumulation_steps != 1:
-            raise ConfigError("gradient_accumulation_steps", "only 1 is supported")
         if self.accelerator.mixed_precision == "fp16" and self.device.type == "cpu":
             raise ConfigError("mixed_precision", "is fp16, which does not train on a CPU; allowed there: no, bf16")
         self._fresh_scaler = self.scaler_state()
@@ -150,6 +61,10 @@ class Parallel:
         held = [value]
         dist.broadcast_object_list(held, src=0, group=self._cpu_group)
         return held[0]
+
+    def normalising_together(self, module: M) -> M:
+        """The module, whose BatchNorms normalise by the batch of all processes from now on."""
+        return module if self.world == 1 else global_batch_norms(module, self.device)
 
     def prepare(self, learner: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         """The learner and optimizer, wrapped for this launch (DDP for several processes)."""
@@ -178,6 +93,7 @@ class Parallel:
         return {
             "world_size": self.world,
             "threads_per_process": self.threads,
+            "gradient_accumulation_steps": self.accumulation,
             "mixed_precision": self.accelerator.mixed_precision,
             "device": self.device.type,
         }
@@ -204,10 +120,6 @@ class Parallel:
             dist.all_reduce(stacked)
         return {name: value / self.world for name, value in zip(values, stacked.tolist(), strict=True)}
 
-    def gather(self, local: Tensor, sizes: Sequence[int]) -> Tensor:
-        """Rows (n_r, ...) of all processes, one process after the other; sizes: n_r of each."""
-        return local if self.world == 1 else _AllGather.apply(local, tuple(sizes), self.rank)
-
     def any(self, flag: bool) -> bool:
         """Whether the flag is up on any process; every process gets the same answer."""
         if self._cpu_group is None:
@@ -226,6 +138,19 @@ class Parallel:
         first = self.accelerator.is_local_main_process
         result = self._agreed(work, first)
         return self._agreed(work, not first, result)
+
+    def agree(self, what: str, digest: Callable[[], str]) -> None:
+        """End the run on every process if the digest of what some hold is not that of the main process.
+
+        Raises:
+            TrainingFailed: names the processes that differ.
+        """
+        if self._cpu_group is None:
+            return
+        digests: list[Any] = [None] * self.world
+        dist.all_gather_object(digests, digest(), group=self._cpu_group)
+        if differ := [rank for rank, other in enumerate(digests) if other != digests[0]]:
+            raise TrainingFailed(f"{what} of process {', '.join(map(str, differ))} is not that of process 0")
 
     def on_main(self, work: Callable[[], None]) -> None:
         """Work for one process of the run (files), with the others waiting; what it raises is raised on all."""

@@ -1,0 +1,13 @@
+"""The only place that knows ranks: who we are, what the others hold, whether they agree.
+
+Losses follow one rule: each process returns its *share*, a scalar whose mean over processes is the loss of the global
+batch. DDP and FSDP average gradients over processes, so the mean of the shares' gradients is the gradient of the global
+loss, whatever the number of processes and however uneven their slices.
+"""
+
+from kaizen.parallel.batch import Batch
+from kaizen.parallel.collectives import ALONE, Group, shard
+from kaizen.parallel.norm import GlobalBatchNorm
+from kaizen.parallel.processes import Parallel, usable_cores
+
+__all__ = ["ALONE", "Batch", "GlobalBatchNorm", "Group", "Parallel", "shard", "usable_cores"]

@@ -1,0 +1,77 @@
+"""Sums, maxima and rows over processes, on the device, and which items belong to whom."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def shard(count: int, rank: int, world: int) -> range:
+    """Positions of `count` items that belong to a rank: consecutive, disjoint, sizes differing by at most one."""
+    return range(count * rank // world, count * (rank + 1) // world)
+
+
+class _AllGather(torch.autograd.Function):
+    """Concatenate (n_r, ...) over processes; backward sums the gradients of all processes for the own rows."""
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor, sizes: tuple[int, ...], rank: int) -> Tensor:
+        ctx.sizes, ctx.rank = sizes, rank
+        largest = max(sizes)
+        padded = local.new_zeros((largest, *local.shape[1:]))
+        padded[: local.shape[0]] = local
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        # The gathered tensor was used by every process, so its gradient is the sum of theirs.
+        total = grads[0].contiguous().clone()
+        dist.all_reduce(total)
+        start = sum(ctx.sizes[: ctx.rank])
+        return total[start : start + ctx.sizes[ctx.rank]], None, None
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes that share a batch: our rank among `world`. All of them call each of these, in the same order."""
+
+    rank: int = 0
+    world: int = 1
+
+    def shard(self, count: int) -> slice:
+        """This process' part of `count` items that every process holds."""
+        mine = shard(count, self.rank, self.world)
+        return slice(mine.start, mine.stop)
+
+    def sizes(self, count: int) -> tuple[int, ...]:
+        """Items of each process' part of `count` items."""
+        return tuple(len(shard(count, rank, self.world)) for rank in range(self.world))
+
+    def gather(self, local: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Rows (n_r, ...) of all processes, one process after the other, with gradient; sizes: n_r of each."""
+        return local if self.world == 1 else _AllGather.apply(local, tuple(sizes), self.rank)
+
+    @torch.no_grad()
+    def sum(self, local: Tensor) -> Tensor:
+        """Sum over processes, without gradient."""
+        return self._reduced(local, dist.ReduceOp.SUM)
+
+    @torch.no_grad()
+    def max(self, local: Tensor) -> Tensor:
+        """Maximum over processes, without gradient."""
+        return self._reduced(local, dist.ReduceOp.MAX)
+
+    def _reduced(self, local: Tensor, operation: Any) -> Tensor:
+        if self.world == 1:
+            return local
+        total = local.detach().clone()
+        dist.all_reduce(total, op=operation)
+        return total
+
+
+ALONE = Group()

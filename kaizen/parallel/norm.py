@@ -1,0 +1,117 @@
+"""BatchNorm whose statistics are those of the global batch."""
+
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class _Normalised(torch.autograd.Function):
+    """Batch normalisation by the statistics of all processes' rows; torch has it for CUDA alone (SyncBatchNorm)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        var: Tensor,
+        n: Tensor,
+        eps: float,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, mean, (var + eps).rsqrt(), n)
+        return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, scale, n = ctx.saved_tensors
+        dims = [0, *range(2, x.dim())]
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        grad = grads[0]
+        normal = (x - mean.view(shape)) * scale.view(shape)
+        local = torch.stack([grad.sum(dims), (grad * normal).sum(dims)])
+        # Mean and variance were made of every process' rows: what they pass on is the sum over all of them. Weight and
+        # bias take the local sums, which DDP averages like any other gradient.
+        total = local.clone()
+        dist.all_reduce(total)
+        along, across = (total / n).view(2, *shape)
+        factor = scale if weight is None else scale * weight
+        passed = (grad - along - normal * across) * factor.view(shape)
+        own = (None, None) if weight is None else (local[1], local[0])
+        return passed.to(x.dtype), *own, None, None, None, None
+
+
+class GlobalBatchNorm(_BatchNorm):
+    """BatchNorm over (n, c, ...) whose batch statistics are taken over the rows of all processes, on any device.
+
+    Means and variances of unequal parts are merged as in Chan et al. 1979, so equal data give the statistics of one
+    process to rounding. A process may hold no row.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected at least 2 dimensions, got {input.dim()}")
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Rows (n, c, ...), normalised; in train mode the running statistics move."""
+        self._check_input_dim(input)
+        if not (self.training or self.running_mean is None):
+            return super().forward(input)
+        mean, var, n = self._statistics(input)
+        if self.training and self.track_running_stats:
+            self._follow(mean, var, n)
+        return _Normalised.apply(input, self.weight, self.bias, mean, var, n, self.eps)
+
+    @torch.no_grad()
+    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and biased variance (c,) over all processes' rows, and the number of values."""
+        dims = [0, *range(2, x.dim())]
+        count = x.numel() // x.shape[1]
+        var, mean = torch.var_mean(x.float() if x.dtype.itemsize < 4 else x, dims, correction=0)
+        local = torch.cat([mean.nan_to_num(), var.nan_to_num(), mean.new_full((1,), count)])
+        parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, local)
+        every = torch.stack(parts)
+        counts, (means, variances) = every[:, -1:], every[:, :-1].chunk(2, dim=1)
+        n = counts.sum()
+        mean = (means * counts).sum(dim=0) / n
+        var = ((variances + (means - mean).square()) * counts).sum(dim=0) / n
+        return mean, var, n
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, var: Tensor, n: Tensor) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+        self.running_var.lerp_((var * n / (n - 1).clamp(min=1)).to(self.running_var.dtype), momentum)
+
+
+def global_batch_norms(module: M, device: torch.device) -> M:
+    """The module with every BatchNorm made global in place: torch's own SyncBatchNorm on CUDA, ours elsewhere.
+
+    Parameters, buffers and settings stay the very objects they were.
+    """
+    kind: type[_BatchNorm] = nn.SyncBatchNorm if device.type == "cuda" else GlobalBatchNorm
+    for name, child in module.named_children():
+        if isinstance(child, _BatchNorm) and not isinstance(child, kind):
+            setattr(module, name, _as(kind, child))
+        else:
+            global_batch_norms(child, device)
+    return module
+
+
+def _as(kind: type[_BatchNorm], old: _BatchNorm) -> _BatchNorm:
+    new = kind(old.num_features, old.eps, old.momentum, affine=False, track_running_stats=False)
+    new.affine, new.track_running_stats = old.affine, old.track_running_stats
+    new._parameters.update(old._parameters)
+    new._buffers.update(old._buffers)
+    return new.train(old.training)

@@ -1,0 +1,65 @@
+"""Run by tests/test_curves.py on any number of processes: the first steps of a run, in float64, for every method.
+
+usage: curves.py OUT CACHE METHOD...; the main process writes OUT/world-N.json, the four terms of each step by method.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from two_processes import KEYS, SMALL, WEIGHTS
+
+import kaizen.evaluation.features
+import kaizen.state
+import kaizen.teacher
+from kaizen.cli import parse_arguments, resolve
+from kaizen.data.load import load_stream
+from kaizen.data.views import normalize
+from kaizen.learner import Learner, Network
+from kaizen.parallel import Parallel
+from kaizen.plan import make_plan
+from kaizen.state import TaskState, task_directory
+from kaizen.stepping import Stepper
+
+FIRST, SECOND = 4, 16
+"""Steps of task 0 and of task 1, where teacher, distillers and replay take part."""
+
+
+class DoubleStepper(Stepper):
+    def _views(self, images: Tensor, keys: Tensor) -> list[Tensor]:
+        return [view.double() for view in super()._views(images, keys)]
+
+
+def curve(method: str, run: Path, cache: str, parallel: Parallel) -> list[dict[str, float]]:
+    """Global terms of the steps; batches of 22 + 6 images are uneven over two and over four processes."""
+    options = ["--method.name", method, *KEYS.get(method, ()), "--data.cache_dir", cache, "--replay.batch", "6"]
+    options += ["--optim.batch", "22", "--optim.name", "lars", "--optim.lr", "0.1", "--optim.warmup_epochs", "0"]
+    options += ["--optim.epochs", "2", "--labels.fraction", "0.5", "--replay.policy", "herding"]
+    config = resolve(*parse_arguments([*SMALL, *options]))[1]
+    stream = load_stream(config)
+    plan = make_plan(config, stream.train_sizes, parallel.world)
+    found = []
+    for task, steps in enumerate((FIRST, SECOND)):
+        state = TaskState(config, 10, task, plan.tasks[task].images, plan.lr, WEIGHTS, run, parallel)
+        stepper = DoubleStepper(config, stream, plan, state, WEIGHTS, parallel)
+        found += [parallel.mean(stepper.step(step)) for step in range(steps)]
+        memory, path = stepper.remember(), task_directory(run, task)
+        parallel.on_main(lambda: state.save_task_end(path, memory(), {"task": task, "step": 0}))  # noqa: B023
+        parallel.release()
+    return found
+
+
+if __name__ == "__main__":
+    out, cache, methods = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
+    # In float32 rounding grows along a curve until nothing can be told.
+    kaizen.state.Learner = lambda *args: Learner(*args).double()  # type: ignore[misc,assignment]
+    kaizen.teacher.Network = lambda *args: Network(*args).double()  # type: ignore[misc,assignment]
+    kaizen.evaluation.features.normalize = lambda *args: normalize(*args).double()
+    parallel = Parallel()
+    torch.set_num_threads(1)
+    curves = {name: curve(name, out / f"run-{parallel.world}-{name}", cache, parallel) for name in methods}
+    if parallel.is_main:
+        (out / f"world-{parallel.world}.json").write_text(json.dumps(curves))
+    parallel.close()
