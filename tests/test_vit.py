@@ -22,9 +22,9 @@ from kaizen.errors import ConfigError
 from kaizen.evaluation.evaluator import Evaluator
 from kaizen.learner import Learner, Network
 from kaizen.networks.encoders import build_encoder
-from kaizen.optim import LARS, build_optimizer, parameter_groups
 from kaizen.parallel import Parallel
 from kaizen.shipped import shipped_recipes
+from kaizen.state import TaskState
 from kaizen.teacher import MomentumTwin, read_network
 
 SMALL = [
@@ -169,22 +169,15 @@ def test_initialisation_follows_the_seed() -> None:
     assert not torch.equal(one.pos_embed, other.pos_embed)
 
 
-def test_embeddings_are_neither_decayed_nor_adapted() -> None:
-    encoder = built()
+def test_embeddings_are_neither_decayed_nor_adapted(tmp_path: Path) -> None:
+    config = config_of("digits", "--encoder.name", "vit_tiny", "--optim.name", "lars", "--optim.weight_decay", "0.1")
+    state = TaskState(config, 10, 0, 291, 0.5, {}, tmp_path, Parallel())
+    encoder = state.learner.encoder
     assert set(encoder.plain) == encoder.no_weight_decay() & {name for name, _ in encoder.named_parameters()}
-    model = nn.ModuleDict({"encoder": encoder})
-    plain = tuple(f"encoder.{name}" for name in encoder.plain)
-    groups = {group["name"]: group for group in parameter_groups(model, 0.5, 0.1, 0.1, plain=plain)}
-    placed = {id(p) for p in groups["body_plain"]["params"]}
-    assert {name for name, p in encoder.named_parameters() if id(p) in placed} == {
-        name for name, p in encoder.named_parameters() if p.ndim == 1 or name in encoder.plain
-    }
     before = {name: p.detach().clone() for name, p in encoder.named_parameters()}
-    optimizer = build_optimizer("lars", list(groups.values()), 0.9, 0.02, 0.5)
-    assert isinstance(optimizer, LARS)
     for p in encoder.parameters():
         p.grad = torch.ones_like(p)
-    optimizer.step()
+    state.optimizer.step()
     for name, p in encoder.named_parameters():
         is_plain = p.ndim == 1 or name in encoder.plain
         assert torch.allclose(p.detach(), before[name] - 0.5, atol=1e-6) == is_plain, name
