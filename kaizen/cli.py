@@ -17,6 +17,7 @@ from kaizen.config import Config, Section
 from kaizen.data.source import KNOWN_SOURCES
 from kaizen.errors import ConfigError
 from kaizen.methods import method_class
+from kaizen.networks.fit import fit_encoder, is_vit
 from kaizen.shipped import brief, read_preset, read_recipe
 from kaizen.yamlio import YamlError, parse_yaml
 
@@ -75,6 +76,7 @@ def resolve(recipe: str, overrides: dict[str, str], preset: str | None = None) -
     new_method = overrides.get("method.name")
     if new_method is not None and new_method != tree.get("method", {}).get("name"):
         tree["method"] = {}  # the recipe's other keys belong to its own method, those of a preset to any
+    _change_encoder(tree, overrides)
     for section, keys in (read_preset(preset) if preset is not None else {}).items():
         tree.setdefault(section, {}).update(keys)
     _override(tree, overrides)
@@ -95,11 +97,12 @@ def resolve(recipe: str, overrides: dict[str, str], preset: str | None = None) -
         raise _explained(error, tree, kind) from None
     from kaizen.distill import resolve_distiller  # torch is loaded by now: the method's class needed it
 
+    known = KNOWN_SOURCES.get(config.data.source)
     config = config.model_copy(update={"distill": resolve_distiller(config)})
+    config = fit_encoder(config, known.image_size if known else None)
     check_pairs(config)
     if len(config.views) > (most := method_class(method).most_views):
         raise ConfigError("views", f"are {len(config.views)}; allowed with {method}: {most}")
-    known = KNOWN_SOURCES.get(config.data.source)
     if known and config.stream.kind == "class" and config.stream.tasks > known.classes:
         raise ConfigError(
             "stream.tasks",
@@ -112,6 +115,13 @@ def _distiller(tree: dict[str, Any]) -> object:
     """Name of the distiller that a tree means: that of its method where it says auto, or nothing."""
     name, method = tree.get("distill", {}).get("name", "auto"), tree.get("method", {}).get("name", "simclr")
     return method_class(method).distiller if name == "auto" else name
+
+
+def _change_encoder(tree: dict[str, Any], overrides: dict[str, str]) -> None:
+    """Drop a recipe's encoder keys, in place, where the overrides ask for a ViT and it has a ResNet, or the reverse."""
+    new, old = overrides.get("encoder.name"), tree.get("encoder", {}).get("name", "resnet18")
+    if new is not None and is_vit(new) != is_vit(str(old)):
+        tree["encoder"] = {}
 
 
 def _derive_tasks(stream: dict[str, Any]) -> None:

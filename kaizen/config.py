@@ -87,13 +87,24 @@ class LabelsConfig(Section):
 
 
 class EncoderConfig(Section):
-    name: Literal["resnet18", "resnet34", "resnet50"] = Field("resnet18", description="architecture")
-    stem: Literal["cifar", "imagenet"] = Field(
-        "cifar", description="cifar: 3x3 stride 1, no max-pool; imagenet: 7x7 stride 2 with max-pool"
+    name: Literal["resnet18", "resnet34", "resnet50", "vit_tiny", "vit_small", "vit_base"] = Field(
+        "resnet18", description="architecture; ViTs (timm's) are meant for optim.name adamw"
     )
-    stem_padding: int = Field(1, ge=0, le=3, description="padding of the cifar stem (the released code pads by 2)")
-    norm: Literal["batch", "group"] = Field("batch", description="normalisation layers")
-    width: int = Field(64, ge=1, le=1024, description="channels of the first stage")
+    stem: Literal["cifar", "imagenet"] = Field(
+        "cifar", description="ResNets; cifar: 3x3 stride 1, no max-pool; imagenet: 7x7 stride 2 with max-pool"
+    )
+    stem_padding: int = Field(
+        1, ge=0, le=3, description="ResNets; padding of the cifar stem (the released code pads by 2)"
+    )
+    norm: Literal["batch", "group"] = Field("batch", description="ResNets; normalisation layers")
+    width: int = Field(64, ge=1, le=1024, description="ResNets; channels of the first stage")
+    patch: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="ViTs; side of a patch in pixels, which divides the images' side and that of small crops; null: 16 "
+        "for images of 160 pixels or more, 8 from 64, 4 from 24, else 2, or the next of these that divides",
+    )
 
 
 class MethodSettings(Section):
@@ -182,7 +193,9 @@ class OptimConfig(Section):
     name: Literal["sgd", "lars", "adamw"] = Field("lars", description="optimiser")
     lr: Positive = Field(1.0, description="base rate, scaled by batch / 256")
     classifier_lr: Positive = Field(0.1, description="rate of the classifier, not scaled")
-    weight_decay: NonNegative = Field(1e-5, description="weight decay (none on the classifier and 1-D parameters)")
+    weight_decay: NonNegative = Field(
+        1e-5, description="weight decay (none on the classifier, 1-D parameters and embeddings)"
+    )
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="momentum of SGD and LARS")
     eta: Positive = Field(0.02, description="trust coefficient of LARS")
     epochs: Count = Field(500, description="epochs a task")

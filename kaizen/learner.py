@@ -50,7 +50,7 @@ class Network(nn.Module):
         seed = config.run.seed
         method = method_class(config.method.name)
         with seeded(seed, 0):
-            self.encoder = build_encoder(config.encoder)
+            self.encoder = build_encoder(config.encoder, config.data.image_size)
         with seeded(seed, 1):
             self.projector = method.build_projector(config.method, self.encoder.feature_dim)
         with seeded(seed, 2):
@@ -70,6 +70,7 @@ class Learner(Network):
         super().__init__(config, num_classes)
         with seeded(config.run.seed, 3):
             self.method = method_class(config.method.name)(config.method)
+        self._no_split_modules = list(self.encoder.block_names)  # what Accelerate shards one by one under FSDP
         self.distiller = distiller
         self.stop_gradient = config.classifier.stop_gradient
         if distiller is not None:

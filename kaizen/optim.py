@@ -12,7 +12,7 @@ class LARS(torch.optim.Optimizer):
 
     For a parameter p with more than one dimension and gradient g: s = eta |p| / (|g| + wd |p| + 1e-8), with `clip`
     s = min(s / lr, 1), g <- (g + wd p) s, then SGD. One-dimensional parameters (with `exclude_1d`) and those with
-    |p| = 0 or |g| = 0 take the plain gradient. Gradients are not changed.
+    |p| = 0 or |g| = 0 take the plain gradient, and so does a group with `adapt` False. Gradients are not changed.
     """
 
     def __init__(
@@ -26,7 +26,7 @@ class LARS(torch.optim.Optimizer):
         exclude_1d: bool = True,
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-        super().__init__(params, {**defaults, "eta": eta, "clip": clip, "exclude_1d": exclude_1d})
+        super().__init__(params, {**defaults, "eta": eta, "clip": clip, "exclude_1d": exclude_1d, "adapt": True})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -46,7 +46,7 @@ def _scaled_gradients(group: dict[str, Any], params: list[Tensor]) -> list[Tenso
     """Gradients with decay and the layer-wise rate; nothing here waits for the device."""
     gradients = [p.grad for p in params if p.grad is not None]
     adapted = [i for i, p in enumerate(params) if p.ndim > 1 or not group["exclude_1d"]]
-    if not adapted:
+    if not adapted or not group["adapt"]:
         return gradients
     held, g = [params[i] for i in adapted], [gradients[i] for i in adapted]
     decay = group["weight_decay"]
@@ -100,19 +100,28 @@ def momentum_tau(step: int, steps: int, base: float, final: float) -> float:
 
 
 def parameter_groups(
-    model: nn.Module, lr: float, classifier_lr: float, weight_decay: float, constant: tuple[str, ...] = ()
+    model: nn.Module,
+    lr: float,
+    classifier_lr: float,
+    weight_decay: float,
+    constant: tuple[str, ...] = (),
+    plain: tuple[str, ...] = (),
 ) -> list[dict[str, Any]]:
-    """Groups body, body_1d (no decay), constant (no schedule) and classifier (a rate of its own, no decay).
+    """Groups body, constant (no schedule), both also plain (no decay, not adapted by LARS), and classifier.
 
-    `base_lr` keeps a group's rate, `scheduled` says whether it follows the schedule; `constant` holds the beginnings of
-    the names of parameters whose rate does not.
+    The classifier has a rate of its own and no decay. `base_lr` keeps a group's rate, `scheduled` says whether it
+    follows the schedule.
+
+    Args:
+        constant: beginnings of the names of parameters whose rate follows no schedule.
+        plain: names of parameters that are treated as those of one dimension are.
     """
     settings = {
-        "body": (lr, weight_decay, True),
-        "body_1d": (lr, 0.0, True),
-        "constant": (lr, weight_decay, False),
-        "constant_1d": (lr, 0.0, False),
-        "classifier": (classifier_lr, 0.0, True),
+        "body": (lr, weight_decay, True, True),
+        "body_plain": (lr, 0.0, True, False),
+        "constant": (lr, weight_decay, False, True),
+        "constant_plain": (lr, 0.0, False, False),
+        "classifier": (classifier_lr, 0.0, True, True),
     }
     parts: dict[str, list[nn.Parameter]] = {group: [] for group in settings}
     for name, p in model.named_parameters():
@@ -122,7 +131,7 @@ def parameter_groups(
             parts["classifier"].append(p)
         else:
             kind = "constant" if constant and name.startswith(constant) else "body"
-            parts[kind if p.ndim > 1 else f"{kind}_1d"].append(p)
+            parts[f"{kind}_plain" if p.ndim < 2 or name in plain else kind].append(p)
     return [
         {
             "params": parts[name],
@@ -131,8 +140,9 @@ def parameter_groups(
             "base_lr": rate,
             "weight_decay": decay,
             "scheduled": scheduled,
+            "adapt": adapt,
         }
-        for name, (rate, decay, scheduled) in settings.items()
+        for name, (rate, decay, scheduled, adapt) in settings.items()
         if parts[name]
     ]
 

@@ -88,7 +88,11 @@ def describe(config: Config, plan: Plan, world: int, accumulation: int = 1) -> l
     if replay.policy != "none":
         kind, size = config.replay_budget()
         memory = f"{replay.policy}, {kind} {size:g}, {replay.batch} images a step"
+    encoder, grid = config.encoder.name, ""
+    if (patch := config.encoder.patch) and (side := config.data.image_size):
+        grid = f", {(side // patch) ** 2} patches of {patch} x {patch} pixels an image"
     return [
+        f"encoder             {encoder}{grid}",
         f"processes           {world}",
         f"global batch        {optim.batch} images a step, {-(-optim.batch // world)} a process{cut}{parts}",
         f"replay              {memory}",

@@ -86,7 +86,8 @@ class TaskState:
             self.teacher = Teacher(before / "student.safetensors", config, num_classes, parallel, prototypes)
         constant = tuple(f"method.{name}" for name in self.learner.method.constant_rate)
         rates = (lr, config.optim.classifier_lr, config.optim.weight_decay)
-        groups = parameter_groups(self.learner, *rates, constant)
+        plain = tuple(f"encoder.{name}" for name in self.learner.encoder.plain)
+        groups = parameter_groups(self.learner, *rates, constant, plain)
         optimizer = build_optimizer(config.optim.name, groups, config.optim.momentum, config.optim.eta, lr)
         self.wrapped, self.optimizer = parallel.prepare(self.learner, optimizer)
         self.memory_file = before / "replay.safetensors" if before else None

@@ -121,7 +121,7 @@ def test_every_trained_parameter_is_in_one_group_with_its_rate_and_decay() -> No
     groups = {group["name"]: group for group in parameter_groups(model, 0.5, 0.1, 1e-3)}
     assert {name: (g["lr"], g["base_lr"], g["weight_decay"]) for name, g in groups.items()} == {
         "body": (0.5, 0.5, 1e-3),
-        "body_1d": (0.5, 0.5, 0.0),
+        "body_plain": (0.5, 0.5, 0.0),
         "classifier": (0.1, 0.1, 0.0),
     }
     placed = [id(p) for group in groups.values() for p in group["params"]]

@@ -2,11 +2,16 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Union
 
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
 from kaizen.config import EncoderConfig
+from kaizen.networks.fit import is_vit
+
+if TYPE_CHECKING:
+    from kaizen.networks.vit import ViT
 
 RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int]]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
@@ -32,6 +37,9 @@ class ResNet(nn.Module):
     torchvision's own class fixes the first stage at 64 channels and the stem at 7x7, so the stages are put together
     here from its blocks.
     """
+
+    plain: tuple[str, ...] = ()
+    """Names of parameters that are neither decayed nor adapted by LARS, beside those of one dimension."""
 
     def __init__(
         self,
@@ -62,6 +70,7 @@ class ResNet(nn.Module):
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.feature_dim = channels
+        self.block_names = (block.__name__,)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -90,8 +99,22 @@ def _stage(
     return nn.Sequential(*blocks)
 
 
-def build_encoder(config: EncoderConfig) -> ResNet:
-    """The encoder that the configuration names, freshly initialised from torch's global generator."""
+def build_encoder(config: EncoderConfig, image_size: int | None = None) -> Union[ResNet, "ViT"]:
+    """The encoder that the configuration names, freshly initialised from torch's global generator.
+
+    Args:
+        config: a ViT's has its patch, as a resolved configuration does.
+        image_size: side of the images in pixels; ResNets take any.
+
+    Raises:
+        ValueError: a ViT without a patch or an image size.
+    """
+    if is_vit(config.name):
+        if config.patch is None or image_size is None:
+            raise ValueError(f"{config.name} is built for a patch and an image size, not {config.patch}, {image_size}")
+        from kaizen.networks.vit import ViT
+
+        return ViT(config.name, image_size, config.patch)
     block, layers = RESNETS[config.name]
     return ResNet(
         block, layers, stem=config.stem, stem_padding=config.stem_padding, norm=config.norm, width=config.width

@@ -1,0 +1,30 @@
+"""Vision transformers, timm's own; imported only where one is built, as timm takes seconds to load."""
+
+from timm.models.vision_transformer import Block, VisionTransformer
+
+SIZES = {"vit_tiny": (192, 3), "vit_small": (384, 6), "vit_base": (768, 12)}
+"""Features and attention heads; all have twelve blocks."""
+
+
+class ViT(VisionTransformer):
+    """Vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929; sizes of Touvron et al. 2021, arXiv 2012.12877).
+
+    Its features are the class token after the last norm; parameter names are timm's. Images of another side than the
+    one it is built for, such as small crops, see the position embedding interpolated to their grid.
+    """
+
+    plain = ("cls_token", "pos_embed")
+    block_names = (Block.__name__,)
+
+    def __init__(self, name: str, image_size: int, patch: int) -> None:
+        dim, heads = SIZES[name]
+        super().__init__(
+            img_size=image_size,
+            patch_size=patch,
+            embed_dim=dim,
+            depth=12,
+            num_heads=heads,
+            num_classes=0,
+            dynamic_img_size=True,
+        )
+        self.feature_dim = dim
