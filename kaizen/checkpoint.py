@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kaizen.errors import ConfigError, DamagedError
+from kaizen.parallel import part_of
 
 STATE = "state.json"
 CHECKPOINT = re.compile(r"task-(\d+)_step-(\d+)")
@@ -130,7 +131,7 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], prefixes: Sequen
         if own[name].shape != tensor.shape:
             raise ConfigError(str(source), f"{name} is {list(tensor.shape)}, the network's is {list(own[name].shape)}")
         with torch.no_grad():
-            own[name].copy_(tensor)
+            own[name].copy_(part_of(tensor, own[name]))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
@@ -150,7 +151,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors:
         parameter, _, key = name.rpartition("/")
         owner = parameters[parameter]
         # Step counters stay on the CPU, where the optimizers of torch keep them.
-        value = tensor if tensor.dim() == 0 else tensor.to(owner.device, owner.dtype)
+        value = tensor if tensor.dim() == 0 else part_of(tensor.to(owner.device, owner.dtype), owner)
         optimizer.state[owner][key] = value
 
 

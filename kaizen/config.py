@@ -25,6 +25,7 @@ FREE_KEYS = (
     "run.checkpoint_every",
     "run.keep_checkpoints",
     "data.cache_dir",
+    "teacher.shard",
     "eval.readers",
     "log",
 )
@@ -139,6 +140,7 @@ class TeacherConfig(Section):
     batchnorm: Literal["batch", "running"] = Field(
         "batch", description="the teacher normalises by the batch at hand, or by its frozen statistics"
     )
+    shard: bool = Field(False, description="under FSDP, spread the teacher's weights over the processes")
 
 
 class ReplayConfig(Section):

@@ -70,7 +70,6 @@ class Learner(Network):
         super().__init__(config, num_classes)
         with seeded(config.run.seed, 3):
             self.method = method_class(config.method.name)(config.method)
-        self._no_split_modules = list(self.encoder.block_names)  # what Accelerate shards one by one under FSDP
         self.distiller = distiller
         self.stop_gradient = config.classifier.stop_gradient
         if distiller is not None:

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kaizen.parallel import local, norms
+
 
 class LARS(torch.optim.Optimizer):
     """SGD with momentum and layer-wise rates (You et al. 2017, arXiv 1708.03888).
@@ -43,14 +45,18 @@ class LARS(torch.optim.Optimizer):
 
 
 def _scaled_gradients(group: dict[str, Any], params: list[Tensor]) -> list[Tensor]:
-    """Gradients with decay and the layer-wise rate; nothing here waits for the device."""
-    gradients = [p.grad for p in params if p.grad is not None]
+    """Gradients (of this process' shards) with decay and the layer-wise rate; nothing here waits for the device."""
+    gradients = [local(p.grad) for p in params if p.grad is not None]
     adapted = [i for i, p in enumerate(params) if p.ndim > 1 or not group["exclude_1d"]]
     if not adapted or not group["adapt"]:
         return gradients
-    held, g = [params[i] for i in adapted], [gradients[i] for i in adapted]
+    held, g = [local(params[i]) for i in adapted], [gradients[i] for i in adapted]
     decay = group["weight_decay"]
-    p_norm, g_norm = torch.stack(torch._foreach_norm(held)), torch.stack(torch._foreach_norm(g))
+    # Of whole parameters: the norms of a shard would give each process another rate.
+    p_norm, g_norm = (
+        norms([params[i] for i in adapted]),
+        norms([p.grad for i in adapted if (p := params[i]).grad is not None]),
+    )
     scale = group["eta"] * p_norm / (g_norm + decay * p_norm + 1e-8)
     if group["clip"]:
         scale = (scale / group["lr"]).clamp(max=1)
@@ -70,14 +76,16 @@ def _momentum_step(
     for p, g in zip(params, gradients, strict=True):
         state = optimizer.state[p]
         if "momentum_buffer" in state:
-            held.append(state["momentum_buffer"])
+            held.append(local(state["momentum_buffer"]))
             arrived.append(g)
         else:
-            state["momentum_buffer"] = g.detach().clone()
+            state["momentum_buffer"] = torch.empty_like(p, requires_grad=False)
+            local(state["momentum_buffer"]).copy_(g)
     if held:
         torch._foreach_mul_(held, group["momentum"])
         torch._foreach_add_(held, arrived)
-    torch._foreach_add_(params, [optimizer.state[p]["momentum_buffer"] for p in params], alpha=-group["lr"])
+    buffers = [local(optimizer.state[p]["momentum_buffer"]) for p in params]
+    torch._foreach_add_([local(p) for p in params], buffers, alpha=-group["lr"])
 
 
 def warmup_cosine(step: int, steps: int, warmup_steps: int, base: float, start: float, minimum: float) -> float:

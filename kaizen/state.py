@@ -4,6 +4,7 @@ A task always begins from files (the task-end state of the one before), so a run
 begin a task in the same way.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from kaizen.config import Config
 from kaizen.data.replay import Memory
 from kaizen.distill import build_distiller
 from kaizen.errors import TrainingFailed
-from kaizen.learner import Learner
+from kaizen.learner import Learner, Network
 from kaizen.optim import build_optimizer, parameter_groups
-from kaizen.parallel import Parallel
+from kaizen.parallel import Parallel, whole
 from kaizen.teacher import MomentumTwin, Teacher
 
 STUDENT = ("encoder.", "projector.", "classifier.", "distill_predictor.")
@@ -66,7 +67,7 @@ class TaskState:
         run: Path,
         parallel: Parallel,
     ) -> None:
-        self.task, self.parallel = task, parallel
+        self.config, self.num_classes, self.task, self.parallel = config, num_classes, task, parallel
         distiller = build_distiller(config.distill) if task else None
         self.learner = (
             parallel.normalising_together(Learner(config, num_classes, distiller)).to(parallel.device).train()
@@ -87,9 +88,15 @@ class TaskState:
         constant = tuple(f"method.{name}" for name in self.learner.method.constant_rate)
         rates = (lr, config.optim.classifier_lr, config.optim.weight_decay)
         plain = tuple(f"encoder.{name}" for name in self.learner.encoder.plain)
-        groups = parameter_groups(self.learner, *rates, constant, plain)
-        optimizer = build_optimizer(config.optim.name, groups, config.optim.momentum, config.optim.eta, lr)
-        self.wrapped, self.optimizer = parallel.prepare(self.learner, optimizer)
+
+        def build() -> torch.optim.Optimizer:
+            groups = parameter_groups(self.learner, *rates, constant, plain)
+            return build_optimizer(config.optim.name, groups, config.optim.momentum, config.optim.eta, lr)
+
+        self.wrapped, self.optimizer = parallel.prepare(self.learner, build, self.learner.encoder.block_names)
+        if self.twin is not None:
+            parallel.spread(self.twin, self.learner.encoder.block_names)
+            self.twin.follow(self.learner)
         self.memory_file = before / "replay.safetensors" if before else None
 
     def memory(self, images: np.ndarray) -> Memory:
@@ -99,26 +106,45 @@ class TaskState:
         return read_memory(self.memory_file.parent, self.parallel)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Files of a snapshot: the student, and everything else the next task starts from."""
-        own = self.learner.state_dict()
+        """Files of a snapshot: the student, and everything else the next task starts from; all processes call this."""
+        own = whole(self.learner.state_dict())
         student = {name: t for name, t in own.items() if name.startswith(STUDENT)}
         method = {name: t for name, t in own.items() if name.startswith("method.")}
         if self.twin is not None:
-            method |= {f"twin.{name}": t for name, t in self.twin.state_dict().items()}
+            method |= {f"twin.{name}": t for name, t in whole(self.twin.state_dict()).items()}
         return {"student": student, "method": method}
 
     def save_checkpoint(self, path: Path, position: dict[str, Any]) -> None:
-        """Write a checkpoint of this very step."""
-        files = self.tensors() | {"optimizer": optimizer_tensors(self._plain_optimizer(), self.learner)}
-        _check_finite(files, position)
-        write_directory(path, files, position)
+        """Write a checkpoint of this very step; all processes call this, one writes."""
+        files = self.tensors() | {"optimizer": whole(optimizer_tensors(self._plain_optimizer(), self.learner))}
 
-    def save_task_end(self, path: Path, memory: Memory, position: dict[str, Any]) -> None:
-        """Write the state at the task's end."""
+        def write() -> None:
+            _check_finite(files, position)
+            write_directory(path, files, position)
+
+        self.parallel.on_main(write)
+
+    def save_task_end(self, path: Path, memory: Callable[[], Memory], position: dict[str, Any]) -> None:
+        """Write the state at the task's end; all processes call this, one makes the memory and writes."""
         files, kept = self.tensors(), self._kept()
         files["method"] = {name: t for name, t in files["method"].items() if name in kept or name.startswith("twin.")}
-        _check_finite(files, position)
-        write_directory(path, files | {"replay": memory.tensors()}, position)
+
+        def write() -> None:
+            _check_finite(files, position)
+            write_directory(path, files | {"replay": memory().tensors()}, position)
+
+        self.parallel.on_main(write)
+        read_memory(path, self.parallel)
+
+    def plain(self, *parts: str) -> nn.ModuleDict:
+        """Parts of the student (encoder, projector) for use outside of steps: its own, or whole copies of shards."""
+        if not self.parallel.sharded:
+            return nn.ModuleDict({name: self.learner.get_submodule(name) for name in parts})
+        network = self.parallel.normalising_together(Network(self.config, self.num_classes)).to(self.parallel.device)
+        network.load_state_dict(
+            whole({n: t for n, t in self.learner.state_dict().items() if n in network.state_dict()})
+        )
+        return nn.ModuleDict({name: network.get_submodule(name) for name in parts})
 
     def restore(self, path: Path) -> dict[str, Any]:
         """Take up a checkpoint of this task; returns the position it was saved at.

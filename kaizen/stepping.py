@@ -114,7 +114,8 @@ class Stepper:
             with torch.no_grad(), accelerator.autocast():
                 twin = state.twin([views[v] for v in method.twin_views]) if state.twin is not None else []
                 old = state.teacher(views[:2]) if state.teacher is not None else None
-            terms, projections = state.wrapped(views, labels, batch, twin, old)
+            with accelerator.autocast():
+                terms, projections = state.wrapped(views, labels, batch, twin, old)
             # Means over the step's images, and over its labelled images, from those of its parts.
             images_part, labels_part = batch.size / whole.size, batch.labelled / max(whole.labelled, 1)
             terms = {
@@ -131,7 +132,7 @@ class Stepper:
         Raises:
             TrainingFailed: names processes that chose otherwise.
         """
-        images, encoder = self.source.train.images, self.state.learner.encoder
+        images, encoder = self.source.train.images, self.state.plain("encoder")["encoder"]
         moments = self.mean, self.std
         choice = choose(
             self.memory,
@@ -166,8 +167,7 @@ class Stepper:
 
         Batches normalise by themselves, as in training, and leave no trace in the student's statistics.
         """
-        learner, group = self.state.learner, self.parallel.group
-        networks = torch.nn.ModuleList([copy.deepcopy(learner.encoder), copy.deepcopy(learner.projector)])
+        group, networks = self.parallel.group, copy.deepcopy(self.state.plain("encoder", "projector"))
         forget_running_statistics(networks)
         ids = torch.from_numpy(self.ids)
         keys = hash_rows(fold(self.config.run.seed, Purpose.METHOD, self.state.task), ids)
@@ -177,6 +177,6 @@ class Stepper:
             mine = rows[group.shard(len(rows))]
             images = self.parallel.put(torch.from_numpy(self.source.train.images[ids[mine].numpy()]))
             views = self._views(images, self.parallel.put(keys[mine]))[:2]
-            projections = forward_all(networks[1], forward_all(networks[0], views))
+            projections = forward_all(networks["projector"], forward_all(networks["encoder"], views))
             parts.append([group.gather(z, group.sizes(len(rows))) for z in projections])
         return [torch.cat(view) for view in zip(*parts, strict=True)]

@@ -11,7 +11,7 @@ from kaizen.config import Config
 from kaizen.learner import Learner, Network, TeacherOutputs
 from kaizen.losses import promote
 from kaizen.networks.heads import forget_running_statistics, forward_all
-from kaizen.parallel import Parallel
+from kaizen.parallel import Parallel, check_alike, local
 
 
 def read_network(snapshot: Path, config: Config, num_classes: int) -> Network:
@@ -46,6 +46,8 @@ class Teacher:
             # Without statistics of its own a BatchNorm does the same in both modes, but for SyncBatchNorm, which meets
             # the other processes only when it trains.
             self.network.train()
+        if config.teacher.shard:
+            parallel.spread(self.network, self.network.encoder.block_names)
 
     @torch.no_grad()
     def __call__(self, views: list[Tensor]) -> TeacherOutputs:
@@ -68,9 +70,15 @@ class MomentumTwin(nn.Module):
         self.projector = copy.deepcopy(learner.projector)
         self.head = copy.deepcopy(learner.method.twin_head)
         self.requires_grad_(False).train()
+        self.follow(learner)
+
+    def follow(self, learner: Learner) -> None:
+        """Take a student's parameters, as they stand or as they are sharded, for those to follow."""
         followed = (learner.encoder, learner.projector, learner.method.twin_head)
         students = [parameter for module in followed for parameter in module.parameters()]
-        self._pairs: tuple[list[Tensor], list[Tensor]] = (list(self.parameters()), list(students))
+        own = list(self.parameters())
+        check_alike(own, students)
+        self._pairs = ([local(p) for p in own], [local(p) for p in students])
 
     @torch.no_grad()
     def forward(self, views: list[Tensor]) -> list[Tensor]:

@@ -12,15 +12,16 @@ from torch import Tensor
 from kaizen.config import Config
 from kaizen.data.load import load_stream
 from kaizen.directory import RunDirectory
-from kaizen.errors import KaizenError, Stopped, TrainingFailed
+from kaizen.errors import ConfigError, KaizenError, Stopped, TrainingFailed
 from kaizen.evaluation.evaluator import Evaluator
 from kaizen.evaluation.results import Results
 from kaizen.evaluation.table import print_results, save_picture
 from kaizen.learner import total
 from kaizen.log import Clock, RunLog, versions
-from kaizen.parallel import Parallel
+from kaizen.networks.encoders import build_encoder
+from kaizen.parallel import Parallel, check_encoder
 from kaizen.plan import describe, make_plan
-from kaizen.state import TaskState, checkpoint_directory, read_memory, task_directory
+from kaizen.state import TaskState, checkpoint_directory, task_directory
 from kaizen.stepping import Stepper
 from kaizen.stop import StopRequest
 
@@ -78,6 +79,7 @@ class Trainer:
         self.source, self.tasks = self.stream.source, self.stream.tasks
         sizes = self.parallel.world, self.parallel.accumulation
         self.plan = make_plan(config, self.stream.train_sizes, *sizes)
+        self._check_sharding()
         self.evaluator = Evaluator(config, self.stream, self.parallel)
         self.directory.claim(self.recipe, self.preset)
         self.stop.defer()
@@ -86,6 +88,13 @@ class Trainer:
         self.parallel.announce(f"run directory       {self.path}")
         for line in (*self.stream.describe(), *describe(config, self.plan, *sizes)):
             self.parallel.announce(line)
+
+    def _check_sharding(self) -> None:
+        config = self.config
+        if self.parallel.sharded:
+            check_encoder(build_encoder(config.encoder, config.data.image_size))
+        elif config.teacher.shard:
+            raise ConfigError("teacher.shard", "is true; allowed without FSDP (accelerate_configs/fsdp2.yaml): false")
 
     def _show_results(self) -> None:
         save_picture(self.results.content, self.path / "results.svg")
@@ -139,9 +148,7 @@ class Trainer:
             elif (every := self.config.run.checkpoint_every) and number % every == 0:
                 self._save(state, terms, weights, clock)
         path, position = task_directory(self.path, task), self._position(clock)
-        memory = stepper.remember()
-        self.parallel.on_main(lambda: state.save_task_end(path, memory(), position))
-        read_memory(path, self.parallel)
+        state.save_task_end(path, stepper.remember(), position)
         self.parallel.release()
 
     def evaluate(self, task: int, readers: Sequence[str]) -> None:
@@ -215,5 +222,5 @@ class Trainer:
     def _save(self, state: TaskState, terms: dict[str, Tensor], weights: dict[str, float], clock: Clock) -> None:
         self._check_finite(terms, weights)
         path, position = checkpoint_directory(self.path, *self.directory.position), self._position(clock)
-        self.parallel.on_main(lambda: state.save_checkpoint(path, position))
+        state.save_checkpoint(path, position)
         self.directory.prune_checkpoints()

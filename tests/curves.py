@@ -45,8 +45,7 @@ def curve(method: str, run: Path, cache: str, parallel: Parallel) -> list[dict[s
         state = TaskState(config, 10, task, plan.tasks[task].images, plan.lr, WEIGHTS, run, parallel)
         stepper = DoubleStepper(config, stream, plan, state, WEIGHTS, parallel)
         found += [parallel.mean(stepper.step(step)) for step in range(steps)]
-        memory, path = stepper.remember(), task_directory(run, task)
-        parallel.on_main(lambda: state.save_task_end(path, memory(), {"task": task, "step": 0}))  # noqa: B023
+        state.save_task_end(task_directory(run, task), stepper.remember(), {"task": task, "step": 0})
         parallel.release()
     return found
 

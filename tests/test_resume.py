@@ -7,7 +7,6 @@ import shutil
 import signal
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import Launcher
@@ -16,6 +15,7 @@ from safetensors.torch import load_file
 
 from kaizen.cli import parse_arguments, resolve
 from kaizen.commands.train import main
+from kaizen.data.replay import Memory
 from kaizen.errors import TrainingFailed
 from kaizen.methods import REGISTRY, method_class
 from kaizen.parallel import Parallel
@@ -113,7 +113,7 @@ def test_weights_that_a_step_has_broken_are_not_saved(tiny: list[str], tmp_path:
     with pytest.raises(TrainingFailed, match=said):
         state.save_checkpoint(tmp_path / "checkpoint", position)
     with pytest.raises(TrainingFailed, match=said):
-        state.save_task_end(tmp_path / "task", state.memory(np.zeros((1, 3, 8, 8), dtype=np.uint8)), position)
+        state.save_task_end(tmp_path / "task", lambda: Memory.empty(3, 8), position)
     assert not list(tmp_path.glob("*")), "nothing is written"
 
 

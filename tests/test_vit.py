@@ -191,9 +191,9 @@ def test_embeddings_are_neither_decayed_nor_adapted(tmp_path: Path) -> None:
         (["--encoder.name", "resnet50", "--encoder.width", "4"], 16),
     ],
 )
-def test_a_learner_names_the_blocks_that_are_sharded_one_by_one(encoder: list[str], blocks: int) -> None:
+def test_an_encoder_names_the_blocks_that_are_sharded_one_by_one(encoder: list[str], blocks: int) -> None:
     learner = Learner(config_of("digits", *encoder), 10, None)
-    (name,) = learner._no_split_modules
+    (name,) = learner.encoder.block_names
     assert sum(type(part).__name__ == name for part in learner.modules()) == blocks
 
 

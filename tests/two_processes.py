@@ -84,7 +84,9 @@ class Training:
         optimizer = build_optimizer("lars", parameter_groups(learner, 0.01, 0.01, 1e-4), 0.9, 0.02, 0.01)
         self.dtype, self.dim = dtype, config.method.projector_out
         self.rank, self.world, self.parallel = parallel.rank if world > 1 else 0, world, parallel
-        self.wrapped, self.optimizer = parallel.prepare(learner, optimizer) if world > 1 else (learner, optimizer)
+        self.wrapped, self.optimizer = (
+            parallel.prepare(learner, lambda: optimizer, ()) if world > 1 else (learner, optimizer)
+        )
 
     def step(self, number: int) -> tuple[Tensor, Tensor]:
         """Values of the terms and the whole gradient, of the global batch."""

@@ -9,5 +9,20 @@ from kaizen.parallel.batch import Batch
 from kaizen.parallel.collectives import ALONE, Group, shard
 from kaizen.parallel.norm import GlobalBatchNorm
 from kaizen.parallel.processes import Parallel, usable_cores
+from kaizen.parallel.sharding import check_alike, check_encoder, local, norms, part_of, whole
 
-__all__ = ["ALONE", "Batch", "GlobalBatchNorm", "Group", "Parallel", "shard", "usable_cores"]
+__all__ = [
+    "ALONE",
+    "Batch",
+    "GlobalBatchNorm",
+    "Group",
+    "Parallel",
+    "check_alike",
+    "check_encoder",
+    "local",
+    "norms",
+    "part_of",
+    "shard",
+    "usable_cores",
+    "whole",
+]

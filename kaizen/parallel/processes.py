@@ -3,7 +3,7 @@
 import os
 import resource
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kaizen.errors import ConfigError, KaizenError, TrainingFailed
 from kaizen.parallel.collectives import Group
 from kaizen.parallel.norm import global_batch_norms
+from kaizen.parallel.sharding import is_sharded, shard_follower, shard_units
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
@@ -35,6 +36,7 @@ class Parallel:
         self.world = self.accelerator.num_processes
         self.device = self.accelerator.device
         self.group = Group(self.rank, self.world)
+        self.sharded = is_sharded(self.accelerator)
         self.is_main = self.accelerator.is_main_process
         self.accumulation = self.accelerator.gradient_accumulation_steps
         expected = int(os.environ.get("WORLD_SIZE", "1"))
@@ -66,12 +68,36 @@ class Parallel:
         """The module, whose BatchNorms normalise by the batch of all processes from now on."""
         return module if self.world == 1 else global_batch_norms(module, self.device)
 
-    def prepare(self, learner: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
-        """The learner and optimizer, wrapped for this launch (DDP for several processes)."""
+    def prepare(
+        self, learner: nn.Module, build: Callable[[], torch.optim.Optimizer], block_names: Sequence[str]
+    ) -> tuple[nn.Module, Any]:
+        """The learner and the optimizer that `build` makes, wrapped for this launch (DDP or FSDP2).
+
+        Args:
+            block_names: classes of the encoder's blocks, which FSDP2 shards one by one.
+
+        Raises:
+            ConfigError: FSDP2 cannot shard the encoder.
+        """
+        if self.sharded:
+            shard_units(learner, self.accelerator, block_names)
+        optimizer = build()
+        names = {p: name for name, p in learner.named_parameters()}
+        groups = [[names[p] for p in group["params"]] for group in optimizer.param_groups]
         with warnings.catch_warnings():
             # torch 2.14 wants another name for broadcast_buffers, which earlier versions do not know.
             warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
-            return self.accelerator.prepare(learner, optimizer)
+            wrapped, prepared = self.accelerator.prepare(learner, optimizer)
+        # Accelerate finds the shards of parameters by their address, which those without a row on this process share.
+        held = dict(learner.named_parameters())
+        for group, members in zip(optimizer.param_groups, groups, strict=True):
+            group["params"] = [held[name] for name in members]
+        return wrapped, prepared
+
+    def spread(self, follower: nn.Module, block_names: Sequence[str]) -> None:
+        """Shard a network that no optimizer trains as the student is sharded; without FSDP2 it stays as it is."""
+        if self.sharded:
+            shard_follower(follower, self.accelerator, block_names)
 
     def release(self) -> None:
         """Let go of what was prepared, at the end of a task."""
@@ -93,6 +119,7 @@ class Parallel:
         return {
             "world_size": self.world,
             "threads_per_process": self.threads,
+            "strategy": "fsdp2" if self.sharded else "ddp" if self.world > 1 else "none",
             "gradient_accumulation_steps": self.accumulation,
             "mixed_precision": self.accelerator.mixed_precision,
             "device": self.device.type,

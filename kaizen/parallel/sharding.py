@@ -1,0 +1,108 @@
+"""FSDP2: what of a network is spread over the processes, and whole tensors to and from its shards.
+
+A shard is a DTensor. Blocks of the encoder are units of their own, in the launch's precision; heads with BatchNorm are
+float32 units, as their statistics need it; all the rest belongs to the root, in float32.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from kaizen.errors import ConfigError
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether the launch spreads parameters over the processes.
+
+    Raises:
+        ConfigError: by a way that does not fit.
+    """
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return False
+    plugin = accelerator.state.fsdp_plugin
+    if plugin.fsdp_version != 2:
+        raise ConfigError("fsdp_version", f"is {plugin.fsdp_version}; allowed: 2 (accelerate_configs/fsdp2.yaml)")
+    for key in ("cpu_ram_efficient_loading", "activation_checkpointing", "cpu_offload"):
+        value = getattr(plugin, key)
+        if value is True or isinstance(value, CPUOffloadPolicy):
+            raise ConfigError(f"fsdp_{key.replace('cpu_offload', 'offload_params')}", "is true; allowed: false")
+    if accelerator.mixed_precision == "fp16":
+        raise ConfigError("mixed_precision", "is fp16; allowed with FSDP: no, bf16")
+    # What Accelerate is left to shard is the root. Its policy would take that to half precision too, and the losses'
+    # prototypes with it.
+    plugin.auto_wrap_policy, plugin.mixed_precision_policy = None, MixedPrecisionPolicy()
+    return True
+
+
+def check_encoder(encoder: nn.Module) -> None:
+    """Raise a ConfigError if FSDP cannot shard the encoder."""
+    if any(isinstance(module, _BatchNorm) for module in encoder.modules()):
+        problem = "is 'batch', whose statistics FSDP's half precision breaks"
+        raise ConfigError("encoder.norm", f"{problem}; allowed with FSDP: group, a ViT (or DDP with any)")
+
+
+def shard_units(module: nn.Module, accelerator: Accelerator, block_names: Sequence[str]) -> None:
+    """Shard the blocks and the heads with BatchNorm inside a module; the root is left to be sharded."""
+    plugin = accelerator.state.fsdp_plugin
+    settings: dict[str, Any] = {"reshard_after_forward": plugin.reshard_after_forward}
+    half = HALF.get(accelerator.mixed_precision)
+    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, output_dtype=torch.float32)
+    for part in list(module.modules()):
+        if type(part).__name__ in block_names:
+            fully_shard(part, mp_policy=policy if half else MixedPrecisionPolicy(), **settings)
+        elif isinstance(part, nn.Sequential) and any(isinstance(child, _BatchNorm) for child in part):
+            fully_shard(part, **settings)
+
+
+def shard_follower(module: nn.Module, accelerator: Accelerator, block_names: Sequence[str]) -> None:
+    """Shard a network that no optimizer trains, by the same calls as the student; its children run one by one."""
+    shard_units(module, accelerator, block_names)
+    for child in module.children():
+        if not isinstance(child, FSDPModule) and any(True for _ in child.parameters()):
+            # Without a backward pass nothing but this would ever let go of the whole weights, nor read changed ones.
+            fully_shard(child, reshard_after_forward=True)
+
+
+def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, shards put together; all processes call this."""
+    return {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in tensors.items()}
+
+
+def part_of(value: Tensor, like: Tensor) -> Tensor:
+    """What of a whole tensor, held by every process, belongs where `like` is; all processes call this."""
+    if not isinstance(like, DTensor):
+        return value
+    return distribute_tensor(value.to(like.device, like.dtype), like.device_mesh, like.placements)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process' part of a tensor, sharing its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def norms(tensors: Sequence[Tensor]) -> Tensor:
+    """L2 norms (count,) of whole tensors, from the parts that the processes hold; one message for all of them."""
+    found = torch.stack(torch._foreach_norm([local(tensor) for tensor in tensors]))
+    if not isinstance(tensors[0], DTensor):
+        return found
+    squares = found.square()
+    dist.all_reduce(squares, group=tensors[0].device_mesh.get_group())
+    return squares.sqrt()
+
+
+def check_alike(one: Sequence[Tensor], other: Sequence[Tensor]) -> None:
+    """Raise a RuntimeError unless parameters pair up, shard by shard."""
+    for a, b in zip(one, other, strict=True):
+        places = [(t.placements, t.device_mesh) if isinstance(t, DTensor) else None for t in (a, b)]
+        if places[0] != places[1] or local(a).shape != local(b).shape:
+            raise RuntimeError(f"parameters {tuple(a.shape)} and {tuple(b.shape)} are not sharded alike: {places}")
