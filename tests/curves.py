@@ -39,7 +39,7 @@ def curve(method: str, run: Path, cache: str, parallel: Parallel) -> list[dict[s
     options += ["--optim.epochs", "2", "--labels.fraction", "0.5", "--replay.policy", "herding"]
     config = resolve(*parse_arguments([*SMALL, *options]))[1]
     stream = load_stream(config)
-    plan = make_plan(config, stream.train_sizes, parallel.world)
+    plan = make_plan(config, stream.train_sizes, parallel.world, parallel.accumulation)
     found = []
     for task, steps in enumerate((FIRST, SECOND)):
         state = TaskState(config, 10, task, plan.tasks[task].images, plan.lr, WEIGHTS, run, parallel)

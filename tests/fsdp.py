@@ -1,7 +1,7 @@
 """train.py on two CPU processes through Accelerate's own FSDP2, which it keeps for accelerators.
 
-usage: accelerate launch --config_file accelerate_configs/fsdp2.yaml tests/fsdp.py TRAIN_ARGUMENTS...; each process prints
-how many bytes of parameters and optimizer state it holds.
+usage: accelerate launch --config_file accelerate_configs/fsdp2.yaml tests/fsdp.py TRAIN_ARGUMENTS...; each process says
+how many bytes of parameters, optimizer state and twin it holds.
 """
 
 import os

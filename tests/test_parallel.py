@@ -1,11 +1,6 @@
 """Two processes against one: one launch, many checks. And launches that would train alone without saying so."""
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +8,12 @@ import pytest
 from conftest import TINY
 from hypothesis import given
 from hypothesis import strategies as st
+from launches import ROOT, configured, finish, start, torchrun
 from runs import snapshots, status_of, wait_for_step
 from safetensors.numpy import load_file
 
 from kaizen.methods import REGISTRY
 from kaizen.parallel import Batch, shard
-
-ROOT = Path(__file__).parent.parent
 
 
 @given(st.integers(0, 300), st.integers(1, 64))
@@ -42,20 +36,7 @@ def test_shares_of_all_ranks_average_to_the_mean(current: int, replay: int, worl
     assert float(sum(shares)) / world == pytest.approx(float(values.mean()), rel=1e-12)
 
 
-def launched(launcher: Sequence[str], *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "KAIZEN_THREADS": "1", **environment}
-    start = [sys.executable, "-m", *launcher, *command]
-    return subprocess.run(start, env=env, cwd=ROOT, capture_output=True, text=True, timeout=240)
-
-
-TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-ACCELERATE = (
-    "accelerate.commands.launch",
-    "--config_file",
-    "accelerate_configs/cpu_2.yaml",
-    "--main_process_port",
-    "0",
-)
+TWO = configured("cpu_2")
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +50,7 @@ def two(tmp_path_factory: pytest.TempPathFactory, arguments: list[str]) -> tuple
     """What two processes found, and the directory of the run they made."""
     out = tmp_path_factory.mktemp("two")
     command = [str(ROOT / "tests" / "two_processes.py"), str(out), *arguments, "--run.dir", str(out / "run")]
-    done = launched(TORCHRUN, *command, ACCELERATE_USE_CPU="1")
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    finish(start(torchrun(2), *command, ACCELERATE_USE_CPU="1"))
     return [json.loads((out / f"rank-{rank}.json").read_text()) for rank in range(2)], out / "run"
 
 
@@ -78,7 +58,7 @@ def test_collectives(two: tuple[list[dict[str, Any]], Path]) -> None:
     for rank, found in enumerate(two[0]):
         assert found["rank"] == rank
         checks = {name: value for name, value in found.items() if isinstance(value, bool)}
-        assert len(checks) == 8
+        assert len(checks) == 9
         assert all(checks.values()), checks
 
 
@@ -112,23 +92,22 @@ def test_two_processes_that_were_stopped_go_on_byte_for_byte(
 ) -> None:
     run = tmp_path / "run"
     command = ["train.py", *arguments, "--run.dir", str(run)]
-    with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(launched, ACCELERATE, *command, ACCELERATE_USE_CPU="1")
-        wait_for_step(run, 8, lambda: not first.done())
-        (run / "stop").touch()
-        assert first.result().returncode != 0
+    first = start(TWO, *command, ACCELERATE_USE_CPU="1")
+    wait_for_step(run, 8, lambda: first.poll() is None)
+    (run / "stop").touch()
+    first.communicate(timeout=120)
+    assert first.returncode != 0
     status = status_of(run)
     assert (status["state"], status["exit_code"]) == ("stopped", 75)
     assert 8 <= status["step"] < 30
     assert not (run / "stop").exists()
-    done = launched(ACCELERATE, *command, ACCELERATE_USE_CPU="1")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "processes           2\n" in done.stdout
+    assert "processes           2\n" in finish(start(TWO, *command, ACCELERATE_USE_CPU="1"))
     assert snapshots(run) == snapshots(two[1])
 
 
 def test_processes_that_believe_to_be_alone_are_refused(tmp_path: Path, arguments: list[str]) -> None:
-    done = launched(TORCHRUN, "train.py", *arguments, "--run.dir", str(tmp_path / "run"))
-    assert done.returncode != 0
-    assert "error: launcher: started 2 processes, but Accelerate sees 1" in done.stderr
+    launch = start(torchrun(2), "train.py", *arguments, "--run.dir", str(tmp_path / "run"))
+    error = launch.communicate(timeout=120)[1]
+    assert launch.returncode != 0
+    assert "error: launcher: started 2 processes, but Accelerate sees 1" in error
     assert not (tmp_path / "run").exists()

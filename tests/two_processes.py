@@ -159,9 +159,15 @@ def errors_reach_all(parallel: Parallel) -> dict[str, bool]:
             work()
         except (ConfigError, TrainingFailed, OSError) as error:
             caught.append(str(error))
+    differing = ""
+    try:
+        parallel.agree("the replay memory", lambda: str(parallel.rank))
+    except TrainingFailed as error:
+        differing = str(error)
     last = "no space left" if parallel.is_main else "process 0: OSError: no space left"
     return {
         "errors": caught == ["data.source: is broken"] * 2 + [last],
+        "agree": differing == "the replay memory of process 1 is not that of process 0",
         "any": parallel.any(parallel.rank == 1) and not parallel.any(False),
         "broadcast": parallel.broadcast(f"from {parallel.rank}") == "from 0",
         "mean": parallel.mean({"a": torch.tensor(float(parallel.rank))}) == {"a": 0.5},

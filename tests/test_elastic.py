@@ -1,0 +1,106 @@
+"""A checkpoint goes on under another number of processes, and under FSDP2 or DDP: the same samples, views and curve."""
+
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+from launches import train
+from runs import log_of
+from safetensors.torch import load_file
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+# A twin, a teacher, a memory chosen by features, and batches of 89 + 24 images, uneven over two and four processes.
+RUN = ["digits", *TINY, "--method.name", "byol", "--method.predictor_hidden", "16", "--encoder.norm", "group"]
+RUN += ["--optim.batch", "89", "--optim.name", "adamw", "--optim.lr", "0.003", "--optim.classifier_lr", "0.001"]
+RUN += [
+    "--replay.policy",
+    "herding",
+    "--stream.tasks",
+    "2",
+    "--run.checkpoint_every",
+    "5",
+    "--run.keep_checkpoints",
+    "99",
+]
+FOUND, STEPS = "task-01_step-00000020", 29
+"""A checkpoint in the middle of the second task, and steps of the run."""
+
+Runs = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, cache: str) -> Runs:
+    """The undisturbed run of each kind, made when it is first asked for."""
+    return _made(tmp_path_factory.mktemp("whole"), cache)
+
+
+def _made(folder: Path, data: str) -> Runs:
+    @cache
+    def run(kind: str) -> Path:
+        sharded = ["--teacher.shard", "true"] if kind == "fsdp" else []
+        path = folder / kind
+        (folder / f"{kind}.txt").write_text(
+            train(kind, *RUN, *sharded, "--data.cache_dir", data, "--run.dir", str(path))
+        )
+        return path
+
+    return run
+
+
+def curve(run: Path) -> list[list[float]]:
+    return [[value for key, value in line.items() if key.startswith("loss/")] for line in log_of(run)]
+
+
+def test_under_fsdp_the_losses_are_those_of_ddp_and_each_process_holds_half(whole: Runs) -> None:
+    ddp, fsdp = curve(whole("2")), curve(whole("fsdp"))
+    assert len(ddp) == len(fsdp) == STEPS
+    for step, (one, other) in enumerate(zip(ddp, fsdp, strict=True)):
+        assert other == pytest.approx(one, rel=1e-4, abs=1e-4), step
+    printed = whole("fsdp").with_suffix(".txt").read_text()
+    held = [list(map(int, line.split()[1:])) for line in printed.splitlines() if line.startswith("held ")]
+    assert {tuple(line[:2]) for line in held} == {(rank, task) for rank in range(2) for task in range(2)}
+    for task in range(2):
+        student = load_file(whole("2") / f"tasks/task-{task:02d}/student.safetensors")
+        method = load_file(whole("2") / f"tasks/task-{task:02d}/method.safetensors")
+        trained = [t for name, t in {**student, **method}.items() if "running" not in name and "batches" not in name]
+        twin = [
+            t
+            for name, t in method.items()
+            if name.startswith("twin.") and "running" not in name and "batches" not in name
+        ]
+        followed = sum(4 * t.numel() for t in twin)
+        parameters = sum(4 * t.numel() for t in trained) - followed
+        for _, of, params, state, following in held:
+            if of == task:
+                assert params == pytest.approx(parameters / 2, rel=0.02)
+                assert state == pytest.approx(parameters, rel=0.02), "two moments of each parameter"
+                assert following == pytest.approx(followed / 2, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("1", "2"), ("2", "1"), ("2", "4"), ("4", "2"), ("fsdp", "2"), ("2", "fsdp")]
+)
+def test_a_checkpoint_goes_on_under_another_launch(
+    before: str, after: str, whole: Runs, cache: str, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole(before), run)
+    shutil.rmtree(run / "tasks" / "task-01")
+    for path in (run / "checkpoints").iterdir():
+        if path.name > FOUND:
+            shutil.rmtree(path)
+    assert (run / "checkpoints" / FOUND).is_dir()
+    printed = train(after, *RUN, "--data.cache_dir", cache, "--run.dir", str(run))
+    assert "the run goes on, not bit for bit" in printed
+    expected, found = curve(whole(before)), curve(run)
+    assert len(found) == len(expected) == STEPS
+    for step, (one, other) in enumerate(zip(expected, found, strict=True)):
+        assert other == pytest.approx(one, rel=1e-3, abs=1e-3), step
+    memory = [load_file(path / "tasks/task-01/replay.safetensors") for path in (whole(before), run)]
+    assert memory[0].keys() == memory[1].keys()
+    names = [sorted(load_file(path / "tasks/task-01/student.safetensors")) for path in (whole(before), run)]
+    assert names[0] == names[1]
