@@ -1,6 +1,7 @@
 """The run directory: whose run it is, what is done, where it goes on."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from kaizen.config import Config, flatten, header
 from kaizen.errors import ConfigError, DamagedError
 from kaizen.log import cut_log, environment, read_position, write_status
 from kaizen.parallel import Parallel
+from kaizen.parallel.peers import Failure
 from kaizen.state import task_directory
 from kaizen.yamlio import dump_yaml, parse_yaml
 
@@ -25,6 +27,7 @@ class RunDirectory:
         self.position = (0, 0)
         self._ours = False
         parallel.on_main(self._inspect)
+        self._ours, self.position = parallel.broadcast((self._ours, self.position))
 
     def _inspect(self) -> None:
         file, resume = self.path / "config.yaml", self.config.run.resume
@@ -46,6 +49,7 @@ class RunDirectory:
     def claim(self, recipe: str, preset: str | None = None) -> None:
         """Write whose run this is, and that it is running."""
         self.parallel.on_main(lambda: self._claim(recipe, preset))
+        self._ours = True
 
     def _claim(self, recipe: str, preset: str | None) -> None:
         try:
@@ -144,6 +148,13 @@ class RunDirectory:
     def cut_log(self, step: int) -> None:
         """Drop the log lines of steps that will be done again."""
         self.parallel.on_main(lambda: cut_log(self.path / "log.jsonl", step))
+
+    def write_failure(self, failure: Failure) -> None:
+        """Write status.json from the process that has to tell; that the disk is full as well is not the news."""
+        if failure.tells and self._ours:
+            with suppress(OSError):
+                task, step = self.position
+                write_status(self.path, "failed", exit_code=failure.code, task=task, step=step, reason=failure.reason)
 
     def write_status(self, state: str, exit_code: int | None = None, reason: str | None = None) -> None:
         """Write status.json at the current position, if the directory is this run's; a stop that was served is over."""

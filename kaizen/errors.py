@@ -2,9 +2,13 @@
 
 
 class KaizenError(Exception):
-    """A run that cannot go on, with a message for the user and an exit code."""
+    """A run that cannot go on, with a message for the user and an exit code.
+
+    `everywhere`: processes other than the main one print it too, as the main one does not.
+    """
 
     exit_code = 1
+    everywhere = False
 
 
 class ConfigError(KaizenError):
@@ -22,7 +26,7 @@ class DamagedError(ConfigError):
 
 
 class TrainingFailed(KaizenError):
-    """Training that cannot be trusted any more, such as a loss that is not finite."""
+    """Training that cannot be trusted any more, such as a loss that is not finite, or a process that died."""
 
     exit_code = 3
 

@@ -15,7 +15,7 @@ class StopRequest:
     def __init__(self) -> None:
         self._file: Path | None = None
         self._asked: str | None = None
-        self.deferred = False
+        self.deferred = self.signalled = False
 
     def install(self) -> None:
         """Catch SIGINT and SIGTERM from now on."""
@@ -39,6 +39,7 @@ class StopRequest:
         return self._asked
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.signalled = True
         # A second signal changes nothing: what the first one began, such as a save, goes on.
         if self._asked is None:
             self._asked = signal.Signals(number).name

@@ -47,6 +47,7 @@ class Trainer:
         self.versions = versions()
         self.parallel = Parallel(log_with="wandb" if config.log.wandb != "disabled" else None)
         self.directory = RunDirectory(path, config, self.parallel)
+        self.parallel.watch(self.directory.write_failure, lambda: stop.signalled)
 
     def run(self) -> None:
         """Train every task that is not done, evaluate after each, and print the results.
@@ -54,23 +55,41 @@ class Trainer:
         Raises:
             ConfigError: data or stream do not fit the configuration, or something saved is damaged.
             Stopped: asked to stop, with everything saved.
-            TrainingFailed: a loss is not finite; the last checkpoint is kept.
+            TrainingFailed: a loss is not finite, or another process failed; the last checkpoint is kept.
         """
         try:
             self._prepare()
             self._run()
         except Stopped as stopped:
-            self.directory.write_status("stopped", stopped.exit_code, str(stopped))
-            if self.stop.deferred:
-                self.parallel.close()
+            self._end_stopped(stopped)
             raise
         except Exception as error:
-            code = error.exit_code if isinstance(error, KaizenError) else TrainingFailed.exit_code
-            self.directory.write_status("failed", code, f"{type(error).__name__}: {error}")
+            self._end_failed(error)
             raise
         self.directory.write_status("done", 0)
         self.parallel.on_main(self._show_results)
         self.parallel.close()
+
+    def _end_stopped(self, stopped: Stopped) -> None:
+        agreed = self.stop.deferred
+        self.stop.defer()
+        # Before work begins a signal ends each process by itself, and a launcher sends it when another one has died.
+        if not agreed and (failure := self.parallel.leave()):
+            self.directory.write_failure(failure)
+            raise failure.error() from stopped
+        self.directory.write_status("stopped", stopped.exit_code, str(stopped))
+        if agreed:
+            self.parallel.close()
+
+    def _end_failed(self, error: Exception) -> None:
+        # A launcher ends the others by signals, which ask for nothing any more.
+        self.stop.defer()
+        failure = self.parallel.failure(error)
+        self.directory.write_failure(failure)
+        if failure.follows:
+            raise failure.error() from error
+        if isinstance(error, KaizenError):
+            error.everywhere = failure.tells
 
     def _prepare(self) -> None:
         """Everything that can be refused, before any work."""

@@ -37,10 +37,10 @@ def main(tokens: Sequence[str]) -> int:
         _say(f"stopped by {str(stopped) or 'SIGINT'}: the same command goes on from here")
         return Stopped.exit_code
     except ConfigError as error:
-        _say(f"error: {error}")
+        _say(f"error: {error}", error.everywhere)
         return error.exit_code
     except KaizenError as error:
-        _say(f"error: training failed: {error}")
+        _say(f"error: training failed: {error}", error.everywhere)
         return error.exit_code
     except Exception:
         traceback.print_exc()
@@ -48,9 +48,9 @@ def main(tokens: Sequence[str]) -> int:
     return 0
 
 
-def _say(text: str) -> None:
-    """One line on stderr, from one process of the run; what a launcher says comes below it."""
-    if os.environ.get("RANK", "0") == "0":
+def _say(text: str, everywhere: bool = False) -> None:
+    """One line on stderr, from one process of the run or from this one; what a launcher says comes below it."""
+    if everywhere or os.environ.get("RANK", "0") == "0":
         print(text, file=sys.stderr, flush=True)
 
 

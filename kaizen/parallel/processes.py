@@ -2,6 +2,7 @@
 
 import os
 import resource
+import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -10,15 +11,22 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from kaizen.errors import ConfigError, KaizenError, TrainingFailed
 from kaizen.parallel.collectives import Group
 from kaizen.parallel.norm import global_batch_norms
+from kaizen.parallel.peers import Failure, Peers, describe, group_store, look_seconds
 from kaizen.parallel.sharding import is_sharded, shard_follower, shard_units
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
+
+# What processes wait for each other on the device is a step, and at worst that one of them compiles or tunes a kernel:
+# waits for data and files are on the CPU's group. Peers that died are noticed long before; this is for those that live
+# and wait for different things. NCCL then ends the process (TORCH_NCCL_ASYNC_ERROR_HANDLING is on by default).
+DEVICE_TIMEOUT = timedelta(minutes=15)
 
 
 class Parallel:
@@ -31,7 +39,8 @@ class Parallel:
     def __init__(self, *, log_with: str | None = None) -> None:
         # Buffers (queues, statistics) are each process' own and saved by one: sending them at every step is waste.
         ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-        self.accelerator = Accelerator(log_with=log_with, kwargs_handlers=[ddp])
+        group = InitProcessGroupKwargs(timeout=DEVICE_TIMEOUT)
+        self.accelerator = Accelerator(log_with=log_with, kwargs_handlers=[ddp, group])
         self.rank = self.accelerator.process_index
         self.world = self.accelerator.num_processes
         self.device = self.accelerator.device
@@ -53,8 +62,13 @@ class Parallel:
         # Launchers set OMP_NUM_THREADS=1 whatever the machine; sums depend on the count, so it is set and recorded.
         torch.set_num_threads(self.threads)
         # Agreement runs beside the device, over a group on the CPU. Its timeout leaves one process the time
-        # to decode a large data set; a process that died is noticed at once, by its closed connection.
+        # to decode a large data set; a process that died is noticed at once, by its closed connection, or by `peers`.
         self._cpu_group: Any = dist.new_group(backend="gloo", timeout=timedelta(hours=24)) if self.world > 1 else None
+        self._peers: Peers | None = None
+        if self.world > 1:
+            # A name of this start alone: a launcher's store may still hold what an earlier start has told.
+            store = group_store(f"kaizen/{self.broadcast(uuid.uuid4().hex)}")
+            self._peers = Peers(store, self.rank, self.world, look_seconds())
 
     def broadcast(self, value: T) -> T:
         """A Python value of the main process, on every process."""
@@ -103,9 +117,27 @@ class Parallel:
         """Let go of what was prepared, at the end of a task."""
         self.accelerator.free_memory()
 
+    def watch(self, write: Callable[[Failure], None], hurried: Callable[[], bool]) -> None:
+        """End this process from now on, once it has written the failure down, when another one is gone.
+
+        Args:
+            hurried: whether a launcher may be about to kill this process, which therefore waits for less long.
+        """
+        if self._peers:
+            self._peers.watch(write, hurried)
+
+    def failure(self, error: Exception) -> Failure:
+        """Why the run fails with this error: what any process has told of itself goes before what follows from it."""
+        return self._peers.failure(error) if self._peers else describe(error, self.rank, self.world)
+
+    def leave(self) -> Failure | None:
+        """Tell the others that this process ends as it should; what failed, if one of them does not."""
+        return self._peers.leave() if self._peers else None
+
     def close(self) -> None:
         """Leave the group of processes, at the end of a run."""
         if self.world > 1:
+            self.leave()
             dist.destroy_process_group()
 
     def put(self, tensor: Tensor) -> Tensor:

@@ -1,0 +1,286 @@
+"""Whether the other processes live, and why a run failed: what each tells of itself in the store of their group.
+
+A collective whose peer died may fail at once (gloo, a socket that closed), after minutes (NCCL) or never (a node that
+lost its power). So each process counts in the store and looks at the next one's count, in a ring: among those that are
+gone there is always one that follows a process that lives, which notices and tells the others.
+"""
+
+import atexit
+import os
+import queue
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import _get_default_store
+
+from kaizen.errors import KaizenError, TrainingFailed
+
+T = TypeVar("T")
+
+LOOK_SECONDS = 2.0
+# All that follows is in looks, not in seconds: processes that were suspended together do not take each other for dead.
+LOST = 20  # without a sign of life: far longer than any call that holds the interpreter's lock, and well under a minute
+HURRIED = 7  # the same once a signal came: torchrun kills 30 s after the SIGTERM that tells of a dead process
+GRACE = 3  # for what a process that fails has to say, and for one that is told of it to end by itself
+
+# What the backends say when it is another process that is gone; gloo raises bare RuntimeErrors.
+_OF_OTHERS = re.compile(r"gloo|nccl|connection (was )?(closed|reset)|process ?group", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a run failed.
+
+    tells: whether this process writes and prints it: the main one does, others without it; follows: what this process
+    met only follows from what failed elsewhere.
+    """
+
+    code: int
+    reason: str
+    tells: bool = True
+    follows: bool = False
+
+    def error(self) -> KaizenError:
+        """The failure as an exception, for a process that has no error of its own to raise."""
+        error = TrainingFailed(self.reason)
+        error.exit_code, error.everywhere = self.code, self.tells
+        return error
+
+
+def describe(error: Exception, rank: int, world: int) -> Failure:
+    """A process' own error as the reason of a failed run."""
+    reason = f"{type(error).__name__}: {error}"
+    if isinstance(error, KaizenError):
+        return Failure(error.exit_code, reason)
+    return Failure(TrainingFailed.exit_code, f"process {rank}: {reason}" if world > 1 else reason)
+
+
+def is_of_others(error: Exception) -> bool:
+    """Whether an error only says that a message to or from the other processes failed."""
+    return isinstance(error, dist.DistError) or (type(error) is RuntimeError and bool(_OF_OTHERS.search(str(error))))
+
+
+def group_store(name: str) -> dist.Store:
+    """The default group's store over a connection of our own: on one that is shared, a wait blocks every other user."""
+    store = _get_default_store()
+    while isinstance(store, dist.PrefixStore):
+        store = store.underlying_store
+    if isinstance(store, dist.TCPStore):
+        store = dist.TCPStore(store.host, store.port, is_master=False, wait_for_workers=False)
+    return dist.PrefixStore(name, store)
+
+
+def look_seconds() -> float:
+    """Seconds between two looks; tests make them shorter through the environment."""
+    return float(os.environ.get("KAIZEN_LOOK_SECONDS") or LOOK_SECONDS)
+
+
+class Line:
+    """A store that is asked from a thread of its own, as one whose host has no power any more never answers."""
+
+    def __init__(self, store: dist.Store) -> None:
+        self._store = store
+        self._questions: queue.SimpleQueue[tuple[Callable[[Any], Any], Future[Any]]] = queue.SimpleQueue()
+        threading.Thread(target=self._answer, name="kaizen-store", daemon=True).start()
+
+    def put(self, question: Callable[[dist.Store], T]) -> Future[T]:
+        """Ask without waiting."""
+        future: Future[T] = Future()
+        self._questions.put((question, future))
+        return future
+
+    def ask(self, question: Callable[[dist.Store], T], seconds: float) -> T | None:
+        """The answer, or None where none came in this time."""
+        try:
+            return self.put(question).result(seconds)
+        except Exception:
+            return None
+
+    def _answer(self) -> None:
+        while True:
+            question, future = self._questions.get()
+            try:
+                future.set_result(question(self._store))
+            except Exception as error:
+                future.set_exception(error)
+
+
+class Peers:
+    """The other processes of a run; two threads beside the main one, which the GIL may keep waiting for LOST looks.
+
+    Args:
+        store: held in common with the others and with nobody else.
+        end: ends this process with an exit code, without any teardown.
+    """
+
+    def __init__(
+        self, store: dist.Store, rank: int, world: int, seconds: float, end: Callable[[int], None] = os._exit
+    ) -> None:
+        self.rank, self.world, self._seconds, self._end = rank, world, seconds, end
+        self._write: Callable[[Failure], None] = lambda failure: None
+        self._hurried: Callable[[], bool] = lambda: False
+        self._line, self._left = Line(store), threading.Event()
+        self._ending: Failure | None = None
+        self._beat = self._still = self._gone = self._heard = self._ended = 0
+        # The teardown of a group whose members are gone may wait for them; handlers of later imports run before this.
+        atexit.register(self._end_failed)
+        threading.Thread(target=self._watch, name="kaizen-peers", daemon=True).start()
+
+    def watch(self, write: Callable[[Failure], None], hurried: Callable[[], bool]) -> None:
+        """From now on write down a failure before this process ends by it; hurried: whether a signal came."""
+        self._write, self._hurried = write, hurried
+
+    def failure(self, error: Exception) -> Failure:
+        """Why the run failed, the same on every process: what the first one to fail has told.
+
+        An error that only says that others are gone waits for what they have told, and then tells who is gone.
+        """
+        self._ending = describe(error, self.rank, self.world)
+        if is_of_others(error):
+            self._ending = self._why(_brief(error))
+        self._ending = replace(self._told(self._ending), follows=is_of_others(error))
+        return self._ending
+
+    def leave(self) -> Failure | None:
+        """Say that this process ends regularly and wait a while until the others have; what failed, if they do not."""
+        self._left.set()
+        self._line.ask(lambda store: store.add(f"left/{self.rank}", 1), self._seconds)
+        before = self._counts()
+        if self._until(lambda: max(self._counts() or [-1]) < 0, GRACE):
+            return None
+        posted, gone = self._line.ask(_posted, self._seconds), self._silent(before, self._counts())
+        if posted or gone:
+            self._ending = self._told(posted or _lost(f"{_named(gone)} died"))
+        return self._ending
+
+    def _why(self, said: str) -> Failure:
+        before = self._counts()
+        if posted := self._until(lambda: self._line.ask(_posted, self._seconds), GRACE):
+            return posted
+        after = self._counts()
+        if after is None:
+            return _lost(f"the store of the processes is gone, with process 0 or the launcher ({said})")
+        gone = self._silent(before, after)
+        return _lost(f"{_named(gone)} died ({said})" if gone else f"another process is out of reach ({said})")
+
+    def _until(self, check: Callable[[], T | None], looks: int) -> T | None:
+        """What a check found, asked again and again; None if it found nothing in this time."""
+        deadline = time.monotonic() + looks * self._seconds
+        while not (found := check()) and time.monotonic() < deadline:
+            time.sleep(self._seconds / 20)
+        return found
+
+    def _told(self, failure: Failure) -> Failure:
+        """Tell the others of a failure, unless one was told before, which then counts."""
+        text = f"{failure.code} {failure.reason}"
+        held = self._line.ask(lambda store: store.compare_set("failed", "", text), self._seconds)
+        first = _parsed(held) if held else failure
+        return Failure(first.code, first.reason, self._tells())
+
+    def _tells(self) -> bool:
+        """Whether this process writes and prints what failed: the main one does, and says so; others do without it."""
+        if self.rank == 0:
+            self._line.ask(lambda store: store.add("told", 1), self._seconds)
+            return True
+        return not self._until(lambda: self._line.ask(lambda store: store.add("told", 0), self._seconds), 1)
+
+    def _counts(self) -> list[int] | None:
+        """Count of every process, -1 for those that have left; None: the store is gone."""
+
+        def read(store: dist.Store) -> list[int]:
+            ranks = range(self.world)
+            return [-1 if store.add(f"left/{r}", 0) else store.add(f"beat/{r}", 0) for r in ranks]
+
+        return self._line.ask(read, self._seconds)
+
+    def _silent(self, before: Sequence[int] | None, after: Sequence[int] | None) -> list[int]:
+        """Other processes that have neither counted nor left in between."""
+        counts = zip(before or (), after or (), strict=False)
+        return [r for r, (old, new) in enumerate(counts) if r != self.rank and old == new >= 0]
+
+    def _exchange(self, store: dist.Store) -> tuple[int, bool, Failure | None]:
+        """Count; the next process' count, whether it has left, and what any has told of a failure."""
+        store.add(f"beat/{self.rank}", 1)
+        following = (self.rank + 1) % self.world
+        return store.add(f"beat/{following}", 0), bool(store.add(f"left/{following}", 0)), _posted(store)
+
+    def _watch(self) -> None:
+        answer = self._line.put(self._exchange)
+        while not self._left.wait(self._seconds):
+            if failure := self._judged(answer):
+                self._abandon(failure)
+                return
+            if answer.done():
+                answer = self._line.put(self._exchange)
+
+    def _judged(self, answer: "Future[tuple[int, bool, Failure | None]]") -> Failure | None:
+        """What this process has to end for, at once; its main thread may hang in a collective."""
+        if self._ending:
+            self._ended += 1
+            return self._ending if self._ended > LOST else None
+        beat, left, posted = self._beat, False, None
+        if answer.done():
+            if answer.exception():
+                self._gone += 1
+            else:
+                beat, left, posted = answer.result()
+        self._heard += posted is not None
+        self._still = 0 if left or beat != self._beat else self._still + 1
+        self._beat = beat
+        if posted and self._heard > GRACE:
+            return posted
+        if self._gone > GRACE:
+            return _lost("the store of the processes is gone, with process 0 or the launcher")
+        if self._still >= (HURRIED if self._hurried() else LOST):
+            who = f"process {(self.rank + 1) % self.world}" if answer.done() else "the host of the processes' store"
+            return _lost(f"{who} died or is frozen: no sign of life for {self._still * self._seconds:.0f} s")
+        return None
+
+    def _abandon(self, failure: Failure) -> None:
+        failure = self._told(failure)
+        if failure.tells:
+            with suppress(Exception):  # neither a full disk nor a stderr that nobody reads may keep this process
+                self._write(failure)
+            with suppress(Exception):
+                print(f"error: {failure.reason}", file=sys.stderr)
+        self._flush_and_end(failure.code)
+
+    def _end_failed(self) -> None:
+        if self._ending:
+            self._flush_and_end(self._ending.code)
+
+    def _flush_and_end(self, code: int) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):
+                stream.flush()
+        self._end(code)
+
+
+def _lost(reason: str) -> Failure:
+    return Failure(TrainingFailed.exit_code, reason)
+
+
+def _posted(store: dist.Store) -> Failure | None:
+    return _parsed(store.get("failed")) if store.check(["failed"]) else None
+
+
+def _parsed(text: bytes) -> Failure:
+    code, _, reason = text.decode().partition(" ")
+    return Failure(int(code), reason)
+
+
+def _brief(error: Exception) -> str:
+    """The first sentence of a backend's message, without the source file that it begins with."""
+    return re.sub(r"^\[\S+\] ", "", str(error).partition("\n")[0]).partition(". ")[0]
+
+
+def _named(ranks: Sequence[int]) -> str:
+    return f"process{'es' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
