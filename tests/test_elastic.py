@@ -26,7 +26,7 @@ RUN += [
     "--run.keep_checkpoints",
     "99",
 ]
-FOUND, STEPS = "task-01_step-00000020", 29
+FOUND, STEPS = "task-01_step-00000020", 32
 """A checkpoint in the middle of the second task, and steps of the run."""
 
 Runs = Callable[[str], Path]
