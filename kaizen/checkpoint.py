@@ -60,6 +60,8 @@ def write_directory(path: Path, files: Mapping[str, Mapping[str, Tensor]], state
         file = temporary / f"{name}.safetensors"
         # safetensors refuses tensors that share memory or are not contiguous.
         save_file({key: t.detach().cpu().clone().contiguous() for key, t in tensors.items()}, file)
+        # safetensors writes for the owner alone, whatever the umask says that others may read.
+        file.chmod(temporary.stat().st_mode & 0o666)
         with open(file, "rb+") as handle:
             _flush(handle.fileno())
         written[file.name] = {"sha256": _sha256(file), "bytes": file.stat().st_size}

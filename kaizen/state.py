@@ -68,6 +68,7 @@ class TaskState:
         parallel: Parallel,
     ) -> None:
         self.config, self.num_classes, self.task, self.parallel = config, num_classes, task, parallel
+        self._keeps = parallel.is_main or not parallel.sharded
         distiller = build_distiller(config.distill) if task else None
         self.learner = (
             parallel.normalising_together(Learner(config, num_classes, distiller)).to(parallel.device).train()
@@ -106,17 +107,22 @@ class TaskState:
         return read_memory(self.memory_file.parent, self.parallel)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Files of a snapshot: the student, and everything else the next task starts from; all processes call this."""
-        own = whole(self.learner.state_dict())
+        """Files of a snapshot: the student, and everything else the next task starts from.
+
+        All processes call this; under FSDP2 the main one alone gets whole tensors, the others none.
+        """
+        own = whole(self.learner.state_dict(), keep=self._keeps)
         student = {name: t for name, t in own.items() if name.startswith(STUDENT)}
         method = {name: t for name, t in own.items() if name.startswith("method.")}
         if self.twin is not None:
-            method |= {f"twin.{name}": t for name, t in whole(self.twin.state_dict()).items()}
+            method |= {f"twin.{name}": t for name, t in whole(self.twin.state_dict(), keep=self._keeps).items()}
         return {"student": student, "method": method}
 
     def save_checkpoint(self, path: Path, position: dict[str, Any]) -> None:
         """Write a checkpoint of this very step; all processes call this, one writes."""
-        files = self.tensors() | {"optimizer": whole(optimizer_tensors(self._plain_optimizer(), self.learner))}
+        files = self.tensors() | {
+            "optimizer": whole(optimizer_tensors(self._plain_optimizer(), self.learner), keep=self._keeps)
+        }
 
         def write() -> None:
             _check_finite(files, position)

@@ -1,6 +1,7 @@
 """Directories of tensors: complete or absent, checked before use, free of pickle."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,16 @@ def test_round_trip_with_shared_and_strided_tensors(tmp_path: Path) -> None:
     assert torch.equal(read_tensors(path / "student.safetensors")["b"], torch.ones(3, 2))
     assert read_tensors(path / "method.safetensors") == {}
     assert [p.name for p in tmp_path.iterdir()] == [path.name], "no temporary directory stays"
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o007, 0o660), (0o077, 0o600)])
+def test_who_may_read_is_what_the_umask_says(mask: int, mode: int, tmp_path: Path) -> None:
+    before = os.umask(mask)
+    try:
+        path = write(tmp_path / "one")
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in path.iterdir()} == {mode}
 
 
 def test_equal_tensors_give_equal_files(tmp_path: Path) -> None:

@@ -73,9 +73,15 @@ def shard_follower(module: nn.Module, accelerator: Accelerator, block_names: Seq
             fully_shard(child, reshard_after_forward=True)
 
 
-def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, shards put together; all processes call this."""
-    return {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in tensors.items()}
+def whole(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
+    """The tensors, shards put together on the CPU one at a time; all processes call this, some to give and not to keep."""
+    found = {}
+    for name, tensor in tensors.items():
+        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if keep:
+            # A device that holds a shard of a network need not have room for the whole.
+            found[name] = full.cpu() if isinstance(tensor, DTensor) else full
+    return found
 
 
 def part_of(value: Tensor, like: Tensor) -> Tensor:
