@@ -74,7 +74,7 @@ def shard_follower(module: nn.Module, accelerator: Accelerator, block_names: Seq
 
 
 def whole(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
-    """The tensors, shards put together on the CPU one at a time; all processes call this, some to give and not to keep."""
+    """The tensors, shards put together on the CPU, one at a time; all processes call this, though some keep none."""
     found = {}
     for name, tensor in tensors.items():
         full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
