@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -35,14 +34,14 @@ def checkpoint_directory(run: Path, task: int, step: int) -> Path:
     return run / "checkpoints" / f"task-{task:02d}_step-{step:08d}"
 
 
-def read_memory(path: Path, parallel: Parallel) -> Memory:
+def read_memory(path: Path, image: tuple[int, int, int], num_classes: int, parallel: Parallel) -> Memory:
     """The replay memory of a task-end directory, mapped from its file, which the processes of a node share.
 
     Raises:
         ConfigError: the file is missing or damaged.
         TrainingFailed: names processes that read something else than the main process.
     """
-    memory = Memory.from_tensors(read_tensors(path / "replay.safetensors"))
+    memory = Memory.read(path / "replay.safetensors", image, num_classes)
     parallel.agree(f"the replay memory {path}", memory.digest)
     return memory
 
@@ -98,13 +97,13 @@ class TaskState:
         if self.twin is not None:
             parallel.spread(self.twin, self.learner.encoder.block_names)
             self.twin.follow(self.learner)
-        self.memory_file = before / "replay.safetensors" if before else None
+        self.before = before
 
-    def memory(self, images: np.ndarray) -> Memory:
-        """The replay memory that the task before left; before task 0 an empty one for such images (n, c, h, w)."""
-        if self.memory_file is None:
-            return Memory.empty(*images.shape[1:3])
-        return read_memory(self.memory_file.parent, self.parallel)
+    def memory(self, image: tuple[int, int, int]) -> Memory:
+        """The replay memory that the task before left; before task 0 an empty one for such images (c, h, w)."""
+        if self.before is None:
+            return Memory.empty(*image[:2])
+        return read_memory(self.before, image, self.num_classes, self.parallel)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Files of a snapshot: the student, and everything else the next task starts from.
@@ -130,8 +129,10 @@ class TaskState:
 
         self.parallel.on_main(write)
 
-    def save_task_end(self, path: Path, memory: Callable[[], Memory], position: dict[str, Any]) -> None:
-        """Write the state at the task's end; all processes call this, one makes the memory and writes."""
+    def save_task_end(
+        self, path: Path, memory: Callable[[], Memory], image: tuple[int, int, int], position: dict[str, Any]
+    ) -> None:
+        """Write the state at the task's end; all processes call this, one makes the memory (of images c, h, w)."""
         files, kept = self.tensors(), self._kept()
         files["method"] = {name: t for name, t in files["method"].items() if name in kept or name.startswith("twin.")}
 
@@ -140,7 +141,7 @@ class TaskState:
             write_directory(path, files | {"replay": memory().tensors()}, position)
 
         self.parallel.on_main(write)
-        read_memory(path, self.parallel)
+        read_memory(path, image, self.num_classes, self.parallel)
 
     def plain(self, *parts: str) -> nn.ModuleDict:
         """Parts of the student (encoder, projector) for use outside of steps: its own, or whole copies of shards."""

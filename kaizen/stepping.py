@@ -61,7 +61,9 @@ class Stepper:
         self.labels = stream.labels
         self.state, self.parallel = state, parallel
         self.mean, self.std = (moment.to(parallel.device) for moment in stream.moments)
-        self.memory = state.memory(self.source.train.images)
+        _, channels, height, width = self.source.train.images.shape
+        self.image = channels, height, width
+        self.memory = state.memory(self.image)
         self.ids = stream.tasks[state.task].train
         self.sampler = Sampler(
             config.run.seed,

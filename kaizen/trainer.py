@@ -167,7 +167,7 @@ class Trainer:
             elif (every := self.config.run.checkpoint_every) and number % every == 0:
                 self._save(state, terms, weights, clock)
         path, position = task_directory(self.path, task), self._position(clock)
-        state.save_task_end(path, stepper.remember(), position)
+        state.save_task_end(path, stepper.remember(), stepper.image, position)
         self.parallel.release()
 
     def evaluate(self, task: int, readers: Sequence[str]) -> None:

@@ -45,7 +45,7 @@ def curve(method: str, run: Path, cache: str, parallel: Parallel) -> list[dict[s
         state = TaskState(config, 10, task, plan.tasks[task].images, plan.lr, WEIGHTS, run, parallel)
         stepper = DoubleStepper(config, stream, plan, state, WEIGHTS, parallel)
         found += [parallel.mean(stepper.step(step)) for step in range(steps)]
-        state.save_task_end(task_directory(run, task), stepper.remember(), {"task": task, "step": 0})
+        state.save_task_end(task_directory(run, task), stepper.remember(), stepper.image, {"task": task, "step": 0})
         parallel.release()
     return found
 

@@ -1,6 +1,7 @@
 """The replay memory: what it keeps, for every policy and budget."""
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from scipy.stats import chi2
 
 from kaizen.data.replay import Memory, choose, herding_order
@@ -85,10 +87,11 @@ def test_random_depends_on_the_seed_alone() -> None:
     assert not torch.equal(one, other)
 
 
-def test_none_keeps_nothing_and_an_empty_memory_can_be_saved() -> None:
+def test_none_keeps_nothing_and_an_empty_memory_can_be_saved(tmp_path: Path) -> None:
     memory = kept("none", ("per_class", 3))
     assert len(memory) == 0
-    again = Memory.from_tensors(memory.tensors())
+    save_file(memory.tensors(), tmp_path / "replay.safetensors")
+    again = Memory.read(tmp_path / "replay.safetensors", (3, 2, 2), 3)
     assert again.images.shape == (0, 3, 2, 2)
     assert again.images.dtype == torch.uint8
 

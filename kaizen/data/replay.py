@@ -5,14 +5,17 @@ It holds the images themselves, because past data may be gone. What is kept is a
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kaizen.checkpoint import read_tensors
 from kaizen.data.random import Purpose, fold, hash_rows, permutation
+from kaizen.errors import ConfigError
 
 Features = Callable[[np.ndarray], np.ndarray]
 """Sample ids (n,) -> features (n, d) of these images."""
@@ -41,8 +44,30 @@ class Memory:
         return {name: getattr(self, name) for name in ("images", "labels", "sample_ids", "task_ids")}
 
     @staticmethod
-    def from_tensors(tensors: Mapping[str, Tensor]) -> "Memory":
-        """The memory that `tensors` gave."""
+    def read(file: Path, image: tuple[int, int, int], num_classes: int) -> "Memory":
+        """The memory that was saved in a safetensors file, mapped from it.
+
+        Args:
+            image: shape (c, h, w) of the images that it must hold.
+
+        Raises:
+            ConfigError: the file is missing, damaged, or holds something else.
+        """
+        tensors = read_tensors(file)
+        n = len(tensors.get("labels", ()))
+        rows = "int64", [n]
+        expected = {"images": ("uint8", [n, *image]), "labels": rows, "sample_ids": rows, "task_ids": rows}
+        missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+        if missing or unknown:
+            raise ConfigError(str(file), f"is no replay memory: lacks {missing}, has unknown {unknown[:3]}")
+        for name, (kind, shape) in expected.items():
+            found = str(tensors[name].dtype).removeprefix("torch."), list(tensors[name].shape)
+            if found != (kind, shape):
+                raise ConfigError(str(file), f"{name} is {found[0]} {found[1]}; allowed: {kind} {shape}")
+        labels = tensors["labels"]
+        if n and not (int(labels.min()) >= -1 and int(labels.max()) < num_classes):
+            problem = f"has labels from {int(labels.min())} to {int(labels.max())}"
+            raise ConfigError(str(file), f"{problem}; allowed: -1 to {num_classes - 1}")
         return Memory(**tensors)
 
     def digest(self) -> str:
