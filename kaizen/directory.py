@@ -8,6 +8,7 @@ from typing import Any
 from kaizen.checkpoint import newest_whole, prune, read_state, tidy, write_json, write_text
 from kaizen.config import Config, flatten, header
 from kaizen.errors import ConfigError, DamagedError
+from kaizen.lock import RunLock
 from kaizen.log import cut_log, environment, read_position, write_status
 from kaizen.parallel import Parallel
 from kaizen.parallel.peers import Failure
@@ -16,16 +17,18 @@ from kaizen.yamlio import dump_yaml, parse_yaml
 
 
 class RunDirectory:
-    """A directory that holds one run, new or to be continued; nothing is written before `claim`.
+    """A directory that holds one run, new or to be continued; before `claim` nothing but its lock is written.
 
     Raises:
-        ConfigError: it holds a run of another configuration, or run.resume does not allow what is found.
+        ConfigError: it holds a run of another configuration, run.resume does not allow what is found, or another
+            process trains in it.
     """
 
     def __init__(self, path: Path, config: Config, parallel: Parallel) -> None:
         self.path, self.config, self.parallel = path, config, parallel
         self.position = (0, 0)
         self._ours = False
+        self._lock: RunLock | None = None
         parallel.on_main(self._inspect)
         self._ours, self.position = parallel.broadcast((self._ours, self.position))
 
@@ -43,6 +46,7 @@ class RunDirectory:
             raise ConfigError("run.resume", f"is 'must', but {self.path} holds no run; allowed: auto, never")
         if file.exists():
             self._compare(file)
+            self._lock = RunLock(self.path)
             self._ours = True
             self.position = read_position(self.path)
 
@@ -54,6 +58,7 @@ class RunDirectory:
     def _claim(self, recipe: str, preset: str | None) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = self._lock or RunLock(self.path)
             for folder in ("tasks", "checkpoints"):
                 tidy(self.path / folder)
             dumped = dump_yaml(self.config.model_dump(mode="json"))
@@ -148,6 +153,16 @@ class RunDirectory:
     def cut_log(self, step: int) -> None:
         """Drop the log lines of steps that will be done again."""
         self.parallel.on_main(lambda: cut_log(self.path / "log.jsonl", step))
+
+    def check_lock(self) -> None:
+        """Raise a TrainingFailed if another process has taken the directory over."""
+        if self._lock:
+            self._lock.check()
+
+    def release(self) -> None:
+        """Let other processes have the directory, at a run's end."""
+        if self._lock:
+            self._lock.release()
 
     def write_failure(self, failure: Failure) -> None:
         """Write status.json from the process that has to tell; that the disk is full as well is not the news."""

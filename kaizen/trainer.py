@@ -60,13 +60,15 @@ class Trainer:
         try:
             self._prepare()
             self._run()
+            self.directory.write_status("done", 0)
         except Stopped as stopped:
             self._end_stopped(stopped)
             raise
         except Exception as error:
             self._end_failed(error)
             raise
-        self.directory.write_status("done", 0)
+        finally:
+            self.directory.release()
         self.parallel.on_main(self._show_results)
         self.parallel.close()
 
@@ -167,6 +169,7 @@ class Trainer:
             elif (every := self.config.run.checkpoint_every) and number % every == 0:
                 self._save(state, terms, weights, clock)
         path, position = task_directory(self.path, task), self._position(clock)
+        self.parallel.on_main(self.directory.check_lock)
         state.save_task_end(path, stepper.remember(), stepper.image, position)
         self.parallel.release()
 
@@ -241,5 +244,6 @@ class Trainer:
     def _save(self, state: TaskState, terms: dict[str, Tensor], weights: dict[str, float], clock: Clock) -> None:
         self._check_finite(terms, weights)
         path, position = checkpoint_directory(self.path, *self.directory.position), self._position(clock)
+        self.parallel.on_main(self.directory.check_lock)
         state.save_checkpoint(path, position)
         self.directory.prune_checkpoints()

@@ -1,0 +1,158 @@
+"""The lock of a run directory: a file that its holder keeps changing, so that no crash leaves it behind.
+
+flock does not reach other nodes on every file system, and their clocks differ. So the file says who holds it and counts
+on. On the same machine a holder that is gone is known at once; one on another machine by a count that stands still.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from kaizen.errors import ConfigError, TrainingFailed
+
+BEAT = 5.0
+"""Seconds between two counts."""
+STALE = 45.0
+"""Seconds after which a count that stands still is that of a holder that is gone."""
+
+
+class RunLock:
+    """The lock on a directory, taken at once and held until `release`.
+
+    Args:
+        directory: exists.
+
+    Raises:
+        ConfigError: another process holds it, or it cannot be written.
+    """
+
+    def __init__(self, directory: Path, *, beat: float = BEAT, stale: float = STALE) -> None:
+        self._file = directory / ".lock"
+        self._mine = {"token": uuid.uuid4().hex, "machine": _machine(), "host": socket.gethostname(), **_process()}
+        self._count, self._beat, self._stale = 0, beat, stale
+        self._ended = threading.Event()
+        try:
+            while not self._created():
+                self._remove(self._left_behind())
+        except OSError as error:
+            raise ConfigError("run.dir", f"{directory} cannot be written ({error.strerror})") from None
+        threading.Thread(target=self._keep_counting, name="kaizen-lock", daemon=True).start()
+
+    def check(self) -> None:
+        """Raise a TrainingFailed if another process has taken the directory, as after hours without power."""
+        if not self._is_mine():
+            raise TrainingFailed(
+                f"{self._file.parent} was taken over by another process; nothing more is written to it"
+            )
+
+    def release(self) -> None:
+        """Let others have the directory."""
+        self._ended.set()
+        if self._is_mine():
+            self._file.unlink(missing_ok=True)
+
+    def _text(self) -> str:
+        return json.dumps({**self._mine, "count": self._count})
+
+    def _created(self) -> bool:
+        """Whether the file was not there and is ours now."""
+        try:
+            descriptor = os.open(self._file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            return False
+        with os.fdopen(descriptor, "w") as file:
+            file.write(self._text())
+        return True
+
+    def _left_behind(self) -> bytes | None:
+        """What the file of a holder that is gone says; None: there is no file any more.
+
+        Raises:
+            ConfigError: its holder lives.
+        """
+        first, deadline = self._read(), time.monotonic() + self._stale
+        while (held := self._read()) == first and held is not None:
+            gone = _is_gone(_parsed(held))
+            if gone or time.monotonic() > deadline:
+                return held
+            if gone is not None:
+                break
+            time.sleep(self._stale / 20)
+        if held is None:
+            return None
+        holder = _parsed(held)
+        who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')} since {holder.get('since', '?')}"
+        problem = f"{self._file.parent} is in use by {who}"
+        raise ConfigError(
+            "run.dir", f"{problem}; allowed: another run.dir, or stop that run first (touch its file `stop`)"
+        )
+
+    def _remove(self, stale: bytes | None) -> None:
+        """Take the file away if it still holds this."""
+        aside = self._file.with_name(f".lock.{self._mine['token']}")
+        with suppress(FileNotFoundError):
+            self._file.rename(aside)
+            if aside.read_bytes() != stale:
+                # Another process was faster, and this is its lock.
+                with suppress(FileExistsError):
+                    os.link(aside, self._file)
+            aside.unlink()
+
+    def _read(self) -> bytes | None:
+        # Opened anew each time: that is when network file systems look for what others have written.
+        with suppress(FileNotFoundError):
+            return self._file.read_bytes()
+        return None
+
+    def _is_mine(self) -> bool:
+        return _parsed(self._read()).get("token") == self._mine["token"]
+
+    def _keep_counting(self) -> None:
+        while not self._ended.wait(self._beat):
+            with suppress(OSError):
+                if not self._is_mine():
+                    return
+                self._count += 1
+                with open(self._file, "r+") as file:
+                    file.write(self._text())
+
+
+def _parsed(content: bytes | None) -> dict[str, Any]:
+    """What a lock says; nothing, if it is gone or half written."""
+    with suppress(ValueError):
+        found = json.loads(content or "null")
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def _machine() -> str:
+    """What processes that can see each other's numbers have in common."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
+    return socket.gethostname()
+
+
+def _process() -> dict[str, Any]:
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    return {"pid": os.getpid(), "began": _began(os.getpid()), "since": since}
+
+
+def _began(pid: int) -> str | None:
+    """When a process began, in ticks since the machine did, as numbers of processes are used again; None: no such."""
+    with suppress(OSError, IndexError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return None
+
+
+def _is_gone(holder: dict[str, Any]) -> bool | None:
+    """Whether a holder on this machine is gone; None: on another machine, or not to be told."""
+    if holder.get("machine") != _machine() or not isinstance(holder.get("pid"), int) or not holder.get("began"):
+        return None
+    return _began(holder["pid"]) != holder["began"]
