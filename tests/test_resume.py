@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 import shutil
 import signal
 from pathlib import Path
@@ -45,6 +46,38 @@ def test_a_run_killed_five_times_ends_byte_for_byte_as_one_that_was_not(
     assert mine == theirs, "the log reads as if nothing had happened"
     readers = [json.loads((r / "results.json").read_text())["readers"] for r in (run, undisturbed)]
     assert readers[0] == readers[1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_killed_fifty_times_at_any_moment_ends_byte_for_byte_as_one_that_was_not(
+    tiny: list[str], launcher: Launcher, undisturbed: Path
+) -> None:
+    run, moments = run_of(tiny), random.Random(7)
+    kills = steps = 0
+    while kills < 50:
+        process = launcher.start(tiny)
+        # From while it starts up to after several checkpoints; a start that is left alone takes seconds.
+        process.join(moments.uniform(0.05, 2.5))
+        if process.exitcode is not None:
+            assert process.exitcode == 0
+            shutil.rmtree(run)  # it came to its end between two kills: from the beginning
+            continue
+        process.kill()
+        process.join()
+        kills += 1
+        if (run / "log.jsonl").exists():
+            steps = max(steps, len(log_of_killed(run)))
+    assert steps > 5, "kills hit a run at work"
+    assert launcher.run(tiny) == 0
+    assert snapshots(run) == snapshots(undisturbed)
+    assert [line["step"] for line in log_of(run)] == list(range(1, TASKS * STEPS + 1))
+    leftovers = [path for path in run.rglob(".*") if path.name != ".lock"]
+    assert not leftovers, "what kills left half done is gone"
+
+
+def log_of_killed(run: Path) -> list[str]:
+    return (run / "log.jsonl").read_text().splitlines()
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "file"])
