@@ -50,12 +50,19 @@ class RunDirectory:
             self._ours = True
             self.position = read_position(self.path)
 
-    def claim(self, recipe: str, preset: str | None = None) -> None:
-        """Write whose run this is, and that it is running."""
-        self.parallel.on_main(lambda: self._claim(recipe, preset))
+    def claim(self, recipe: str, preset: str | None, data: str) -> None:
+        """Write whose run this is, and that it is running.
+
+        Args:
+            data: digest of the images and labels it trains on.
+
+        Raises:
+            ConfigError: the run began with other data, or the directory cannot be written.
+        """
+        self.parallel.on_main(lambda: self._claim(recipe, preset, data))
         self._ours = True
 
-    def _claim(self, recipe: str, preset: str | None) -> None:
+    def _claim(self, recipe: str, preset: str | None, data: str) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = self._lock or RunLock(self.path)
@@ -63,19 +70,22 @@ class RunDirectory:
                 tidy(self.path / folder)
             dumped = dump_yaml(self.config.model_dump(mode="json"))
             write_text(self.path / "config.yaml", header(recipe, preset) + dumped)
-            self._write_environment()
+            self._write_environment(data)
         except OSError as error:
             raise ConfigError("run.dir", f"{self.path} cannot be written ({error.strerror})") from None
         self._ours = True
         self.write_status("running")
 
-    def _write_environment(self) -> None:
-        file, now = self.path / "environment.json", environment(self.parallel)
+    def _write_environment(self, data: str) -> None:
+        file, now = self.path / "environment.json", {**environment(self.parallel), "data": data}
         if file.exists():
             try:
                 before = dict(json.loads(file.read_text()))
             except (ValueError, TypeError):
                 before = {}
+            if before.get("data", data) != data:
+                problem = f"{self.config.data.source} holds other images or labels than {self.path} began with"
+                raise ConfigError("data.source", f"{problem}; allowed: those, or another run.dir")
             for key in ("versions", *self.parallel.setting()):
                 if before.get(key, now[key]) != now[key]:
                     print(f"note: {key} was {before[key]} and is now {now[key]}: the run goes on, not bit for bit")

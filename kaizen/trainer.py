@@ -102,7 +102,7 @@ class Trainer:
         self.plan = make_plan(config, self.stream.train_sizes, *sizes)
         self._check_sharding()
         self.evaluator = Evaluator(config, self.stream, self.parallel)
-        self.directory.claim(self.recipe, self.preset)
+        self.directory.claim(self.recipe, self.preset, self.source.digest())
         self.stop.defer()
         described = {"recipe": self.recipe, "preset": self.preset, "config_hash": config.hash()}
         self.results = Results(self.path / "results.json", described, config.stream.kind, self.tasks)

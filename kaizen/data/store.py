@@ -1,5 +1,6 @@
 """The image store: every image of a source decoded once into memory-mapped uint8 arrays, complete on disk or absent."""
 
+import hashlib
 import io
 import json
 import os
@@ -55,6 +56,16 @@ class Source:
     def image_size(self) -> int:
         """Side of the square images in pixels."""
         return int(self.train.images.shape[-1])
+
+    def digest(self) -> str:
+        """SHA-256 of names, labels, domains and of the images' number, size, mean and std, wherever they lie."""
+        moments = [f"{value:.12g}" for value in (*self.mean, *self.std)]
+        found = hashlib.sha256(json.dumps([self.class_names, self.domain_names, moments]).encode())
+        for split in (self.train, self.test):
+            found.update(repr(split.images.shape).encode() + np.ascontiguousarray(split.labels).tobytes())
+            if split.domains is not None:
+                found.update(np.ascontiguousarray(split.domains).tobytes())
+        return found.hexdigest()
 
 
 @contextmanager
