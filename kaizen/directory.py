@@ -17,11 +17,10 @@ from kaizen.yamlio import dump_yaml, parse_yaml
 
 
 class RunDirectory:
-    """A directory that holds one run, new or to be continued; before `claim` nothing but its lock is written.
+    """A directory that holds one run, new or to be continued; nothing is written before `lock` and `claim`.
 
     Raises:
-        ConfigError: it holds a run of another configuration, run.resume does not allow what is found, or another
-            process trains in it.
+        ConfigError: it holds a run of another configuration, or run.resume does not allow what is found.
     """
 
     def __init__(self, path: Path, config: Config, parallel: Parallel) -> None:
@@ -46,7 +45,6 @@ class RunDirectory:
             raise ConfigError("run.resume", f"is 'must', but {self.path} holds no run; allowed: auto, never")
         if file.exists():
             self._compare(file)
-            self._lock = RunLock(self.path)
             self._ours = True
             self.position = read_position(self.path)
 
@@ -163,6 +161,19 @@ class RunDirectory:
     def cut_log(self, step: int) -> None:
         """Drop the log lines of steps that will be done again."""
         self.parallel.on_main(lambda: cut_log(self.path / "log.jsonl", step))
+
+    def lock(self) -> None:
+        """Keep other processes from training here, until `release`; a directory that is still to be made waits for `claim`.
+
+        Raises:
+            ConfigError: another process trains here.
+        """
+
+        def take() -> None:
+            if self.path.is_dir():
+                self._lock = RunLock(self.path)
+
+        self.parallel.on_main(take)
 
     def check_lock(self) -> None:
         """Raise a TrainingFailed if another process has taken the directory over."""

@@ -47,6 +47,7 @@ class Trainer:
         self.versions = versions()
         self.parallel = Parallel(log_with="wandb" if config.log.wandb != "disabled" else None)
         self.directory = RunDirectory(path, config, self.parallel)
+        self.directory.lock()
         self.parallel.watch(self.directory.write_failure, lambda: stop.signalled)
 
     def run(self) -> None:
