@@ -163,7 +163,7 @@ class RunDirectory:
         self.parallel.on_main(lambda: cut_log(self.path / "log.jsonl", step))
 
     def lock(self) -> None:
-        """Keep other processes from training here, until `release`; a directory that is still to be made waits for `claim`.
+        """Keep other processes from training here until `release`; a directory still to be made waits for `claim`.
 
         Raises:
             ConfigError: another process trains here.
