@@ -86,7 +86,7 @@ class RunLock:
             time.sleep(self._stale / 20)
         if held is None:
             return None
-        holder = _parsed(held)
+        holder = _parsed(held) or _parsed(first)  # read while it was written, it says nothing
         who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')} since {holder.get('since', '?')}"
         problem = f"{self._file.parent} is in use by {who}"
         raise ConfigError(

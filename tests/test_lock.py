@@ -67,8 +67,7 @@ def test_a_holder_on_another_machine_lives_as_long_as_it_counts(tmp_path: Path) 
     stop = threading.Event()
 
     def count() -> None:
-        text = json.loads((tmp_path / ".lock").read_text())
-        number = 0
+        text, number = json.loads((tmp_path / ".lock").read_text()), 0
         while not stop.wait(0.05):
             number += 1
             (tmp_path / ".lock").write_text(json.dumps({**text, "count": number}))
