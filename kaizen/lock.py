@@ -4,6 +4,7 @@ flock does not reach other nodes on every file system, and their clocks differ. 
 on. On the same machine a holder that is gone is known at once; one on another machine by a count that stands still.
 """
 
+import hashlib
 import json
 import os
 import socket
@@ -94,15 +95,21 @@ class RunLock:
         )
 
     def _remove(self, stale: bytes | None) -> None:
-        """Take the file away if it still holds this."""
-        aside = self._file.with_name(f".lock.{self._mine['token']}")
-        with suppress(FileNotFoundError):
-            self._file.rename(aside)
-            if aside.read_bytes() != stale:
-                # Another process was faster, and this is its lock.
-                with suppress(FileExistsError):
-                    os.link(aside, self._file)
-            aside.unlink()
+        """Take the file away if it still holds this; of all that want to, one at a time."""
+        if stale is None:
+            return
+        taking = self._file.with_name(f".lock.taking-{hashlib.sha256(stale).hexdigest()[:16]}")
+        try:
+            os.close(os.open(taking, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+        except FileExistsError:
+            deadline = time.monotonic() + self._stale
+            while taking.exists() and time.monotonic() < deadline:
+                time.sleep(self._stale / 100)
+            if time.monotonic() < deadline:
+                return
+        if self._read() == stale:
+            self._file.unlink()
+        taking.unlink(missing_ok=True)
 
     def _read(self) -> bytes | None:
         # Opened anew each time: that is when network file systems look for what others have written.
