@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -134,8 +135,12 @@ class Stepper:
         Raises:
             TrainingFailed: names processes that chose otherwise.
         """
-        images, encoder = self.source.train.images, self.state.plain("encoder")["encoder"]
-        moments = self.mean, self.std
+        images, moments = self.source.train.images, (self.mean, self.std)
+
+        def features(ids: np.ndarray) -> np.ndarray:
+            encoder = self.state.plain("encoder")["encoder"]
+            return extract_features(encoder, [(images, ids)], moments, self.parallel).cpu().numpy()
+
         choice = choose(
             self.memory,
             self.labels,
@@ -144,7 +149,7 @@ class Stepper:
             seed=self.config.run.seed,
             policy=self.config.replay.policy,
             budget=self.config.replay_budget(),
-            features=lambda ids: extract_features(encoder, [(images, ids)], moments, self.parallel).cpu().numpy(),
+            features=features,
         )
         self.parallel.agree("the choice for the replay memory", choice.digest)
         return lambda: choice.applied(self.memory, images, self.labels, self.state.task)
