@@ -37,7 +37,9 @@ class Measured(Stepper):
             ]
             twin = list(self.state.twin.parameters()) if self.state.twin is not None else []
             sizes = [_bytes(list(self.state.learner.parameters())), _bytes(held), _bytes(twin)]
-            print("held", self.parallel.rank, self.state.task, *sizes, flush=True)
+            # In one piece, as both processes write to one place.
+            line = " ".join(map(str, ("held", self.parallel.rank, self.state.task, *sizes)))
+            os.write(1, f"\n{line};\n".encode())
         return terms
 
 

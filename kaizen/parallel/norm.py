@@ -33,7 +33,7 @@ class _Normalised(torch.autograd.Function):
         x, weight, mean, scale, n = ctx.saved_tensors
         dims = [0, *range(2, x.dim())]
         shape = [1, -1] + [1] * (x.dim() - 2)
-        grad = grads[0]
+        grad = grads[0].to(mean.dtype)
         normal = (x - mean.view(shape)) * scale.view(shape)
         local = torch.stack([grad.sum(dims), (grad * normal).sum(dims)])
         # Mean and variance were made of every process' rows: what they pass on is the sum over all of them. Weight and

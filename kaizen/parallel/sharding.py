@@ -51,10 +51,13 @@ def check_encoder(encoder: nn.Module) -> None:
         raise ConfigError("encoder.norm", f"{problem}; allowed with FSDP: group, a ViT (or DDP with any)")
 
 
-def shard_units(module: nn.Module, accelerator: Accelerator, block_names: Sequence[str]) -> None:
-    """Shard the blocks and the heads with BatchNorm inside a module; the root is left to be sharded."""
-    plugin = accelerator.state.fsdp_plugin
-    settings: dict[str, Any] = {"reshard_after_forward": plugin.reshard_after_forward}
+def shard_units(module: nn.Module, accelerator: Accelerator, block_names: Sequence[str], reshard: bool = False) -> None:
+    """Shard the blocks and the heads with BatchNorm inside a module; the root is left to be sharded.
+
+    Args:
+        reshard: let go of whole weights after each forward, whatever the launch says.
+    """
+    settings: dict[str, Any] = {"reshard_after_forward": reshard or accelerator.state.fsdp_plugin.reshard_after_forward}
     half = HALF.get(accelerator.mixed_precision)
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, output_dtype=torch.float32)
     for part in list(module.modules()):
@@ -66,10 +69,10 @@ def shard_units(module: nn.Module, accelerator: Accelerator, block_names: Sequen
 
 def shard_follower(module: nn.Module, accelerator: Accelerator, block_names: Sequence[str]) -> None:
     """Shard a network that no optimizer trains, by the same calls as the student; its children run one by one."""
-    shard_units(module, accelerator, block_names)
+    # Without a backward pass nothing but resharding would ever let go of the whole weights, nor read changed ones.
+    shard_units(module, accelerator, block_names, reshard=True)
     for child in module.children():
         if not isinstance(child, FSDPModule) and any(True for _ in child.parameters()):
-            # Without a backward pass nothing but this would ever let go of the whole weights, nor read changed ones.
             fully_shard(child, reshard_after_forward=True)
 
 
