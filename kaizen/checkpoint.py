@@ -1,26 +1,27 @@
 """What survives a crash: directories of safetensors files with a state.json, complete or absent, never half.
 
 A directory is written beside its place under a temporary name, flushed to disk, then renamed. state.json names every
-file with its SHA-256 and size, which are checked before a tensor is read. Nothing is pickled.
+file with its SHA-256 and size, and holds the SHA-256 of its own content; all are checked before a tensor is read.
+Nothing is pickled.
 """
 
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import Tensor
 
 from kaizen.errors import ConfigError, DamagedError
-from kaizen.parallel import part_of
 
 STATE = "state.json"
 CHECKPOINT = re.compile(r"task-(\d+)_step-(\d+)")
@@ -35,12 +36,35 @@ def write_text(path: Path, text: str) -> None:
     """Replace a text file atomically: readers see the old or the new content, never a part."""
     # `kaizen eval` may write to a run that is going on: two processes never share a temporary file.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        _flush(file.fileno())
-    os.replace(temporary, path)
-    _flush_directory(path.parent)
+    with writing(path):
+        try:
+            with open(temporary, "w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        _flush_directory(path.parent)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Have every OSError of the work inside name this file: those of a write or a flush name none.
+
+    Raises:
+        OSError: the file system refused to write, as when it is full.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        reason = (int(number[1]), os.strerror(int(number[1]))) if number else (errno.EIO, str(error))
+        raise OSError(*reason, str(path)) from error
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def write_directory(path: Path, files: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
@@ -51,35 +75,56 @@ def write_directory(path: Path, files: Mapping[str, Mapping[str, Tensor]], state
         files: tensors of each file by name (without suffix).
         state: JSON content; "files" is added: name -> sha256 and bytes.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    with writing(path):
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True)
+            _flush_directory(path.parent.parent)
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            _fill(temporary, files, state)
+        except (OSError, SafetensorError):
+            # On a full disk its room is what the status file and a second try need.
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        if path.exists():
+            old = path.with_name(f".{path.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            path.rename(old)
+            temporary.rename(path)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            temporary.rename(path)
+        _flush_directory(path.parent)
+
+
+def _fill(folder: Path, files: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+    folder.mkdir()
     written = {}
     for name, tensors in files.items():
-        file = temporary / f"{name}.safetensors"
+        file = folder / f"{name}.safetensors"
         # safetensors refuses tensors that share memory or are not contiguous.
         save_file({key: t.detach().cpu().clone().contiguous() for key, t in tensors.items()}, file)
         # safetensors writes for the owner alone, whatever the umask says that others may read.
-        file.chmod(temporary.stat().st_mode & 0o666)
+        file.chmod(folder.stat().st_mode & 0o666)
         with open(file, "rb+") as handle:
-            _flush(handle.fileno())
+            os.fsync(handle.fileno())
         written[file.name] = {"sha256": _sha256(file), "bytes": file.stat().st_size}
-    write_json(temporary / STATE, {**state, "files": written})
-    _flush_directory(temporary)
-    if path.exists():
-        old = path.with_name(f".{path.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        path.rename(old)
-        temporary.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        temporary.rename(path)
-    _flush_directory(path.parent)
+    content = {**state, "files": written}
+    write_json(folder / STATE, {**content, "sha256": seal(content)})
+    _flush_directory(folder)
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """The state.json of a directory whose files are all there and unharmed.
+def seal(content: Mapping[str, Any]) -> str:
+    """SHA-256 of the content of a state.json, which is kept in it beside that content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def read_state(path: Path, needs: Collection[str] = ()) -> dict[str, Any]:
+    """The content of state.json in a directory whose files are all there and unharmed.
+
+    Args:
+        needs: names (without suffix) of the files that the directory must hold.
 
     Raises:
         DamagedError: names the file that is missing or not what was saved.
@@ -87,8 +132,12 @@ def read_state(path: Path) -> dict[str, Any]:
     """
     file = path / STATE
     try:
-        state = json.loads(file.read_text())
+        state = dict(json.loads(file.read_text()))
+        if state.pop("sha256", None) != seal(state):
+            raise ValueError("its SHA-256 is not that of its content")
         files = {str(name): (info["bytes"], info["sha256"]) for name, info in state["files"].items()}
+        if lacking := sorted({f"{name}.safetensors" for name in needs} - files.keys()):
+            raise ValueError(f"it names no {', '.join(lacking)}")
     except FileNotFoundError:
         raise DamagedError(str(file), "is missing") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -107,64 +156,16 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, on the CPU.
-
-    Raises:
-        ConfigError: the file is missing or damaged.
-    """
-    try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(str(file), f"cannot be read ({error})") from None
-
-
-def load_into(module: nn.Module, tensors: Mapping[str, Tensor], prefixes: Sequence[str], source: Path) -> None:
-    """Load tensors into the parts of a module whose names start with one of the prefixes, strictly.
-
-    Raises:
-        ConfigError: a name or a shape is not the module's own.
-    """
-    own = {name: t for name, t in module.state_dict().items() if name.startswith(tuple(prefixes))}
-    missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    if missing or unknown:
-        raise ConfigError(str(source), f"does not fit the networks: lacks {missing[:3]}, has unknown {unknown[:3]}")
-    for name, tensor in tensors.items():
-        if own[name].shape != tensor.shape:
-            raise ConfigError(str(source), f"{name} is {list(tensor.shape)}, the network's is {list(own[name].shape)}")
-        with torch.no_grad():
-            own[name].copy_(part_of(tensor, own[name]))
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
-    """The optimizer's state as tensors named PARAMETER/KEY."""
-    return {
-        f"{name}/{key}": value
-        for name, parameter in module.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-        if isinstance(value, Tensor)
-    }
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave."""
-    parameters = dict(module.named_parameters())
-    for name, tensor in tensors.items():
-        parameter, _, key = name.rpartition("/")
-        owner = parameters[parameter]
-        # Step counters stay on the CPU, where the optimizers of torch keep them.
-        value = tensor if tensor.dim() == 0 else part_of(tensor.to(owner.device, owner.dtype), owner)
-        optimizer.state[owner][key] = value
-
-
 def checkpoints(directory: Path) -> list[tuple[int, int, Path]]:
     """Task, step and path of every checkpoint of a directory, oldest first; those set aside are left out."""
     named = ((CHECKPOINT.fullmatch(path.name), path) for path in directory.glob("task-*"))
     return sorted((int(name[1]), int(name[2]), path) for name, path in named if name and path.is_dir())
 
 
-def newest_whole(directory: Path, task: int) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint of a task that is whole, with its state; broken ones are set aside, by name.
+def newest_whole(
+    directory: Path, task: int, read: Callable[[Path], dict[str, Any]] = read_state
+) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint of a task that is whole, with its state as `read` gives it; broken ones are set aside.
 
     A broken checkpoint is renamed to NAME.broken and reported, never deleted; one that cannot be read is an error.
     """
@@ -172,10 +173,11 @@ def newest_whole(directory: Path, task: int) -> tuple[Path, dict[str, Any]] | No
         if of != task:
             continue
         try:
-            return path, read_state(path)
+            return path, read(path)
         except DamagedError as error:
             aside = next(p for i in count() if not (p := path.with_name(f"{path.name}.broken{i or ''}")).exists())
             path.rename(aside)
+            _flush_directory(directory)
             print(f"{error}; the checkpoint is set aside as {aside}", flush=True)
     return None
 
@@ -196,6 +198,7 @@ def tidy(directory: Path) -> None:
         final = path.with_name(path.name.removeprefix(".").removesuffix(".old"))
         if path.suffix == ".old" and not final.exists():
             path.rename(final)
+            _flush_directory(directory)
         else:
             shutil.rmtree(path, ignore_errors=True)
 
@@ -203,10 +206,6 @@ def tidy(directory: Path) -> None:
 def _sha256(file: Path) -> str:
     with open(file, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def _flush(descriptor: int) -> None:
-    os.fsync(descriptor)
 
 
 def _flush_directory(path: Path) -> None:

@@ -1,19 +1,25 @@
 """The run directory: whose run it is, what is done, where it goes on."""
 
 import json
+import math
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from kaizen.checkpoint import newest_whole, prune, read_state, tidy, write_json, write_text
+from kaizen.checkpoint import STATE, newest_whole, prune, read_state, tidy, write_json, write_text
 from kaizen.config import Config, flatten, header
 from kaizen.errors import ConfigError, DamagedError
-from kaizen.lock import RunLock
+from kaizen.lock import RunLock, holds
 from kaizen.log import cut_log, environment, read_position, write_status
 from kaizen.parallel import Parallel
 from kaizen.parallel.peers import Failure
-from kaizen.state import task_directory
+from kaizen.state import CHECKPOINT, TASK_END, checkpoint_directory, task_directory
 from kaizen.yamlio import dump_yaml, parse_yaml
+
+LEFT_SECONDS = 60
+"""Age from which temporary results are those of a killed process: `kaizen eval` may be writing some beside a run."""
 
 
 class RunDirectory:
@@ -28,6 +34,7 @@ class RunDirectory:
         self.position = (0, 0)
         self._ours = False
         self._lock: RunLock | None = None
+        self._token: str | None = None
         parallel.on_main(self._inspect)
         self._ours, self.position = parallel.broadcast((self._ours, self.position))
 
@@ -55,17 +62,20 @@ class RunDirectory:
             data: digest of the images and labels it trains on.
 
         Raises:
-            ConfigError: the run began with other data, or the directory cannot be written.
+            ConfigError: the run began with other data, or the directory cannot be written or is not seen by all.
         """
         self.parallel.on_main(lambda: self._claim(recipe, preset, data))
         self._ours = True
+        self._token = self.parallel.broadcast(self._lock.token if self._lock else None)
+        self.parallel.await_file(self.path / "config.yaml")
 
     def _claim(self, recipe: str, preset: str | None, data: str) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = self._lock or RunLock(self.path)
-            for folder in ("tasks", "checkpoints"):
-                tidy(self.path / folder)
+            if self._lock is None:
+                self._lock = RunLock(self.path)
+                self._inspect()  # another run may have begun and ended here since the first look
+            self._tidy()
             dumped = dump_yaml(self.config.model_dump(mode="json"))
             write_text(self.path / "config.yaml", header(recipe, preset) + dumped)
             self._write_environment(data)
@@ -73,6 +83,15 @@ class RunDirectory:
             raise ConfigError("run.dir", f"{self.path} cannot be written ({error.strerror})") from None
         self._ours = True
         self.write_status("running")
+
+    def _tidy(self) -> None:
+        """Take away what a killed run left half written."""
+        for folder in ("tasks", "checkpoints"):
+            tidy(self.path / folder)
+        for file in self.path.glob(".*.tmp"):
+            with suppress(FileNotFoundError):
+                if not file.name.startswith(".results.") or abs(time.time() - file.stat().st_mtime) > LEFT_SECONDS:
+                    file.unlink()
 
     def _write_environment(self, data: str) -> None:
         file, now = self.path / "environment.json", {**environment(self.parallel), "data": data}
@@ -107,10 +126,25 @@ class RunDirectory:
             problem = f"{self.path} holds a run of another configuration: {found}{more}; allowed: another run.dir"
             raise ConfigError("run.dir", problem)
 
-    def _check_hash(self, path: Path, state: dict[str, Any]) -> None:
+    def _read_task_end(self, task: int) -> dict[str, Any]:
+        path = task_directory(self.path, task)
+        return self._checked(path, read_state(path, TASK_END), lambda found, step: found == task)
+
+    def _read_checkpoint(self, path: Path) -> dict[str, Any]:
+        held = read_state(path, CHECKPOINT)
+        return self._checked(path, held, lambda task, step: checkpoint_directory(self.path, task, step) == path)
+
+    def _checked(self, path: Path, state: dict[str, Any], belongs: Callable[[Any, Any], bool]) -> dict[str, Any]:
+        """A state whose numbers are those of its place, as those of a copied or renamed directory are not."""
+        task, step, seconds = (state.get(key) for key in ("task", "step", "train_seconds"))
+        numbers = type(task) is type(step) is int and isinstance(seconds, int | float) and 0 <= seconds < math.inf
+        if not numbers or not belongs(task, step):
+            found = f"it is of task {task}, step {step}, after {seconds} s of training"
+            raise DamagedError(str(path / STATE), f"does not belong to {path.name}: {found}")
         if state.get("config_hash") != self.config.hash():
             problem = f"{path} was saved by a run of another configuration (its config_hash is another)"
             raise ConfigError("run.dir", f"{problem}; allowed: another run.dir")
+        return state
 
     def tasks_done(self) -> int:
         """Tasks whose end state is there and whole, the same on every process.
@@ -124,7 +158,7 @@ class RunDirectory:
             nonlocal done
             while (path := task_directory(self.path, done)).exists():
                 try:
-                    self._check_hash(path, read_state(path))
+                    self._read_task_end(done)
                 except DamagedError as error:
                     raise ConfigError(error.key, f"{error.problem}; delete {path} to train this task again") from None
                 done += 1
@@ -134,7 +168,7 @@ class RunDirectory:
 
     def train_seconds(self, task: int) -> float:
         """Seconds that a finished task trained."""
-        return float(read_state(task_directory(self.path, task))["train_seconds"])
+        return float(self._read_task_end(task)["train_seconds"])
 
     def world_size(self, task: int) -> int:
         """Processes that a finished task was trained by."""
@@ -146,9 +180,7 @@ class RunDirectory:
 
         def find() -> None:
             nonlocal found
-            found = newest_whole(self.path / "checkpoints", task)
-            if found:
-                self._check_hash(*found)
+            found = newest_whole(self.path / "checkpoints", task, self._read_checkpoint)
 
         self.parallel.on_main(find)
         return self.parallel.broadcast(found)
@@ -185,16 +217,22 @@ class RunDirectory:
         if self._lock:
             self._lock.release()
 
+    def _is_held(self) -> bool:
+        """Whether the directory is this run's; one that was taken over meanwhile is another's."""
+        with suppress(OSError):
+            return self._ours and (self._token is None or holds(self.path, self._token))
+        return False
+
     def write_failure(self, failure: Failure) -> None:
         """Write status.json from the process that has to tell; that the disk is full as well is not the news."""
-        if failure.tells and self._ours:
+        if failure.tells and self._is_held():
             with suppress(OSError):
                 task, step = self.position
                 write_status(self.path, "failed", exit_code=failure.code, task=task, step=step, reason=failure.reason)
 
     def write_status(self, state: str, exit_code: int | None = None, reason: str | None = None) -> None:
         """Write status.json at the current position, if the directory is this run's; a stop that was served is over."""
-        if self.parallel.is_main and self._ours:
+        if self.parallel.is_main and self._is_held():
             task, step = self.position
             write_status(self.path, state, exit_code=exit_code, task=task, step=step, reason=reason)
             if state == "stopped":

@@ -1,5 +1,9 @@
 """The ways a run can end, as exceptions; each carries the exit code of `python train.py`."""
 
+import re
+
+REFUSED = re.compile(r"can't allocate memory|not enough memory|Cannot allocate memory")
+
 
 class KaizenError(Exception):
     """A run that cannot go on, with a message for the user and an exit code.
@@ -29,6 +33,17 @@ class TrainingFailed(KaizenError):
     """Training that cannot be trusted any more, such as a loss that is not finite, or a process that died."""
 
     exit_code = 3
+
+
+def explained(error: Exception) -> Exception:
+    """What ends a run although nothing is wrong with it (a full disk, too little memory) as one line; others as is."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return TrainingFailed(f"{error.filename}: {error.strerror}; what was saved before is kept")
+    text = str(error).partition("\n")[0]
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or REFUSED.search(text):
+        remedy = "allowed: a smaller optim.batch, more processes, or gradient accumulation"
+        return TrainingFailed(f"not enough memory ({text or 'MemoryError'}); {remedy}")
+    return error
 
 
 class Stopped(BaseException):

@@ -17,6 +17,7 @@ from typing import Any
 
 from kaizen.errors import ConfigError, TrainingFailed
 
+LOCK = ".lock"
 BEAT = 5.0
 """Seconds between two counts."""
 STALE = 45.0
@@ -34,8 +35,9 @@ class RunLock:
     """
 
     def __init__(self, directory: Path, *, beat: float = BEAT, stale: float = STALE) -> None:
-        self._file = directory / ".lock"
-        self._mine = {"token": uuid.uuid4().hex, "machine": _machine(), "host": socket.gethostname(), **_process()}
+        self._file = directory / LOCK
+        self.token = uuid.uuid4().hex
+        self._mine = {"token": self.token, "machine": _machine(), "host": socket.gethostname(), **_process()}
         self._count, self._beat, self._stale = 0, beat, stale
         self._ended = threading.Event()
         try:
@@ -47,7 +49,7 @@ class RunLock:
 
     def check(self) -> None:
         """Raise a TrainingFailed if another process has taken the directory, as after hours without power."""
-        if not self._is_mine():
+        if not holds(self._file.parent, self.token):
             raise TrainingFailed(
                 f"{self._file.parent} was taken over by another process; nothing more is written to it"
             )
@@ -55,8 +57,9 @@ class RunLock:
     def release(self) -> None:
         """Let others have the directory."""
         self._ended.set()
-        if self._is_mine():
-            self._file.unlink(missing_ok=True)
+        with suppress(OSError):  # what cannot be written any more cannot be given back, and is found stale
+            if holds(self._file.parent, self.token):
+                self._file.unlink(missing_ok=True)
 
     def _text(self) -> str:
         return json.dumps({**self._mine, "count": self._count})
@@ -112,22 +115,28 @@ class RunLock:
         taking.unlink(missing_ok=True)
 
     def _read(self) -> bytes | None:
-        # Opened anew each time: that is when network file systems look for what others have written.
-        with suppress(FileNotFoundError):
-            return self._file.read_bytes()
-        return None
-
-    def _is_mine(self) -> bool:
-        return _parsed(self._read()).get("token") == self._mine["token"]
+        return _read(self._file)
 
     def _keep_counting(self) -> None:
         while not self._ended.wait(self._beat):
             with suppress(OSError):
-                if not self._is_mine():
+                if not holds(self._file.parent, self.token):
                     return
                 self._count += 1
                 with open(self._file, "r+") as file:
                     file.write(self._text())
+
+
+def holds(directory: Path, token: str) -> bool:
+    """Whether the lock of a directory is the one with this token; OSError where that cannot be read."""
+    return _parsed(_read(directory / LOCK)).get("token") == token
+
+
+def _read(file: Path) -> bytes | None:
+    # Opened anew each time: that is when network file systems look for what others have written.
+    with suppress(FileNotFoundError):
+        return file.read_bytes()
+    return None
 
 
 def _parsed(content: bytes | None) -> dict[str, Any]:
@@ -152,9 +161,11 @@ def _process() -> dict[str, Any]:
 
 
 def _began(pid: int) -> str | None:
-    """When a process began, in ticks since the machine did, as numbers of processes are used again; None: no such."""
+    """When a process began, in ticks since the machine did, as numbers are used again; None: it is gone."""
     with suppress(OSError, IndexError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        # A killed process that nobody has waited for keeps its number.
+        return None if fields[0] in ("Z", "X") else fields[19]
     return None
 
 

@@ -1,10 +1,12 @@
 """What a run tells while it goes on: log.jsonl, status.json, environment.json, the progress bar, trackers."""
 
 import json
+import os
 import platform
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 import kaizen
-from kaizen.checkpoint import write_json, write_text
+from kaizen.checkpoint import write_json, write_text, writing
 from kaizen.config import Config
 from kaizen.errors import ConfigError
 from kaizen.parallel import Parallel
@@ -31,7 +33,14 @@ def write_status(
 ) -> None:
     """status.json: launchers swallow exit codes, so scripts read this."""
     content = {"state": state, "exit_code": exit_code, "task": task, "step": step, "reason": reason}
-    write_json(directory / "status.json", content)
+    file = directory / "status.json"
+    try:
+        write_json(file, content)
+    except OSError:
+        # On a full disk the old file's own block is all the room there is.
+        with writing(file), open(file, "r+") as held:
+            held.write(json.dumps(content) + "\n")
+            held.truncate()
 
 
 def environment(parallel: Parallel) -> dict[str, Any]:
@@ -125,11 +134,18 @@ class RunLog:
     def line(self, record: Mapping[str, Any]) -> None:
         """Append one line to log.jsonl (and the tracker); `record` holds `step`."""
         if self._file is not None:
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
+            with writing(Path(self._file.name)):
+                self._file.write(json.dumps(record) + "\n")
+                self._file.flush()
         if self._tracking:
             values = {k: v for k, v in record.items() if isinstance(v, int | float)}
             self.parallel.accelerator.log(values, step=record["step"])
+
+    def sync(self) -> None:
+        """Have the lines on the disk before what is saved at the same step."""
+        if self._file is not None:
+            with writing(Path(self._file.name)):
+                os.fsync(self._file.fileno())
 
     def advance(self, task: int, tasks: int, epoch: int, epochs: int) -> None:
         """One step done."""
@@ -151,7 +167,8 @@ class RunLog:
         """Close file, bar and trackers."""
         self._bar.close()
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # what did not fit on the disk was told when it was written
+                self._file.close()
         if self._tracking:
             # Not accelerate's end_training, which also takes down the group of processes.
             for tracker in self.parallel.accelerator.trackers:

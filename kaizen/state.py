@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kaizen.checkpoint import load_into, load_optimizer, optimizer_tensors, read_state, read_tensors, write_directory
+from kaizen.checkpoint import write_directory
 from kaizen.config import Config
 from kaizen.data.replay import Memory
 from kaizen.distill import build_distiller
@@ -20,8 +20,11 @@ from kaizen.learner import Learner, Network
 from kaizen.optim import build_optimizer, parameter_groups
 from kaizen.parallel import Parallel, whole
 from kaizen.teacher import MomentumTwin, Teacher
+from kaizen.tensors import load_into, load_optimizer, optimizer_tensors, read_tensors
 
 STUDENT = ("encoder.", "projector.", "classifier.", "distill_predictor.")
+TASK_END, CHECKPOINT = ("student", "method", "replay"), ("student", "method", "optimizer")
+"""Names of the files of a task-end directory and of a checkpoint."""
 
 
 def task_directory(run: Path, task: int) -> Path:
@@ -41,6 +44,7 @@ def read_memory(path: Path, image: tuple[int, int, int], num_classes: int, paral
         ConfigError: the file is missing or damaged.
         TrainingFailed: names processes that read something else than the main process.
     """
+    parallel.await_file(path / "replay.safetensors")
     memory = Memory.read(path / "replay.safetensors", image, num_classes)
     parallel.agree(f"the replay memory {path}", memory.digest)
     return memory
@@ -74,6 +78,8 @@ class TaskState:
         )
         self.learner.method.begin_task(images)
         before = task_directory(run, task - 1) if task else None
+        if before:
+            parallel.await_file(before / "student.safetensors")
         method = read_tensors(before / "method.safetensors") if before else {}
         if before:
             self._load_student(read_tensors(before / "student.safetensors"), method, before, self._kept())
@@ -153,19 +159,20 @@ class TaskState:
         )
         return nn.ModuleDict({name: network.get_submodule(name) for name in parts})
 
-    def restore(self, path: Path) -> dict[str, Any]:
-        """Take up a checkpoint of this task; returns the position it was saved at.
+    def restore(self, path: Path) -> None:
+        """Take up a checkpoint of this task.
 
         Raises:
             ConfigError: its tensors do not fit.
         """
+        self.parallel.await_file(path / "optimizer.safetensors")
         method = read_tensors(path / "method.safetensors")
         own = tuple(name for name in self.learner.state_dict() if name.startswith("method."))
         self._load_student(read_tensors(path / "student.safetensors"), method, path, own)
         if self.twin is not None:
             _load_twin(self.twin, method, path)
-        load_optimizer(self._plain_optimizer(), self.learner, read_tensors(path / "optimizer.safetensors"))
-        return read_state(path)
+        file = path / "optimizer.safetensors"
+        load_optimizer(self._plain_optimizer(), self.learner, read_tensors(file), file)
 
     def _kept(self) -> tuple[str, ...]:
         """Names of the method's state that outlives a task."""

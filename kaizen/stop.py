@@ -1,5 +1,6 @@
 """Requests to stop: SIGINT, SIGTERM, or a file named `stop` in the run directory."""
 
+import os
 import signal
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._file: Path | None = None
+        self._old: tuple[int, int] | None = None
         self._asked: str | None = None
         self.deferred = self.signalled = False
 
@@ -23,8 +25,15 @@ class StopRequest:
             signal.signal(number, self._handle)
 
     def watch(self, directory: Path) -> None:
-        """Look for the file in this directory; one from before the program began was meant for an earlier run."""
+        """Look for the file in this directory; one from before the program began was meant for an earlier run.
+
+        Such a file counts once it is touched again, whatever the clock that dates it says.
+        """
         self._file = directory / "stop"
+        with suppress(OSError):
+            status = self._file.stat()
+            if status.st_mtime < kaizen.STARTED:
+                self._old = _identity(status)
 
     def defer(self) -> None:
         """From now on a signal only raises the flag, so that no step and no file is left half done."""
@@ -34,9 +43,14 @@ class StopRequest:
         """What asked this process to stop, or None."""
         if self._asked is None and self._file is not None:
             with suppress(OSError):
-                if self._file.stat().st_mtime >= kaizen.STARTED:
+                if _identity(self._file.stat()) != self._old:
                     self._asked = f"file {self._file}"
         return self._asked
+
+    def check(self) -> None:
+        """Raise Stopped if this process was asked to stop."""
+        if asked := self.asked():
+            raise Stopped(asked)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signalled = True
@@ -45,3 +59,7 @@ class StopRequest:
             self._asked = signal.Signals(number).name
             if not self.deferred:
                 raise Stopped(self._asked)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_ino, status.st_mtime_ns

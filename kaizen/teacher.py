@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kaizen.checkpoint import load_into, read_tensors
 from kaizen.config import Config
 from kaizen.learner import Learner, Network, TeacherOutputs
 from kaizen.losses import promote
 from kaizen.networks.heads import forget_running_statistics, forward_all
 from kaizen.parallel import Parallel, check_alike, local
+from kaizen.tensors import load_into, read_tensors
 
 
 def read_network(snapshot: Path, config: Config, num_classes: int) -> Network:

@@ -12,7 +12,7 @@ from torch import Tensor
 from kaizen.config import Config
 from kaizen.data.load import load_stream
 from kaizen.directory import RunDirectory
-from kaizen.errors import ConfigError, KaizenError, Stopped, TrainingFailed
+from kaizen.errors import ConfigError, KaizenError, Stopped, TrainingFailed, explained
 from kaizen.evaluation.evaluator import Evaluator
 from kaizen.evaluation.results import Results
 from kaizen.evaluation.table import print_results, save_picture
@@ -66,8 +66,11 @@ class Trainer:
             self._end_stopped(stopped)
             raise
         except Exception as error:
-            self._end_failed(error)
-            raise
+            reason = explained(error)
+            self._end_failed(reason)
+            if reason is error:
+                raise
+            raise reason from error
         finally:
             self.directory.release()
         self.parallel.on_main(self._show_results)
@@ -97,7 +100,8 @@ class Trainer:
     def _prepare(self) -> None:
         """Everything that can be refused, before any work."""
         config = self.config
-        self.stream = self.parallel.main_first(lambda: load_stream(config))
+        self.stream = self.parallel.main_first(lambda: load_stream(config, self.stop.check))
+        self.parallel.agree(f"the data that {config.data.source} holds", self.stream.source.digest)
         self.source, self.tasks = self.stream.source, self.stream.tasks
         sizes = self.parallel.world, self.parallel.accumulation
         self.plan = make_plan(config, self.stream.train_sizes, *sizes)
@@ -137,19 +141,20 @@ class Trainer:
                 if lacking := self.results.lacking(task, readers):
                     self.evaluate(task, lacking)
             for task in range(done, len(self.tasks)):
-                self.train_task(task, found[0] if found and task == done else None)
+                self.train_task(task, found if task == done else None)
                 self.evaluate(task, readers)
         finally:
             self.log.close()
 
-    def train_task(self, task: int, checkpoint: Path | None) -> None:
-        """Train one task from its beginning, or from a checkpoint of it, and write its end state."""
+    def train_task(self, task: int, checkpoint: tuple[Path, dict[str, Any]] | None) -> None:
+        """Train one task from its beginning, or from a checkpoint of it with its state, and write its end state."""
         plan, weights = self.plan.tasks[task], self._weights(task)
         sizes = self.source.num_classes, task, plan.images
         state = TaskState(self.config, *sizes, self.plan.lr, weights, self.path, self.parallel)
         position: dict[str, Any] = {"step": plan.first_step, "train_seconds": 0.0}
         if checkpoint:
-            position = state.restore(checkpoint)
+            path, position = checkpoint
+            state.restore(path)
         self.parallel.set_scaler(position.get("scaler"))
         stepper = Stepper(self.config, self.stream, self.plan, state, weights, self.parallel)
         clock = Clock(position["train_seconds"])
@@ -171,13 +176,15 @@ class Trainer:
                 self._save(state, terms, weights, clock)
         path, position = task_directory(self.path, task), self._position(clock)
         self.parallel.on_main(self.directory.check_lock)
+        self.log.sync()
         state.save_task_end(path, stepper.remember(), stepper.image, position)
         self.parallel.release()
 
     def evaluate(self, task: int, readers: Sequence[str]) -> None:
         """These readers' accuracies after a task (-1: before the first), from its snapshot, into results.json."""
         began = time.perf_counter()
-        row = self.evaluator.row(self.evaluator.network(self.path, task), task, readers, self._stop_if_asked)
+        network = self.evaluator.network(self.path, task)
+        row = self.evaluator.row(network, task, readers, self._stop_if_asked, self.stop.check)
         self.results.add_row(task, row)
         if task >= 0:
             plan, trained = self.plan.tasks[task], self.directory.train_seconds(task)
@@ -246,5 +253,6 @@ class Trainer:
         self._check_finite(terms, weights)
         path, position = checkpoint_directory(self.path, *self.directory.position), self._position(clock)
         self.parallel.on_main(self.directory.check_lock)
+        self.log.sync()
         state.save_checkpoint(path, position)
         self.directory.prune_checkpoints()

@@ -1,5 +1,6 @@
 """Directories of tensors: complete or absent, checked before use, free of pickle."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -10,18 +11,17 @@ from torch import nn
 
 from kaizen.checkpoint import (
     checkpoints,
-    load_into,
-    load_optimizer,
     newest_whole,
-    optimizer_tensors,
     prune,
     read_state,
-    read_tensors,
+    seal,
     tidy,
     write_directory,
+    write_json,
 )
 from kaizen.errors import ConfigError
 from kaizen.optim import build_optimizer, parameter_groups
+from kaizen.tensors import load_into, load_optimizer, optimizer_tensors, read_tensors
 
 
 def write(path: Path, value: float = 1.0) -> Path:
@@ -75,21 +75,32 @@ def damage(path: Path, how: str) -> None:
         file.unlink()
     elif how == "state cut off":
         (path / "state.json").write_text((path / "state.json").read_text()[:20])
-    elif how == "outside":
+    elif how == "empty":
+        file.write_bytes(b"")
+    elif how == "digit of the state":
+        (path / "state.json").write_text((path / "state.json").read_text().replace('"step": 7', '"step": 1'))
+    else:
         state = json.loads((path / "state.json").read_text())
-        state["files"]["../student.safetensors"] = state["files"].pop("student.safetensors")
-        (path / "state.json").write_text(json.dumps(state))
+        del state["sha256"]
+        if how == "outside":
+            state["files"]["../student.safetensors"] = state["files"].pop("student.safetensors")
+        elif how == "no files":
+            state["files"] = {}
+        (path / "state.json").write_text(json.dumps({**state, "sha256": seal(state)}))
 
 
-@pytest.mark.parametrize("how", ["flipped", "truncated", "missing", "state cut off", "outside"])
+DAMAGES = ["flipped", "truncated", "missing", "empty", "state cut off", "digit of the state", "outside", "no files"]
+
+
+@pytest.mark.parametrize("how", DAMAGES)
 def test_damage_is_found_set_aside_and_the_one_before_is_used(
     how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good, bad = write(tmp_path / "task-01_step-00000010"), write(tmp_path / "task-01_step-00000020")
     damage(bad, how)
     with pytest.raises(ConfigError):
-        read_state(bad)
-    found = newest_whole(tmp_path, 1)
+        read_state(bad, ["student"])
+    found = newest_whole(tmp_path, 1, lambda path: read_state(path, ["student"]))
     assert found is not None
     assert found[0] == good
     assert "task-01_step-00000020" in capsys.readouterr().out
@@ -168,7 +179,40 @@ def test_an_optimizer_that_comes_back_goes_on_bit_for_bit(name: str) -> None:
     weights = {key: t.clone() for key, t in first.state_dict().items()}
     second, optimizer = made()
     second.load_state_dict(weights)
-    load_optimizer(optimizer, second, saved)
+    load_optimizer(optimizer, second, saved, Path("optimizer.safetensors"))
     steps(second, optimizer, 3, 2)
     for one, other in zip(straight.parameters(), second.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "said"),
+    [
+        ("decoder.weight/exp_avg", (2, 2), "no such parameter"),
+        ("encoder.weight/exp_avg", (3,), r"parameter is \[2, 2\]"),
+    ],
+)
+def test_an_optimizers_tensor_that_fits_no_parameter_is_named(name: str, shape: tuple[int, ...], said: str) -> None:
+    module = nn.ModuleDict({"encoder": nn.Linear(2, 2)})
+    optimizer = torch.optim.AdamW(module.parameters())
+    with pytest.raises(ConfigError, match=f"optimizer.safetensors: holds {name!r}.*{said}"):
+        load_optimizer(optimizer, module, {name: torch.ones(shape)}, Path("optimizer.safetensors"))
+
+
+def test_a_write_that_is_refused_names_the_file_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "task-00")
+
+    def refused(descriptor: int) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refused)
+        with pytest.raises(OSError, match="task-00") as caught:
+            write(path, 2.0)
+        with pytest.raises(OSError, match=r"status\.json"):
+            write_json(tmp_path / "status.json", {})
+    assert caught.value.errno == errno.EDQUOT
+    assert [p.name for p in tmp_path.iterdir()] == ["task-00"]
+    assert read_tensors(path / "student.safetensors")["a"].unique().item() == 1.0

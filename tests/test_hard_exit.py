@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import kaizen.checkpoint
-from kaizen.checkpoint import newest_whole, prune, read_state, read_tensors, tidy, write_directory, write_json
+from kaizen.checkpoint import newest_whole, prune, read_state, tidy, write_directory, write_json
+from kaizen.tensors import read_tensors
 
 OPERATIONS = ("replace", "rename", "mkdir", "fsync", "unlink", "rmdir", "chmod", "open")
 GONE = 77

@@ -54,6 +54,17 @@ def test_a_holder_that_was_killed_is_gone_at_once(tmp_path: Path) -> None:
     assert time.monotonic() - began < 2
 
 
+def test_a_killed_holder_that_nobody_has_waited_for_is_gone(tmp_path: Path) -> None:
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout
+    assert holder.stdout.readline() == "held\n"
+    holder.kill()
+    os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)
+    assert Path(f"/proc/{holder.pid}").exists()
+    RunLock(tmp_path).release()
+    holder.wait()
+
+
 def test_a_number_that_is_used_again_is_not_the_holder(tmp_path: Path) -> None:
     lock = RunLock(tmp_path)
     lock._ended.set()

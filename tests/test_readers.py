@@ -17,11 +17,11 @@ from torch import Tensor
 from kaizen.cli import resolve
 from kaizen.config import Config
 from kaizen.data.load import Stream, load_stream
-from kaizen.errors import ConfigError
+from kaizen.errors import ConfigError, Stopped
 from kaizen.evaluation import evaluator as evaluator_module
 from kaizen.evaluation import readers
 from kaizen.evaluation.evaluator import BATCH, Evaluator
-from kaizen.evaluation.readers import LinearProbe, fit_probe, held_out, nearest_neighbours
+from kaizen.evaluation.readers import Check, LinearProbe, fit_probe, held_out, nearest_neighbours
 from kaizen.learner import Network
 from kaizen.parallel import Parallel
 
@@ -161,14 +161,14 @@ class Seen:
         self.probes: list[tuple[set[int], int, LinearProbe]] = []
         self.neighbours: list[tuple[set[int], int, int]] = []
 
-    def fit(self, features: Tensor, labels: Tensor, seed: int) -> LinearProbe:
-        probe = fit_probe(features, labels, seed)
+    def fit(self, features: Tensor, labels: Tensor, seed: int, check: Check) -> LinearProbe:
+        probe = fit_probe(features, labels, seed, check)
         self.probes.append((set(labels.tolist()), len(labels), probe))
         return probe
 
-    def vote(self, train: Tensor, labels: Tensor, test: Tensor, k: int) -> Tensor:
+    def vote(self, train: Tensor, labels: Tensor, test: Tensor, k: int, check: Check) -> Tensor:
         self.neighbours.append((set(labels.tolist()), len(labels), k))
-        return nearest_neighbours(train, labels, test, k)
+        return nearest_neighbours(train, labels, test, k, check)
 
 
 @pytest.fixture
@@ -230,3 +230,12 @@ def test_features_are_extracted_once_and_only_where_needed(
     Evaluator(config, stream, Parallel()).row(network, 4, chosen, lambda: checks.append(len(batches)))
     assert batches == [min(BATCH, count - start) for count in images for start in range(0, count, BATCH)]
     assert checks == list(range(len(batches))), "a stop is noticed before each batch"
+
+
+@pytest.mark.parametrize("reader", ["linear_probe_seen", "linear_probe_all", "knn"])
+def test_a_reader_that_works_for_long_can_be_stopped(reader: str, config: Config, stream: Stream) -> None:
+    def asked() -> None:
+        raise Stopped("SIGTERM")
+
+    with pytest.raises(Stopped, match="SIGTERM"):
+        Evaluator(config, stream, Parallel()).row(Network(config, 10), 0, (reader,), check_alone=asked)

@@ -52,9 +52,30 @@ def test_a_file_left_by_a_killed_run_stops_nothing_until_it_is_touched_again(sto
     file = tmp_path / "stop"
     file.touch()
     os.utime(file, (1, kaizen.STARTED - 1))
+    stop.watch(tmp_path)
     assert stop.asked() is None
     file.touch()
     assert stop.asked() == f"file {file}"
+
+
+@pytest.mark.parametrize("jump", [-1e6, 1e6])
+def test_a_clock_that_jumps_hides_no_file(jump: float, tmp_path: Path) -> None:
+    """Touched while the clock that dates it (a file server's, or this machine's) is far before or after ours."""
+    file = tmp_path / "stop"
+    file.touch()
+    os.utime(file, (1, kaizen.STARTED - 10))
+    request = StopRequest()
+    request.watch(tmp_path)
+    assert request.asked() is None
+    os.utime(file, (1, kaizen.STARTED + jump))
+    assert request.asked() == f"file {file}"
+    file.unlink()
+    later = StopRequest()
+    later.watch(tmp_path)
+    file.touch()
+    os.utime(file, (1, kaizen.STARTED + jump))
+    with pytest.raises(Stopped, match="stop"):
+        later.check()
 
 
 def test_without_a_run_directory_nothing_is_asked(tmp_path: Path) -> None:

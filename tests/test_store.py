@@ -1,9 +1,11 @@
 """The cache of decoded images: complete or absent, built again when damaged."""
 
+import hashlib
 import json
 import multiprocessing
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +137,14 @@ def test_two_processes_that_build_at_once_share_one_entry(tmp_path: Path) -> Non
     assert [builder.exitcode for builder in builders] == [0, 0]
     assert found[0] == found[1] == (load(tmp_path, name).fingerprint, int(load(tmp_path, name).train.images.sum()))
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [found[0][0]]
+
+
+def test_the_digest_knows_every_pixel_and_label(tmp_path: Path) -> None:
+    source = load(tmp_path, write_parquet(tmp_path / "data"))
+    assert source.train.sha256 == hashlib.sha256(source.train.images.tobytes()).hexdigest()
+    labels = source.train.labels.copy()
+    labels[[0, -1]] = labels[[-1, 0]]
+    assert labels[0] != labels[-1]
+    others = [replace(source.train, sha256=source.test.sha256), replace(source.train, labels=labels)]
+    digests = {source.digest(), *(replace(source, train=other).digest() for other in others)}
+    assert len(digests) == 3

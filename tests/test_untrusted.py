@@ -13,9 +13,10 @@ from runs import run_of
 from safetensors.torch import load_file, save_file
 
 from kaizen import yamlio
-from kaizen.checkpoint import read_tensors
+from kaizen.checkpoint import seal
 from kaizen.commands.train import main
 from kaizen.errors import ConfigError
+from kaizen.tensors import read_tensors
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*(ROOT / "kaizen").rglob("*.py"), ROOT / "train.py"])
@@ -136,6 +137,7 @@ def test_names_in_a_state_never_leave_the_directory(tiny: list[str], capsys: pyt
     file = run_of(tiny) / "tasks" / "task-01" / "state.json"
     state = json.loads(file.read_text())
     state["files"]["../../../../etc/hostname"] = state["files"]["student.safetensors"]
-    file.write_text(json.dumps(state))
+    del state["sha256"]
+    file.write_text(json.dumps({**state, "sha256": seal(state)}))
     assert main(once) == 2
     assert "is named in state.json and missing" in capsys.readouterr().err

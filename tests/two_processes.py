@@ -6,6 +6,7 @@ usage: two_processes.py OUT RUN_ARGUMENTS...; rank r writes OUT/rank-r.json, a d
 import copy
 import json
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -14,12 +15,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+import kaizen.parallel.processes
 from kaizen.cli import parse_arguments, resolve
 from kaizen.commands.train import main
 from kaizen.config import Config, Reader
 from kaizen.data.load import load_stream
 from kaizen.distill import build_distiller
-from kaizen.errors import ConfigError, TrainingFailed
+from kaizen.errors import ConfigError, Stopped, TrainingFailed
 from kaizen.evaluation.evaluator import Evaluator
 from kaizen.learner import TERMS, Learner, Network, TeacherOutputs, total
 from kaizen.methods import REGISTRY
@@ -153,12 +155,19 @@ def errors_reach_all(parallel: Parallel) -> dict[str, bool]:
     def full() -> None:
         raise OSError("no space left")
 
+    def asked() -> None:
+        raise Stopped("file stop")
+
     caught = []
-    for work in (lambda: parallel.main_first(broken), lambda: parallel.on_main(broken), lambda: parallel.on_main(full)):
+    for work in (broken, full, asked):
         try:
-            work()
-        except (ConfigError, TrainingFailed, OSError) as error:
+            parallel.on_main(work)
+        except (ConfigError, TrainingFailed, OSError, Stopped) as error:
             caught.append(str(error))
+    try:
+        parallel.main_first(broken)
+    except ConfigError as error:
+        caught.append(str(error))
     differing = ""
     try:
         parallel.agree("the replay memory", lambda: str(parallel.rank))
@@ -166,7 +175,7 @@ def errors_reach_all(parallel: Parallel) -> dict[str, bool]:
         differing = str(error)
     last = "no space left" if parallel.is_main else "process 0: OSError: no space left"
     return {
-        "errors": caught == ["data.source: is broken"] * 2 + [last],
+        "errors": caught == ["data.source: is broken", last, "file stop", "data.source: is broken"],
         "agree": differing == "the replay memory of process 1 is not that of process 0",
         "any": parallel.any(parallel.rank == 1) and not parallel.any(False),
         "broadcast": parallel.broadcast(f"from {parallel.rank}") == "from 0",
@@ -174,12 +183,35 @@ def errors_reach_all(parallel: Parallel) -> dict[str, bool]:
     }
 
 
+def late_files(parallel: Parallel, out: Path) -> bool:
+    """A file that the main process has is waited for; one that never shows is an error on both."""
+    late = out / "late"
+    if parallel.is_main:
+        threading.Timer(0.5, late.touch).start()
+    parallel.await_file(late)
+    seen = parallel.is_main or late.exists()
+    kaizen.parallel.processes.SEEN_SECONDS = 0.5
+    try:
+        parallel.await_file(out / "never")
+    except ConfigError as error:
+        named = "process 1 on" in str(error)
+        return seen and "is not seen by every process" in str(error) and named == (parallel.rank == 1)
+    return False
+
+
 def evaluation_agrees(parallel: Parallel, arguments: list[str]) -> bool:
     """Two processes find what one finds, whatever reads the features, to the last bit."""
     config = resolve(*parse_arguments(arguments))[1]
     stream, network = load_stream(config), Network(config, 10)
     alone = copy.copy(parallel)
-    alone.rank, alone.world, alone.is_main, alone._cpu_group, alone.group = 0, 1, True, None, ALONE
+    alone.rank, alone.world, alone.is_main, alone._cpu_group, alone._step_group, alone.group = (
+        0,
+        1,
+        True,
+        None,
+        None,
+        ALONE,
+    )
     readers = get_args(Reader)
     rows = [[Evaluator(config, stream, p).row(network, task, readers) for p in (parallel, alone)] for task in (-1, 1)]
     return all(two == one and all(any(two[reader]) for reader in readers) for two, one in rows)
@@ -192,6 +224,7 @@ if __name__ == "__main__":
         "rank": parallel.rank,
         **gather_checks(parallel),
         **errors_reach_all(parallel),
+        "late files": late_files(parallel, out),
         "evaluation": evaluation_agrees(parallel, arguments),
         "methods": {name: training_gaps(parallel, "--method.name", name, *KEYS.get(name, ())) for name in REGISTRY},
     }

@@ -1,7 +1,7 @@
 """Encoded images to uint8 squares: any mode, depth, size and orientation that PIL reads."""
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -82,14 +82,15 @@ def own_size(split: Undecoded) -> int:
     return width
 
 
-def decoded(split: Undecoded, size: int) -> Iterator[np.ndarray]:
-    """Chunks uint8 (k, 3, size, size) of a few megabytes, in row order."""
+def decoded(split: Undecoded, size: int, check: Callable[[], None] = lambda: None) -> Iterator[np.ndarray]:
+    """Chunks uint8 (k, 3, size, size) of a few megabytes, in row order; `check` is called before each."""
     from tqdm import tqdm
 
     count = len(split.labels)
     step = min(max(CHUNK_BYTES // (3 * size * size), 1), 1024)
     with tqdm(total=count, desc=f"decoding {split.name}", unit="img", disable=None, leave=False) as bar:
         for start in range(0, count, step):
+            check()
             rows = split.rows[start : start + step][split.column]
             yield np.stack([square(_decode_row(split, start + i, row), size) for i, row in enumerate(rows)])
             bar.update(len(rows))

@@ -1,6 +1,6 @@
 """From the configuration to images, labels and tasks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,8 +43,11 @@ class Stream:
         return [len(task.train) for task in self.tasks]
 
 
-def load_stream(config: Config) -> Stream:
+def load_stream(config: Config, check: Callable[[], None] = lambda: None) -> Stream:
     """Load the data (from the cache where it is there), cut it into tasks and hide labels.
+
+    Args:
+        check: called again and again while images are decoded; may raise.
 
     Raises:
         ConfigError: the data cannot be had, or cannot be cut so, or a key does not fit the tasks.
@@ -59,6 +62,7 @@ def load_stream(config: Config) -> Stream:
         train_split=data.train_split,
         test_split=data.test_split,
         cache_dir=data.cache_dir,
+        check=check,
     )
     tasks = _cut(config, source)
     # Of the images that take part, so that no class's only label lies in a domain that is left out.

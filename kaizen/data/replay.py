@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kaizen.checkpoint import read_tensors
 from kaizen.data.random import Purpose, fold, hash_rows, permutation
 from kaizen.errors import ConfigError
+from kaizen.tensors import read_tensors
 
 Features = Callable[[np.ndarray], np.ndarray]
 """Sample ids (n,) -> features (n, d) of these images."""

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,12 @@ def load_source(
     train_split: str = "train",
     test_split: str = "test",
     cache_dir: str | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Source:
-    """Both splits as uint8 (n, 3, image_size, image_size), decoded once into cache_dir; ConfigError if unusable."""
+    """Both splits as uint8 (n, 3, image_size, image_size), decoded once into cache_dir; ConfigError if unusable.
+
+    `check` is called again and again while images are decoded, and may raise.
+    """
     columns = (image_column, label_column, domain_column)
     request = _parse(Request(source, "", "", image_size, *columns, train_split, test_split))
     cache = _cache_folder(cache_dir)
@@ -74,7 +79,7 @@ def load_source(
     found = store.read_entry(cache / fingerprint)
     if found is None:
         with store.workplace(cache, fingerprint) as work:
-            _build(request, pair or origins.open_pair(request, work), work / "entry")
+            _build(request, pair or origins.open_pair(request, work), work / "entry", check)
             store.publish(work / "entry", cache / fingerprint)
         found = store.read_entry(cache / fingerprint)
     if found is None:
@@ -112,7 +117,7 @@ def _cache_folder(cache_dir: str | None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kaizen"
 
 
-def _build(request: Request, pair: Pair, entry: Path) -> None:
+def _build(request: Request, pair: Pair, entry: Path, check: Callable[[], None]) -> None:
     names = (request.train_split, request.test_split)
     for role, name, part in zip(("train", "test"), names, pair, strict=True):
         if len(part) == 0:
@@ -120,4 +125,4 @@ def _build(request: Request, pair: Pair, entry: Path) -> None:
     columns = (request.image_column, request.label_column, request.domain_column)
     splits, class_names, domain_names = read_columns(pair, names, *columns)
     size = request.image_size or own_size(splits["train"])
-    store.write_entry(entry, splits, size, class_names, domain_names)
+    store.write_entry(entry, splits, size, class_names, domain_names, check)

@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 from kaizen.data.images import Undecoded, decoded
 from kaizen.errors import ConfigError
 
-FORMAT = 1
+FORMAT = 2
 """Version of what lies in an entry; another number is another cache key."""
 STALE_SECONDS = 24 * 3600
 DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError)
@@ -28,11 +28,15 @@ DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError)
 
 @dataclass(frozen=True)
 class Split:
-    """One split: images uint8 (n, 3, s, s), read only; labels int64 (n,), -1 = none; domains int64 (n,) or None."""
+    """One split: images uint8 (n, 3, s, s), read only; labels int64 (n,), -1 = none; domains int64 (n,) or None.
+
+    sha256: of the images' bytes, as they were decoded.
+    """
 
     images: np.ndarray
     labels: np.ndarray
     domains: np.ndarray | None
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,10 @@ class Source:
         return int(self.train.images.shape[-1])
 
     def digest(self) -> str:
-        """SHA-256 of names, labels, domains and of the images' number, size, mean and std, wherever they lie."""
-        moments = [f"{value:.12g}" for value in (*self.mean, *self.std)]
-        found = hashlib.sha256(json.dumps([self.class_names, self.domain_names, moments]).encode())
+        """SHA-256 of names, labels, domains and images, wherever they lie."""
+        found = hashlib.sha256(json.dumps([self.class_names, self.domain_names]).encode())
         for split in (self.train, self.test):
-            found.update(repr(split.images.shape).encode() + np.ascontiguousarray(split.labels).tobytes())
+            found.update(f"{split.images.shape} {split.sha256}".encode() + np.ascontiguousarray(split.labels).tobytes())
             if split.domains is not None:
                 found.update(np.ascontiguousarray(split.domains).tobytes())
         return found.hexdigest()
@@ -115,19 +118,21 @@ def _npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _write_images(path: Path, split: Undecoded, size: int) -> np.ndarray:
-    """Decode a split into one .npy file; returns the histogram int64 (3, 256) of its levels."""
-    histogram = np.zeros((3, 256), dtype=np.int64)
+def _write_images(path: Path, split: Undecoded, size: int, check: Callable[[], None]) -> tuple[np.ndarray, str]:
+    """Decode a split into one .npy file; returns the histogram int64 (3, 256) of its levels, and their SHA-256."""
+    histogram, digest = np.zeros((3, 256), dtype=np.int64), hashlib.sha256()
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(split.labels), 3, size, size)}
     # Written in sequence, not through a map: a full disk is then an error here and not a bus error.
     with _writing(path), path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
-        for chunk in decoded(split, size):
+        for chunk in decoded(split, size, check):
             histogram += np.stack([np.bincount(chunk[:, c].ravel(), minlength=256) for c in range(3)])
-            file.write(chunk.tobytes())
+            content = chunk.tobytes()
+            digest.update(content)
+            file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    return histogram
+    return histogram, digest.hexdigest()
 
 
 def _moments(histogram: np.ndarray) -> tuple[list[float], list[float]]:
@@ -144,19 +149,27 @@ def _moments(histogram: np.ndarray) -> tuple[list[float], list[float]]:
 
 
 def write_entry(
-    entry: Path, splits: dict[str, Undecoded], size: int, class_names: Sequence[str], domain_names: Sequence[str]
+    entry: Path,
+    splits: dict[str, Undecoded],
+    size: int,
+    class_names: Sequence[str],
+    domain_names: Sequence[str],
+    check: Callable[[], None] = lambda: None,
 ) -> None:
-    """Decode splits "train" and "test" into a new directory and make it durable; ConfigError if an image is broken."""
+    """Decode splits "train" and "test" into a new directory and make it durable; ConfigError if an image is broken.
+
+    `check` is called every few megabytes, and may raise.
+    """
     with _writing(entry):
         entry.mkdir()
     meta: dict[str, Any] = {"format": FORMAT, "image_size": size, "splits": {}}
     meta |= {"class_names": list(class_names), "domain_names": list(domain_names)}
     for name, split in splits.items():
-        histogram = _write_images(entry / f"{name}.images.npy", split, size)
+        histogram, digest = _write_images(entry / f"{name}.images.npy", split, size, check)
         _write_synced(entry / f"{name}.labels.npy", _npy(split.labels))
         if split.domains is not None:
             _write_synced(entry / f"{name}.domains.npy", _npy(split.domains))
-        meta["splits"][name] = {"images": len(split.labels), "domains": split.domains is not None}
+        meta["splits"][name] = {"images": len(split.labels), "domains": split.domains is not None, "sha256": digest}
         if name == "train":
             meta["mean"], meta["std"] = _moments(histogram)
     _write_synced(entry / "meta.json", json.dumps(meta, indent=1).encode())
@@ -229,7 +242,7 @@ def _read_split(entry: Path, name: str, meta: dict[str, Any]) -> Split:
         domains = np.array(_read_array(entry / f"{name}.domains.npy", (count,), np.int64))
         if domains.min() < 0 or domains.max() >= len(meta["domain_names"]):
             raise ValueError(f"{name}.domains.npy holds domains out of range")
-    return Split(images, labels, domains)
+    return Split(images, labels, domains, str(meta["splits"][name]["sha256"]))
 
 
 def _read_array(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:

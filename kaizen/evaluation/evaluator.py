@@ -1,6 +1,6 @@
 """After a task: features of all images once, then every reader's accuracy on every task's test images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from kaizen.config import Config
 from kaizen.data.load import Stream
 from kaizen.errors import ConfigError
 from kaizen.evaluation.features import BATCH, extract_features
-from kaizen.evaluation.readers import TOLERANCE, fit_probe, nearest_neighbours
+from kaizen.evaluation.readers import TOLERANCE, Check, fit_probe, nearest_neighbours
 from kaizen.learner import Network
 from kaizen.parallel import Parallel
 from kaizen.state import task_directory
@@ -51,11 +51,17 @@ class Evaluator:
         return read_network(snapshot, self.config, self.stream.source.num_classes)
 
     def row(
-        self, network: Network, task: int, readers: Sequence[str], check: Callable[[], None] = lambda: None
+        self,
+        network: Network,
+        task: int,
+        readers: Sequence[str],
+        check: Check = lambda: None,
+        check_alone: Check = lambda: None,
     ) -> dict[str, list[float]]:
         """Accuracy (fraction) on each task's test images by reader, after a task (-1: of the untrained network).
 
-        All processes call `check` before each batch.
+        All processes call `check` before each batch of images, the main one `check_alone` while readers work; both may
+        raise.
         """
         seen = task if task >= 0 else len(self.stream.tasks) - 1
         last = -1 if not self._learning(readers) else len(self.labelled) - 1 if "linear_probe_all" in readers else seen
@@ -71,11 +77,14 @@ class Evaluator:
                 if reader == "classifier":
                     guesses = _classify(network, test)
                 elif reader == "knn":
-                    guesses = nearest_neighbours(train[:known], labels[:known], test, self.config.eval.knn_k)
+                    guesses = nearest_neighbours(
+                        train[:known], labels[:known], test, self.config.eval.knn_k, check_alone
+                    )
                 else:
                     count = known if reader == "linear_probe_seen" else len(train)
                     if count not in probed:
-                        probed[count] = self._probe(train[:count], labels[:count], test, f"{reader} after task {task}")
+                        name = f"{reader} after task {task}"
+                        probed[count] = self._probe(train[:count], labels[:count], test, name, check_alone)
                     guesses = probed[count]
                 found[reader] = self._accuracies(guesses)
 
@@ -86,8 +95,8 @@ class Evaluator:
     def _learning(readers: Sequence[str]) -> bool:
         return any(reader != "classifier" for reader in readers)
 
-    def _probe(self, train: Tensor, labels: Tensor, test: Tensor, name: str) -> Tensor:
-        probe = fit_probe(train, labels, self.config.run.seed)
+    def _probe(self, train: Tensor, labels: Tensor, test: Tensor, name: str, check: Check) -> Tensor:
+        probe = fit_probe(train, labels, self.config.run.seed, check)
         if probe.gradient > TOLERANCE:
             print(f"note: {name}: the solver ended before it converged, at a gradient of {probe.gradient:.1e}")
         return probe.predict(test)
@@ -98,7 +107,7 @@ class Evaluator:
         parts = guesses.cpu().split([len(task.test) for task in tasks])
         return [float(np.mean(part.numpy() == test.labels[t.test])) for part, t in zip(parts, tasks, strict=True)]
 
-    def _features(self, network: Network, train_ids: np.ndarray, check: Callable[[], None]) -> tuple[Tensor, Tensor]:
+    def _features(self, network: Network, train_ids: np.ndarray, check: Check) -> tuple[Tensor, Tensor]:
         """Features (n, d) of these training images and of all test images, by task, on every process."""
         network.to(self.parallel.device).eval()
         source, tests = self.stream.source, [task.test for task in self.stream.tasks]

@@ -3,6 +3,7 @@
 Neither is given a test label, and the probe's regularisation is chosen on held-out training features alone.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kaizen.data.random import Purpose, fold, permutation
+
+Check = Callable[[], None]
 
 REGULARISATIONS = tuple(10.0**-power for power in range(6))
 """Weights of the L2 term tried, strongest first; scikit-learn's C is 1 / (weight x n)."""
@@ -45,11 +48,11 @@ class LinearProbe:
         return self.classes[scores.argmax(dim=1)]
 
 
-def fit_probe(features: Tensor, labels: Tensor, seed: int) -> LinearProbe:
+def fit_probe(features: Tensor, labels: Tensor, seed: int, check: Check = lambda: None) -> LinearProbe:
     """A probe of features (n, d) and labels int64 (n,), deterministic.
 
     Its regularisation is the one with the best accuracy on a held-out fifth of them, of equals the strongest; it is
-    then fitted to all.
+    then fitted to all. `check` is called before each look at the features, and may raise.
     """
     wide = _wide(features)
     mean, std = wide.mean(dim=0), wide.std(dim=0, correction=0)
@@ -57,12 +60,12 @@ def fit_probe(features: Tensor, labels: Tensor, seed: int) -> LinearProbe:
     std = torch.where(std > 1e-7 * mean.abs(), std, 1.0)
     inputs = (wide - mean) / std
     classes, targets = labels.to(inputs.device).unique(return_inverse=True)
-    regularisation, start = _choose(inputs, targets, seed)
-    weights, gradient = _solve(inputs, targets, regularisation, start, TOLERANCE)
+    regularisation, start = _choose(inputs, targets, seed, check)
+    weights, gradient = _solve(inputs, targets, regularisation, start, TOLERANCE, check)
     return LinearProbe(mean, std, weights, classes, regularisation, gradient)
 
 
-def _choose(inputs: Tensor, targets: Tensor, seed: int) -> tuple[float, Tensor]:
+def _choose(inputs: Tensor, targets: Tensor, seed: int, check: Check) -> tuple[float, Tensor]:
     """The best regularisation and the weights it gave, each fit started from the one before."""
     held = held_out(targets, seed)
     if not held.any():  # no class has two images: nothing to judge by
@@ -73,7 +76,7 @@ def _choose(inputs: Tensor, targets: Tensor, seed: int) -> tuple[float, Tensor]:
     weights = inputs.new_zeros(inputs.shape[1] + 1, int(targets.max()) + 1)
     best, found = -1.0, (REGULARISATIONS[0], weights)
     for regularisation in REGULARISATIONS:
-        weights, _ = _solve(inputs[kept], targets[kept], regularisation, weights, TRIAL_TOLERANCE)
+        weights, _ = _solve(inputs[kept], targets[kept], regularisation, weights, TRIAL_TOLERANCE, check)
         right = _affine(inputs[held], weights).argmax(dim=1) == targets[held]
         accuracy = float(right.double().mean())
         if accuracy > best:
@@ -93,7 +96,7 @@ def held_out(targets: Tensor, seed: int) -> Tensor:
 
 
 def _solve(
-    inputs: Tensor, targets: Tensor, regularisation: float, start: Tensor, tolerance: float
+    inputs: Tensor, targets: Tensor, regularisation: float, start: Tensor, tolerance: float, check: Check
 ) -> tuple[Tensor, float]:
     """Weights (d + 1, c) of least mean cross-entropy + 0.5 x regularisation x squared norm (the bias is free), and the
     largest entry of the gradient there. The problem is convex; L-BFGS on all images at once finds its one minimum."""
@@ -110,6 +113,7 @@ def _solve(
 
     @torch.no_grad()
     def loss() -> Tensor:
+        check()
         # The gradient by hand takes half the memory of autograd's.
         log_p = _affine(inputs, weights).log_softmax(dim=1)
         value = 0.5 * regularisation * weights[:-1].square().sum() - log_p[rows, targets].mean()
@@ -135,15 +139,17 @@ def _wide(features: Tensor) -> Tensor:
     return (features.cpu() if features.device.type == "mps" else features).double()
 
 
-def nearest_neighbours(train: Tensor, labels: Tensor, test: Tensor, k: int) -> Tensor:
+def nearest_neighbours(train: Tensor, labels: Tensor, test: Tensor, k: int, check: Check = lambda: None) -> Tensor:
     """Labels int64 (m,) that the k nearest of train (n, d) with labels int64 (n,) vote for, for each of test (m, d).
 
-    Nearest by cosine, votes weighted by exp(cosine / 0.07) (Wu et al. 2018, arXiv 1805.01978); k is cut to n.
+    Nearest by cosine, votes weighted by exp(cosine / 0.07) (Wu et al. 2018, arXiv 1805.01978); k is cut to n. `check`
+    is called before each piece of the work, and may raise.
     """
     train, labels = F.normalize(train, dim=1), labels.to(train.device)
     k, classes = min(k, len(train)), int(labels.max()) + 1
     guesses = []
     for part in F.normalize(test, dim=1).split(max(1, SIMILARITIES // len(train))):
+        check()
         cosines, neighbours = (part @ train.T).topk(k, dim=1)
         # One less in the exponent changes no vote's share and keeps the sums small.
         votes = cosines.new_zeros(len(part), classes)

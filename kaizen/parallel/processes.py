@@ -2,10 +2,14 @@
 
 import os
 import resource
+import socket
+import time
 import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -14,7 +18,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from kaizen.errors import ConfigError, KaizenError, TrainingFailed
+from kaizen.errors import ConfigError, KaizenError, Stopped, TrainingFailed
 from kaizen.parallel.collectives import Group
 from kaizen.parallel.norm import global_batch_norms
 from kaizen.parallel.peers import Failure, Peers, describe, group_store, look_seconds
@@ -27,6 +31,8 @@ M = TypeVar("M", bound=nn.Module)
 # waits for data and files are on the CPU's group. Peers that died are noticed long before; this is for those that live
 # and wait for different things. NCCL then ends the process (TORCH_NCCL_ASYNC_ERROR_HANDLING is on by default).
 DEVICE_TIMEOUT = timedelta(minutes=15)
+SEEN_SECONDS = 90.0
+"""How long a node may see an old state of a shared directory; NFS remembers for a minute unless told otherwise."""
 
 
 class Parallel:
@@ -64,6 +70,7 @@ class Parallel:
         # Agreement runs beside the device, over a group on the CPU. Its timeout leaves one process the time
         # to decode a large data set; a process that died is noticed at once, by its closed connection, or by `peers`.
         self._cpu_group: Any = dist.new_group(backend="gloo", timeout=timedelta(hours=24)) if self.world > 1 else None
+        self._step_group: Any = dist.new_group(backend="gloo", timeout=DEVICE_TIMEOUT) if self.world > 1 else None
         self._peers: Peers | None = None
         if self.world > 1:
             # A name of this start alone: a launcher's store may still hold what an earlier start has told.
@@ -181,10 +188,10 @@ class Parallel:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is up on any process; every process gets the same answer."""
-        if self._cpu_group is None:
+        if self._step_group is None:
             return flag
         raised = torch.tensor(int(flag))
-        dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self._cpu_group)
+        dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self._step_group)
         return bool(raised)
 
     def main_first(self, work: Callable[[], T]) -> T:
@@ -211,16 +218,36 @@ class Parallel:
         if differ := [rank for rank, other in enumerate(digests) if other != digests[0]]:
             raise TrainingFailed(f"{what} of process {', '.join(map(str, differ))} is not that of process 0")
 
+    def await_file(self, path: Path) -> None:
+        """Wait until this process sees a file that the main one has: network file systems show news late.
+
+        Raises:
+            ConfigError: on every process, if any of them never sees it.
+        """
+        seen = path.exists()
+        if not self.is_main:
+            deadline = time.monotonic() + SEEN_SECONDS
+            while not seen and time.monotonic() < deadline:
+                time.sleep(0.2)
+                # A directory that is listed is asked for anew, where a name that was missing is remembered as missing.
+                with suppress(OSError):
+                    seen = path.name in os.listdir(path.parent)
+        if self.any(self.rank > 0 and not seen):
+            where = "" if seen else f" (process {self.rank} on {socket.gethostname()} does not)"
+            problem = f"{path} is not seen by every process{where}; allowed: a directory that all nodes share"
+            raise ConfigError("run.dir", problem)
+
     def on_main(self, work: Callable[[], None]) -> None:
         """Work for one process of the run (files), with the others waiting; what it raises is raised on all."""
         self._agreed(work, self.is_main)
 
     def _agreed(self, work: Callable[[], Any], mine: bool, otherwise: Any = None) -> Any:
-        result, error = otherwise, None
+        result: Any = otherwise
+        error: BaseException | None = None
         if mine:
             try:
                 result = work()
-            except Exception as caught:
+            except (Exception, Stopped) as caught:
                 error = caught
         if self._cpu_group is not None:
             errors: list[Any] = [None] * self.world
@@ -228,7 +255,7 @@ class Parallel:
             if error is None and any(errors):
                 kind, message = next(found for found in errors if found)
                 error = kind.__new__(kind)
-                Exception.__init__(error, message)
+                BaseException.__init__(error, message)
         if error:
             raise error
         return result
@@ -239,11 +266,11 @@ class Parallel:
             print(text, flush=True)
 
 
-def _described(error: Exception | None, rank: int) -> tuple[type[KaizenError], str] | None:
+def _described(error: BaseException | None, rank: int) -> tuple[type[BaseException], str] | None:
     """An error as it is told to the other processes."""
     if error is None:
         return None
-    if isinstance(error, KaizenError):
+    if isinstance(error, KaizenError | Stopped):
         return type(error), str(error)
     return TrainingFailed, f"process {rank}: {type(error).__name__}: {error}"
 

@@ -1,0 +1,71 @@
+"""Tensors that were saved, back in networks and optimizers, strictly."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from kaizen.errors import ConfigError
+from kaizen.parallel import part_of
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, on the CPU.
+
+    Raises:
+        ConfigError: the file is missing or damaged.
+    """
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(str(file), f"cannot be read ({error})") from None
+
+
+def load_into(module: nn.Module, tensors: Mapping[str, Tensor], prefixes: Sequence[str], source: Path) -> None:
+    """Load tensors into the parts of a module whose names start with one of the prefixes, strictly.
+
+    Raises:
+        ConfigError: a name or a shape is not the module's own.
+    """
+    own = {name: t for name, t in module.state_dict().items() if name.startswith(tuple(prefixes))}
+    missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if missing or unknown:
+        raise ConfigError(str(source), f"does not fit the networks: lacks {missing[:3]}, has unknown {unknown[:3]}")
+    for name, tensor in tensors.items():
+        if own[name].shape != tensor.shape:
+            raise ConfigError(str(source), f"{name} is {list(tensor.shape)}, the network's is {list(own[name].shape)}")
+        with torch.no_grad():
+            own[name].copy_(part_of(tensor, own[name]))
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
+    """The optimizer's state as tensors named PARAMETER/KEY."""
+    return {
+        f"{name}/{key}": value
+        for name, parameter in module.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, module: nn.Module, tensors: Mapping[str, Tensor], source: Path
+) -> None:
+    """Put back what `optimizer_tensors` gave.
+
+    Raises:
+        ConfigError: a tensor of `source` belongs to no parameter, or is of another shape.
+    """
+    parameters = dict(module.named_parameters())
+    for name, tensor in tensors.items():
+        parameter, _, key = name.rpartition("/")
+        owner = parameters.get(parameter)
+        if owner is None or (tensor.dim() and tensor.shape != owner.shape):
+            wanted = "the networks have no such parameter" if owner is None else f"the parameter is {list(owner.shape)}"
+            raise ConfigError(str(source), f"holds {name!r} {list(tensor.shape)}; {wanted}")
+        # Step counters stay on the CPU, where the optimizers of torch keep them.
+        value = tensor if tensor.dim() == 0 else part_of(tensor.to(owner.device, owner.dtype), owner)
+        optimizer.state[owner][key] = value
