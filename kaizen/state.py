@@ -4,6 +4,7 @@ A task always begins from files (the task-end state of the one before), so a run
 begin a task in the same way.
 """
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,6 @@ class TaskState:
         parallel: Parallel,
     ) -> None:
         self.config, self.num_classes, self.task, self.parallel = config, num_classes, task, parallel
-        self._keeps = parallel.is_main or not parallel.sharded
         distiller = build_distiller(config.distill) if task else None
         self.learner = (
             parallel.normalising_together(Learner(config, num_classes, distiller)).to(parallel.device).train()
@@ -116,18 +116,17 @@ class TaskState:
 
         All processes call this; under FSDP2 the main one alone gets whole tensors, the others none.
         """
-        own = whole(self.learner.state_dict(), keep=self._keeps)
+        own = self.parallel.gathered(self.learner.state_dict())
         student = {name: t for name, t in own.items() if name.startswith(STUDENT)}
         method = {name: t for name, t in own.items() if name.startswith("method.")}
         if self.twin is not None:
-            method |= {f"twin.{name}": t for name, t in whole(self.twin.state_dict(), keep=self._keeps).items()}
+            method |= {f"twin.{name}": t for name, t in self.parallel.gathered(self.twin.state_dict()).items()}
         return {"student": student, "method": method}
 
     def save_checkpoint(self, path: Path, position: dict[str, Any]) -> None:
         """Write a checkpoint of this very step; all processes call this, one writes."""
-        files = self.tensors() | {
-            "optimizer": whole(optimizer_tensors(self._plain_optimizer(), self.learner), keep=self._keeps)
-        }
+        optimizer = optimizer_tensors(self._plain_optimizer(), self.learner)
+        files = self.tensors() | {"optimizer": self.parallel.gathered(optimizer)}
 
         def write() -> None:
             _check_finite(files, position)
@@ -149,14 +148,13 @@ class TaskState:
         self.parallel.on_main(write)
         read_memory(path, image, self.num_classes, self.parallel)
 
-    def plain(self, *parts: str) -> nn.ModuleDict:
-        """Parts of the student (encoder, projector) for use outside of steps: its own, or whole copies of shards."""
+    def copied(self, *parts: str) -> nn.ModuleDict:
+        """Copies of parts of the student (encoder, projector), whole, for use outside of steps."""
         if not self.parallel.sharded:
-            return nn.ModuleDict({name: self.learner.get_submodule(name) for name in parts})
+            return nn.ModuleDict({name: copy.deepcopy(self.learner.get_submodule(name)) for name in parts})
         network = self.parallel.normalising_together(Network(self.config, self.num_classes)).to(self.parallel.device)
-        network.load_state_dict(
-            whole({n: t for n, t in self.learner.state_dict().items() if n in network.state_dict()})
-        )
+        names = network.state_dict().keys()
+        network.load_state_dict(whole({n: t for n, t in self.learner.state_dict().items() if n in names}))
         return nn.ModuleDict({name: network.get_submodule(name) for name in parts})
 
     def restore(self, path: Path) -> None:

@@ -1,6 +1,5 @@
 """The steps of one task: draw images, make views, train the student, advance what follows it."""
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -119,11 +118,11 @@ class Stepper:
                 old = state.teacher(views[:2]) if state.teacher is not None else None
             with accelerator.autocast():
                 terms, projections = state.wrapped(views, labels, batch, twin, old)
-            # Means over the step's images, and over its labelled images, from those of its parts.
-            images_part, labels_part = batch.size / whole.size, batch.labelled / max(whole.labelled, 1)
-            terms = {
-                name: term * (labels_part if name == "classifier" else images_part) for name, term in terms.items()
-            }
+            # Means over the step's images (or those that count) from those of its parts.
+            part = dict.fromkeys(TERMS, batch.size / whole.size)
+            part["ssl"] = method.counted(batch) / method.counted(whole)
+            part["classifier"] = batch.labelled / max(whole.labelled, 1)
+            terms = {name: term * part[name] for name, term in terms.items()}
             # Accelerate takes a mean over the parts.
             accelerator.backward(total(terms, self.weights) * self.parallel.accumulation)
         held = {name: term.detach() for name, term in terms.items()}
@@ -138,7 +137,7 @@ class Stepper:
         images, moments = self.source.train.images, (self.mean, self.std)
 
         def features(ids: np.ndarray) -> np.ndarray:
-            encoder = self.state.plain("encoder")["encoder"]
+            encoder = self.state.copied("encoder")["encoder"]
             return extract_features(encoder, [(images, ids)], moments, self.parallel).cpu().numpy()
 
         choice = choose(
@@ -174,7 +173,7 @@ class Stepper:
 
         Batches normalise by themselves, as in training, and leave no trace in the student's statistics.
         """
-        group, networks = self.parallel.group, copy.deepcopy(self.state.plain("encoder", "projector"))
+        group, networks = self.parallel.group, self.state.copied("encoder", "projector")
         forget_running_statistics(networks)
         ids = torch.from_numpy(self.ids)
         keys = hash_rows(fold(self.config.run.seed, Purpose.METHOD, self.state.task), ids)

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import log_of
+from runs import log_of, settings_of
+
+from kaizen.methods import method_class
+from kaizen.parallel import Batch
 
 ROOT = Path(__file__).parent.parent
 # Without BatchNorm and with the classifier alone the loss is a mean over images, which parts do not change.
@@ -34,3 +37,13 @@ def test_parts_add_up_to_the_step_of_the_whole_batch(tiny: list[str], tmp_path: 
         assert other["loss/classifier"] == pytest.approx(one["loss/classifier"], rel=1e-5 if step < 4 else 1e-2)
     # Contrastive negatives come from the part alone: fewer of them, and a lower loss.
     assert parts[0]["loss/ssl"] < whole[0]["loss/ssl"] - 0.5
+
+
+def test_parts_weigh_by_the_images_that_the_loss_counts() -> None:
+    """A step of 22 new images and 5 of the memory in 4 parts: 6, 6, 5, 5 and 2, 1, 1, 1."""
+    parts = [Batch(6, 2, 0), Batch(6, 1, 0), Batch(5, 1, 0), Batch(5, 1, 0)]
+    whole = Batch.joined(parts)
+    for name, counts in (("simclr", [8, 7, 6, 6]), ("deepclusterv2", [6, 6, 5, 5])):
+        method = method_class(name)(settings_of(name))
+        assert [method.counted(part) for part in parts] == counts
+        assert method.counted(whole) == sum(counts)

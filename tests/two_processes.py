@@ -204,14 +204,8 @@ def evaluation_agrees(parallel: Parallel, arguments: list[str]) -> bool:
     config = resolve(*parse_arguments(arguments))[1]
     stream, network = load_stream(config), Network(config, 10)
     alone = copy.copy(parallel)
-    alone.rank, alone.world, alone.is_main, alone._cpu_group, alone._step_group, alone.group = (
-        0,
-        1,
-        True,
-        None,
-        None,
-        ALONE,
-    )
+    alone.rank, alone.world, alone.is_main, alone.group = 0, 1, True, ALONE
+    alone._cpu_group = alone._step_group = None
     readers = get_args(Reader)
     rows = [[Evaluator(config, stream, p).row(network, task, readers) for p in (parallel, alone)] for task in (-1, 1)]
     return all(two == one and all(any(two[reader]) for reader in readers) for two, one in rows)

@@ -63,6 +63,10 @@ class Method(nn.Module, ABC):
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """This process' share of the SSL loss: a scalar whose mean over processes is the loss of the global batch."""
 
+    def counted(self, batch: Batch) -> int:
+        """Images that the loss is a mean over, by which parts of a batch weigh: all of them unless overridden."""
+        return batch.size
+
     def distill_input(self, projections: Tensor) -> Tensor:
         """What the distiller compares, from projections (n, d): the projections as they are unless overridden."""
         return projections

@@ -103,6 +103,9 @@ class DeepClusterV2(Method):
         local = (places >= 0).sum().to(scores.dtype)
         return deepcluster(scores, targets, self.settings.temperature) * local * (batch.world / batch.current)
 
+    def counted(self, batch: Batch) -> int:
+        return batch.current
+
     def after_step(self, outputs: Outputs, batch: Batch) -> None:
         places = batch.gather(self._places(batch))[: batch.current]  # the rest is replay
         for view, z in enumerate(outputs.projections):

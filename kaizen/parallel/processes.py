@@ -22,7 +22,8 @@ from kaizen.errors import ConfigError, KaizenError, Stopped, TrainingFailed
 from kaizen.parallel.collectives import Group
 from kaizen.parallel.norm import global_batch_norms
 from kaizen.parallel.peers import Failure, Peers, describe, group_store, look_seconds
-from kaizen.parallel.sharding import is_sharded, shard_follower, shard_units
+from kaizen.parallel.sharding import is_sharded, shard_follower, shard_units, whole
+from kaizen.parallel.threads import threads
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
@@ -64,7 +65,7 @@ class Parallel:
         if self.accelerator.mixed_precision == "fp16" and self.device.type == "cpu":
             raise ConfigError("mixed_precision", "is fp16, which does not train on a CPU; allowed there: no, bf16")
         self._fresh_scaler = self.scaler_state()
-        self.threads = _threads()
+        self.threads = threads()
         # Launchers set OMP_NUM_THREADS=1 whatever the machine; sums depend on the count, so it is set and recorded.
         torch.set_num_threads(self.threads)
         # Agreement runs beside the device, over a group on the CPU. Its timeout leaves one process the time
@@ -119,6 +120,10 @@ class Parallel:
         """Shard a network that no optimizer trains as the student is sharded; without FSDP2 it stays as it is."""
         if self.sharded:
             shard_follower(follower, self.accelerator, block_names)
+
+    def gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors with their shards put together, on the main process; without FSDP2 as they are, on every process."""
+        return whole(tensors, keep=self.is_main or not self.sharded)
 
     def release(self) -> None:
         """Let go of what was prepared, at the end of a task."""
@@ -273,16 +278,3 @@ def _described(error: BaseException | None, rank: int) -> tuple[type[BaseExcepti
     if isinstance(error, KaizenError | Stopped):
         return type(error), str(error)
     return TrainingFailed, f"process {rank}: {type(error).__name__}: {error}"
-
-
-def usable_cores() -> int:
-    """CPU cores that this process may use; not every system can tell, then all there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _threads() -> int:
-    """CPU threads of this process: KAIZEN_THREADS, or its share of the cores that the node's processes may use."""
-    asked = os.environ.get("KAIZEN_THREADS") or "0"
-    if not asked.isdecimal():
-        raise ConfigError("KAIZEN_THREADS", f"is {asked!r}; allowed: a number of threads, 0 for a share of the cores")
-    return int(asked) or max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
