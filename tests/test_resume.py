@@ -6,6 +6,8 @@ import os
 import random
 import shutil
 import signal
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,42 @@ def test_a_run_killed_fifty_times_at_any_moment_ends_byte_for_byte_as_one_that_w
     assert [line["step"] for line in log_of(run)] == list(range(1, TASKS * STEPS + 1))
     leftovers = [path for path in run.rglob(".*") if not path.name.startswith(".lock")]
     assert not leftovers, "what kills left half done is gone"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_asked_twice_to_stop_thirty_times_at_any_moment_saves_within_seconds_and_loses_nothing(
+    tiny: list[str], launcher: Launcher, undisturbed: Path
+) -> None:
+    run, moments = run_of(tiny), random.Random(11)
+    tiny = [*tiny, "--eval.readers", "[classifier,linear_probe_seen,linear_probe_all,knn]"]
+    stops, slowest, found = 0, 0.0, set()
+    while stops < 30:
+        process = launcher.start(tiny)
+        process.join(moments.uniform(0.3, 3.5))
+        if process.exitcode is not None:
+            assert process.exitcode == 0
+            shutil.rmtree(run)
+            continue
+        began = time.monotonic()
+        assert process.pid
+        for number in moments.choices((signal.SIGTERM, signal.SIGINT), k=2):
+            with suppress(ProcessLookupError):  # the first one may have ended it
+                os.kill(process.pid, number)
+            process.join(moments.uniform(0, 0.2))
+        process.join(20)
+        slowest = max(slowest, time.monotonic() - began)
+        assert process.exitcode in (75, 0), "at the very end it is done"
+        if process.exitcode == 75 and (run / "status.json").exists():
+            status = status_of(run)
+            assert (status["state"], status["exit_code"]) == ("stopped", 75)
+            found.add((status["task"], status["step"]))
+        stops += process.exitcode == 75
+    print(f"stopped {stops} times at {sorted(found)}, within {slowest:.1f} s")
+    assert len(found) > 5, "it was at work when it was asked"
+    assert launcher.run(tiny) == 0
+    assert snapshots(run) == snapshots(undisturbed)
+    assert [line["step"] for line in log_of(run)] == list(range(1, TASKS * STEPS + 1))
 
 
 def log_of_killed(run: Path) -> list[str]:
