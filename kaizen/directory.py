@@ -185,10 +185,9 @@ class RunDirectory:
         self.parallel.on_main(find)
         return self.parallel.broadcast(found)
 
-    def prune_checkpoints(self) -> None:
-        """Delete the oldest checkpoints beyond run.keep_checkpoints, and any of tasks still to come."""
-        keep, task = self.config.run.keep_checkpoints, self.position[0]
-        self.parallel.on_main(lambda: prune(self.path / "checkpoints", keep, task))
+    def prune_checkpoints(self, task: int) -> None:
+        """Delete the oldest checkpoints beyond run.keep_checkpoints, and any of tasks after this one."""
+        prune(self.path / "checkpoints", self.config.run.keep_checkpoints, task)
 
     def cut_log(self, step: int) -> None:
         """Drop the log lines of steps that will be done again."""

@@ -123,16 +123,20 @@ class TaskState:
             method |= {f"twin.{name}": t for name, t in self.parallel.gathered(self.twin.state_dict()).items()}
         return {"student": student, "method": method}
 
-    def save_checkpoint(self, path: Path, position: dict[str, Any]) -> None:
-        """Write a checkpoint of this very step; all processes call this, one writes."""
+    def checkpoint(self, path: Path, position: dict[str, Any]) -> Callable[[], None]:
+        """A copy of this very step's state on the CPU; all processes call this, one calls what writes it.
+
+        What it returns raises a TrainingFailed if something in that state is not finite.
+        """
         optimizer = optimizer_tensors(self._plain_optimizer(), self.learner)
         files = self.tensors() | {"optimizer": self.parallel.gathered(optimizer)}
+        held = self.parallel.copied(files)
 
         def write() -> None:
-            _check_finite(files, position)
-            write_directory(path, files, position)
+            _check_finite(held, position)
+            write_directory(path, held, position)
 
-        self.parallel.on_main(write)
+        return write
 
     def save_task_end(
         self, path: Path, memory: Callable[[], Memory], image: tuple[int, int, int], position: dict[str, Any]

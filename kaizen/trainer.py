@@ -24,6 +24,7 @@ from kaizen.plan import describe, make_plan
 from kaizen.state import TaskState, checkpoint_directory, task_directory
 from kaizen.stepping import Stepper
 from kaizen.stop import StopRequest
+from kaizen.writer import Writer
 
 STOP_STEPS = 5  # steps between agreements on stopping; each is a message between processes
 
@@ -44,7 +45,7 @@ class Trainer:
 
     def __init__(self, recipe: str, config: Config, path: Path, stop: StopRequest, preset: str | None = None) -> None:
         self.recipe, self.preset, self.config, self.path, self.stop = recipe, preset, config, path, stop
-        self.versions = versions()
+        self.versions, self.writer = versions(), Writer()
         self.parallel = Parallel(log_with="wandb" if config.log.wandb != "disabled" else None)
         self.directory = RunDirectory(path, config, self.parallel)
         self.directory.lock()
@@ -72,6 +73,7 @@ class Trainer:
                 raise
             raise reason from error
         finally:
+            self.writer.close()
             self.directory.release()
         self.parallel.on_main(self._show_results)
         self.parallel.close()
@@ -171,9 +173,11 @@ class Trainer:
                 break
             if number % STOP_STEPS == 0 and self._stop_asked():
                 self._save(state, terms, weights, clock)
+                self._wait_for_save()
                 self._stop_if_asked()
             elif (every := self.config.run.checkpoint_every) and number % every == 0:
                 self._save(state, terms, weights, clock)
+        self._wait_for_save()
         path, position = task_directory(self.path, task), self._position(clock)
         self.parallel.on_main(self.directory.check_lock)
         self.log.sync()
@@ -250,9 +254,20 @@ class Trainer:
         return {**record, **held, "scaler": self.parallel.scaler_state()}
 
     def _save(self, state: TaskState, terms: dict[str, Tensor], weights: dict[str, float], clock: Clock) -> None:
+        """Begin to write a checkpoint of this step; `_wait_for_save` ends it."""
         self._check_finite(terms, weights)
+        self._wait_for_save()
         path, position = checkpoint_directory(self.path, *self.directory.position), self._position(clock)
-        self.parallel.on_main(self.directory.check_lock)
-        self.log.sync()
-        state.save_checkpoint(path, position)
-        self.directory.prune_checkpoints()
+        write = state.checkpoint(path, position)
+
+        def work() -> None:
+            self.directory.check_lock()
+            self.log.sync()
+            write()
+            self.directory.prune_checkpoints(position["task"])
+
+        self.parallel.on_main(lambda: self.writer.submit(work))
+
+    def _wait_for_save(self) -> None:
+        """Have the checkpoint under way on the disk; what went wrong with it is raised on every process."""
+        self.parallel.on_main(self.writer.wait)

@@ -7,6 +7,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 
 import kaizen.checkpoint
 import kaizen.data.images
+import kaizen.state
 from kaizen.cli import parse_arguments, resolve
 from kaizen.commands.train import main
 from kaizen.directory import RunDirectory
@@ -284,3 +286,47 @@ def test_a_stop_while_a_probe_is_fitted(
     assert main(arguments) == 0
     assert main([*arguments, "--run.dir", str(tmp_path / "other")]) == 0
     assert snapshots(run) == snapshots(tmp_path / "other")
+
+
+def test_a_checkpoint_that_is_written_while_steps_go_on_holds_its_own_step(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The disk takes its time; what it is given is a copy, and the next checkpoint waits for it."""
+    run, arguments = run_of(tiny), [*short(tiny), "--run.keep_checkpoints", "100"]
+    write, under_way, step, overlapped = kaizen.state.write_directory, 0, Stepper.step, 0
+
+    def slow(path: Path, *args: Any) -> None:
+        nonlocal under_way
+        under_way += 1
+        assert under_way == 1, "one at a time"
+        time.sleep(0.3)
+        write(path, *args)
+        under_way -= 1
+
+    def watched(self: Stepper, number: int) -> Any:
+        nonlocal overlapped
+        terms = step(self, number)
+        overlapped += under_way
+        return terms
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kaizen.state, "write_directory", slow)
+        patch.setattr(Stepper, "step", watched)
+        assert main(arguments) == 0
+    assert overlapped > 0
+    assert main([*arguments, "--run.dir", str(tmp_path / "other")]) == 0
+    saved = [{f.relative_to(r): f.read_bytes() for f in r.rglob("*.safetensors")} for r in (run, tmp_path / "other")]
+    assert saved[0] == saved[1]
+    assert any("checkpoints" in str(file) for file in saved[0])
+
+
+def test_what_goes_wrong_beside_the_training_ends_the_run(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(path: Path, *args: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(kaizen.state, "write_directory", refused)
+    assert main(short(tiny)) == 3
+    assert "task-00_step-00000002: Input/output error" in capsys.readouterr().err
+    assert status_of(run_of(tiny))["state"] == "failed"

@@ -182,7 +182,7 @@ def test_weights_that_a_step_has_broken_are_not_saved(tiny: list[str], tmp_path:
     position = {"task": 0, "step": 7}
     said = r"task 0, step 7: encoder.conv1.weight \(student\) is not finite"
     with pytest.raises(TrainingFailed, match=said):
-        state.save_checkpoint(tmp_path / "checkpoint", position)
+        state.checkpoint(tmp_path / "checkpoint", position)()
     with pytest.raises(TrainingFailed, match=said):
         state.save_task_end(tmp_path / "task", lambda: Memory.empty(3, 8), (3, 8, 8), position)
     assert not list(tmp_path.glob("*")), "nothing is written"

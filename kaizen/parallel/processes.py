@@ -125,6 +125,12 @@ class Parallel:
         """Tensors with their shards put together, on the main process; without FSDP2 as they are, on every process."""
         return whole(tensors, keep=self.is_main or not self.sharded)
 
+    def copied(self, files: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+        """Copies of tensors in the main process' memory, which later steps do not change; nothing on the others."""
+        if not self.is_main:
+            return {}
+        return {file: {n: t.detach().to("cpu", copy=True) for n, t in held.items()} for file, held in files.items()}
+
     def release(self) -> None:
         """Let go of what was prepared, at the end of a task."""
         self.accelerator.free_memory()
