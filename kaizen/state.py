@@ -99,6 +99,11 @@ class TaskState:
             groups = parameter_groups(self.learner, *rates, constant, plain)
             return build_optimizer(config.optim.name, groups, config.optim.momentum, config.optim.eta, lr)
 
+        networks: list[nn.Module] = [self.learner]
+        networks += [self.twin] if self.twin is not None else []
+        networks += [self.teacher.network] if self.teacher is not None else []
+        for network in networks:
+            parallel.compiler.compile(network, self.learner.encoder.block_names)
         self.wrapped, self.optimizer = parallel.prepare(self.learner, build, self.learner.encoder.block_names)
         if self.twin is not None:
             parallel.spread(self.twin, self.learner.encoder.block_names)

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+import kaizen
 from kaizen.config import Config
 from kaizen.data.load import load_stream
 from kaizen.directory import RunDirectory
@@ -45,7 +46,7 @@ class Trainer:
 
     def __init__(self, recipe: str, config: Config, path: Path, stop: StopRequest, preset: str | None = None) -> None:
         self.recipe, self.preset, self.config, self.path, self.stop = recipe, preset, config, path, stop
-        self.versions, self.writer = versions(), Writer()
+        self.versions, self.writer, self._first = versions(), Writer(), True
         self.parallel = Parallel(log_with="wandb" if config.log.wandb != "disabled" else None)
         self.directory = RunDirectory(path, config, self.parallel)
         self.directory.lock()
@@ -162,6 +163,9 @@ class Trainer:
         clock = Clock(position["train_seconds"])
         for step in range(position["step"] - plan.first_step, plan.steps):
             terms = stepper.step(step)
+            if self._first:
+                self._first = False
+                self.log.say(f"first step          {time.time() - kaizen.STARTED:.1f} s after the program began")
             number = plan.first_step + step + 1
             self.directory.position = (task, number)
             clock.count(plan.batch)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from kaizen.errors import ConfigError, KaizenError, Stopped, TrainingFailed
 from kaizen.parallel.collectives import Group
+from kaizen.parallel.compiling import Compiler
 from kaizen.parallel.norm import global_batch_norms
 from kaizen.parallel.peers import Failure, Peers, describe, group_store, look_seconds
 from kaizen.parallel.sharding import is_sharded, shard_follower, shard_units, whole
@@ -65,6 +66,7 @@ class Parallel:
         if self.accelerator.mixed_precision == "fp16" and self.device.type == "cpu":
             raise ConfigError("mixed_precision", "is fp16, which does not train on a CPU; allowed there: no, bf16")
         self._fresh_scaler = self.scaler_state()
+        self.compiler = Compiler(self.accelerator)
         self.threads = threads()
         # Launchers set OMP_NUM_THREADS=1 whatever the machine; sums depend on the count, so it is set and recorded.
         torch.set_num_threads(self.threads)
@@ -109,7 +111,8 @@ class Parallel:
         with warnings.catch_warnings():
             # torch 2.14 wants another name for broadcast_buffers, which earlier versions do not know.
             warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
-            wrapped, prepared = self.accelerator.prepare(learner, optimizer)
+            with self.compiler.left_out():
+                wrapped, prepared = self.accelerator.prepare(learner, optimizer)
         # Accelerate finds the shards of parameters by their address, which those without a row on this process share.
         held = dict(learner.named_parameters())
         for group, members in zip(optimizer.param_groups, groups, strict=True):
@@ -172,6 +175,7 @@ class Parallel:
             "strategy": "fsdp2" if self.sharded else "ddp" if self.world > 1 else "none",
             "gradient_accumulation_steps": self.accumulation,
             "mixed_precision": self.accelerator.mixed_precision,
+            "compiled": self.compiler.on,
             "device": self.device.type,
         }
 
