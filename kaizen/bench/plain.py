@@ -41,7 +41,9 @@ class PlainLoop:
         layout = torch.channels_last
         draw = stepper.sampler.draw(0)[0]
         images, self.labels = stepper._gather(draw)
-        self.views = [v.contiguous(memory_format=layout) for v in stepper._views(images, session.parallel.put(draw.keys))]
+        self.views = [
+            v.contiguous(memory_format=layout) for v in stepper._views(images, session.parallel.put(draw.keys))
+        ]
         # A learner without Accelerate's hooks, whose parts are called one by one.
         self.net = type(state.learner)(config, session.num_classes, state.learner.distiller).to(self.device)
         self.net.load_state_dict(state.learner.state_dict())
