@@ -59,7 +59,7 @@ def against_kornia(images: np.ndarray, views: Sequence[ViewConfig], size: int, m
             ka.RandomGrayscale(p=view.gray_p) if view.gray_p else None,
             # As wide as three of the largest sigma to either side, within the image.
             ka.RandomGaussianBlur((_odd(view, side),) * 2, view.blur_sigma, p=view.blur_p) if view.blur_p else None,
-            ka.RandomSolarize(SOLARIZE_FROM / 255, 0.0, p=view.solarize_p) if view.solarize_p else None,
+            ka.RandomSolarize((SOLARIZE_FROM / 255,) * 2, (0.0, 0.0), p=view.solarize_p) if view.solarize_p else None,
             ka.RandomHorizontalFlip(p=view.flip_p) if view.flip_p else None,
             ka.Normalize(*moments),
         ]

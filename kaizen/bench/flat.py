@@ -1,6 +1,7 @@
 """Whether a later task costs what an early one does: many small tasks trained one after the other."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -62,7 +63,7 @@ def step_seconds(run: Path, task: int) -> list[float]:
     """Seconds of each step of a task but the first, from a run's log of every step."""
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     ends = [record["seconds"] for record in records if record["task"] == task]
-    return [end - begin for begin, end in zip(ends, ends[1:], strict=False)]
+    return [end - begin for begin, end in pairwise(ends)]
 
 
 def compare_tasks(config: Config, stream: Stream, plan: Plan, run: Path, parallel: Parallel, turns: int) -> Spread:

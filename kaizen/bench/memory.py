@@ -4,7 +4,7 @@ import torch
 
 
 def reset_peak(device: torch.device) -> bool:
-    """Forget the peak so far; False where the system cannot (not Linux), so that later peaks are those of the process."""
+    """Forget the peak so far; False where the system cannot (other than Linux), so that it is the whole process'."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True

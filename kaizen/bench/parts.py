@@ -125,7 +125,7 @@ def seconds_by_part(session: Session) -> dict[str, float]:
 
 
 def flops_by_part(session: Session) -> dict[str, float]:
-    """FLOPs of one step in each part, a multiplication and an addition counted as two: matrix products and convolutions."""
+    """FLOPs of one step in each part: matrix products and convolutions, two for a multiplication with its addition."""
     with FlopCounterMode(display=False) as counter, taken_apart(session, counter.get_total_flops) as meter:
         session.step()
         meter.end()

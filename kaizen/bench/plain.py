@@ -1,10 +1,11 @@
 """The same step in straight PyTorch: what a step costs when nothing is done but its networks, losses and optimiser.
 
-The images of one batch lie on the device, augmented, from the beginning. There is no data, no view, no log, no Accelerate.
+One batch of augmented images lies on the device from the beginning. There is no data, no view, no log, no Accelerate.
 """
 
 import copy
 import time
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ class PlainLoop:
     def __init__(self, session: Session) -> None:
         config, state, stepper = session.config, session.state, session.stepper
         self.config, self.weights, self.device = config, session.weights, session.parallel.device
+        self.labelled = max(1, stepper.sampler.draw(0)[0].batch.labelled)
         self.bf16 = session.parallel.accelerator.mixed_precision == "bf16"
         layout = torch.channels_last
         draw = stepper.sampler.draw(0)[0]
@@ -45,7 +47,7 @@ class PlainLoop:
             v.contiguous(memory_format=layout) for v in stepper._views(images, session.parallel.put(draw.keys))
         ]
         # A learner without Accelerate's hooks, whose parts are called one by one.
-        self.net = type(state.learner)(config, session.num_classes, state.learner.distiller).to(self.device)
+        self.net: Any = type(state.learner)(config, session.num_classes, state.learner.distiller).to(self.device)
         self.net.load_state_dict(state.learner.state_dict())
         self.net.to(memory_format=layout)
         self.teacher = copy.deepcopy(state.teacher.network).to(memory_format=layout) if state.teacher else None
@@ -57,8 +59,12 @@ class PlainLoop:
             group["lr"] = session.plan.rate(session.task, 0, group["base_lr"])
         self.optimizer = build_optimizer(optim.name, groups, optim.momentum, optim.eta, lr)
         if self.twin is not None:
-            self.averages = [p for part in (self.twin.encoder, self.twin.projector) for p in part.parameters()]
-            self.followed = [p for part in (self.net.encoder, self.net.projector) for p in part.parameters()]
+            self.averages: list[Tensor] = [
+                p for part in (self.twin.encoder, self.twin.projector) for p in part.parameters()
+            ]
+            self.followed: list[Tensor] = [
+                p for part in (self.net.encoder, self.net.projector) for p in part.parameters()
+            ]
 
     def seconds(self, steps: int) -> float:
         """Seconds a step, over so many steps."""
@@ -77,14 +83,14 @@ class PlainLoop:
             z = [self.net.projector(f) for f in features]
             logits = [self.net.classifier(f.detach() if self.net.stop_gradient else f) for f in features]
             terms = {"ssl": self._ssl(z, keys)}
-            terms["classifier"] = sum(F.cross_entropy(g, self.labels, ignore_index=-1) for g in logits)
+            first, second = (F.cross_entropy(g, self.labels, ignore_index=-1, reduction="sum") for g in logits)
+            terms["classifier"] = (first + second) / self.labelled
             if old_logits:
-                soft = [F.cross_entropy(g, o.softmax(1)) for g, o in zip(logits, old_logits, strict=True)]
-                terms["classifier_distill"] = sum(soft) / 2
+                first, second = (F.cross_entropy(g, o.softmax(1)) for g, o in zip(logits, old_logits, strict=True))
+                terms["classifier_distill"] = (first + second) / 2
             if old and self.net.distiller is not None:
                 terms["distill"] = self._distill(z, old)
-            loss = sum(self.weights[name] * term for name, term in terms.items())
-        loss.backward()
+        torch.stack([self.weights[name] * term for name, term in terms.items()]).sum().backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.twin is not None:
@@ -121,11 +127,11 @@ class PlainLoop:
             for query, key, queue in ((q[0], keys[1], method.queue2), (q[1], keys[0], method.queue1)):
                 logits = torch.cat([(query * key).sum(1, keepdim=True), query @ queue.keys.t()], dim=1)
                 halves.append(F.cross_entropy(logits / settings.temperature, target))
-            return sum(halves) / 2
+            return (halves[0] + halves[1]) / 2
         if settings.name == "byol":
             p = [F.normalize(self.net.method.predictor(rows), dim=1) for rows in z]
             return 4 - 2 * ((p[0] * keys[1]).sum(1) + (p[1] * keys[0]).sum(1)).mean()
-        loss = settings.invariance * F.mse_loss(*z)
+        loss = settings.invariance * F.mse_loss(z[0], z[1])
         for rows in z:
             loss = loss + settings.variance * F.relu(1 - (rows.var(0) + 1e-4).sqrt()).mean()
             covariance = torch.cov(rows.t())
@@ -140,9 +146,9 @@ class PlainLoop:
         p = [self.net.distill_predictor(rows) for rows in z]
         if name == "predictive_mse":
             return (F.mse_loss(p[0], old[0]) + F.mse_loss(p[1], old[1])) / 2
-        p, old = (F.normalize(torch.cat(side), dim=1) for side in (p, old))
+        rows, targets = (F.normalize(torch.cat(side), dim=1) for side in (p, old))
         if name == "predictive":
-            return 2 - 2 * (p * old).sum(1).mean()
-        logits = p @ old.t() / self.config.distill.temperature
+            return 2 - 2 * (rows * targets).sum(1).mean()
+        logits = rows @ targets.t() / (self.config.distill.temperature or 1.0)
         own = torch.arange(len(logits), device=logits.device)
         return (F.cross_entropy(logits, own) + F.cross_entropy(logits.t(), own)) / 2

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 
 AGAINST = ("pil", "kornia")
 USAGE = "python -m kaizen bench [RECIPE] [--preset NAME] [--section.key VALUE ...] [OPTION ...]"
-ABOUT = """Measure the training step of a recipe (digits if none is named) as the trainer takes it in task 1, with teacher
-and replay memory, in a temporary directory: images/s, seconds of each part, FLOPs and the share of the device's peak,
-peak memory, bytes sent; and how long the step takes over that of a plain PyTorch loop with the same networks, which
-there is for simclr, mocov2plus, byol and vicreg. Numbers are medians, with 5 % and 95 % quantiles in brackets."""
-CLOSING = """The recipe's data are used where they lie on this machine, otherwise random images of their size and classes.
-Keys are those of training (python train.py --help). Under a launcher the main process prints.
+ABOUT = """Measure the training step of a recipe (digits if none is named) as the trainer takes it in task 1, with
+teacher and replay memory, in a temporary directory: images/s, seconds of each part, FLOPs and the share of the device's
+peak, peak memory, bytes sent; and how long the step takes over that of a plain PyTorch loop with the same networks,
+which there is for simclr, mocov2plus, byol and vicreg. Numbers are medians, with 5 % and 95 % quantiles in brackets."""
+CLOSING = """The recipe's data are used where they lie on this machine, otherwise random images of their size and
+classes. Keys are those of training (python train.py --help). Under a launcher the main process prints.
+Shares of parts are of a pass that waits for the device at every border; the step itself is timed without.
 
   python -m kaizen bench digits --tasks 10
   python -m kaizen bench cifar100-mocov2plus --encoder.width 16 --optim.batch 64 --synthetic --against pil
