@@ -22,8 +22,11 @@ from kaizen.cli import parse_arguments, resolve
 from kaizen.commands import COMMANDS, run
 from kaizen.config import Config
 from kaizen.data.load import make_stream
+from kaizen.distill import build_distiller
+from kaizen.learner import Learner
 from kaizen.parallel import Parallel
 from kaizen.plan import make_plan
+from tests.launches import finish, start, torchrun
 
 SMALL = [
     "--encoder.width",
@@ -242,6 +245,27 @@ def test_step_seconds_are_those_between_log_lines(tmp_path: Path) -> None:
     lines = [{"task": t, "seconds": s} for t, s in ((0, 1.0), (0, 1.5), (1, 0.25), (1, 1.25), (1, 3.25))]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert step_seconds(tmp_path, 1) == [1.0, 2.0]
+
+
+@pytest.mark.slow
+def test_traffic_of_two_processes_is_that_counted_by_hand(tmp_path: Path, cache: str) -> None:
+    file, config = tmp_path / "bench.json", configured("simclr")
+    tokens = [*SMALL, *MORE["simclr"], "--data.cache_dir", cache, "--repetitions", "2", "--json", str(file)]
+    out = finish(start(torchrun(2), "-m", "kaizen", "bench", "digits", *tokens, ACCELERATE_USE_CPU="1"))
+    assert out.count("images/s") == 1
+    found, learner = json.loads(file.read_text()), Learner(config, 10, build_distiller(config.distill))
+    assert found["plain"]["missing"] == "no plain loop for 2 processes"
+    trained = [p for p in learner.parameters() if p.requires_grad]
+    assert found["communication"]["bytes"]["gradients"] == 4 * sum(p.numel() for p in trained)
+    # Mean, variance and count of every BatchNorm, twice for two views; the teacher has no distillation predictor.
+    student, teacher = (
+        sum(2 * m.num_features + 1 for m in part.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+        for part in (learner, learner.encoder)
+    )
+    # Two projections for the SSL loss, two predictions and two of the teacher's projections for the distiller.
+    rows = 6 * 12 * 6
+    assert found["communication"]["bytes"]["all_gather"] == 4 * (2 * (student + teacher) + rows)
+    assert found["parts"]["communication"]["low"] > 0
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,8 @@ def main(tokens: Sequence[str]) -> int:
     if {"-h", "--help"} & set(tokens):
         print(parser.format_help(), end="")
         return 0
+    # As in training, and read when torch is loaded: threads that wait spin for less long.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     given, rest = parser.parse_known_args(tokens)
     arguments = parse_arguments(rest)
     if given.tasks:
@@ -53,8 +55,6 @@ def main(tokens: Sequence[str]) -> int:
         raise ConfigError("--against", "is kornia, which is not installed; allowed: pil, or pip install kornia")
     if given.json not in (None, "-") and not Path(given.json).expanduser().parent.is_dir():
         raise ConfigError("--json", f"is {given.json!r}, whose directory does not exist; allowed: a file, or -")
-    # As in training, read when torch is loaded.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     from kaizen.bench.measure import Options, measure
     from kaizen.bench.table import flat_lines, lines
     from kaizen.parallel import Parallel
@@ -77,8 +77,11 @@ def main(tokens: Sequence[str]) -> int:
             recipe, config, Options(given.repetitions, given.synthetic, tuple(given.against)), parallel, say
         )
         text = lines(found)
-    parallel.on_main(lambda: _tell(found, text, given.json))
-    parallel.close()
+    # A training run has left the group of processes by now, so nothing can be agreed on any more.
+    if parallel.is_main:
+        _tell(found, text, given.json)
+    if not given.tasks:
+        parallel.close()
     return 0
 
 
@@ -114,7 +117,7 @@ def _flat(recipe: str, config: Config, turns: int, synthetic: bool, parallel: "P
     from kaizen.trainer import Trainer
 
     peaks: list[int] = []
-    compared = {}
+    found: dict[str, Any] = {}
 
     class Watched(Trainer):
         def train_task(self, task: int, checkpoint: Path | None) -> None:
@@ -125,14 +128,14 @@ def _flat(recipe: str, config: Config, turns: int, synthetic: bool, parallel: "P
         def evaluate(self, task: int, readers: Sequence[str]) -> None:
             super().evaluate(task, readers)
             if task == len(self.tasks) - 1:
-                compared["turns"] = compare_tasks(self.config, self.stream, self.plan, self.path, self.parallel, turns)
+                again = compare_tasks(self.config, self.stream, self.plan, self.path, self.parallel, turns)
+                found.update(summary(self.path, task + 1, peaks, again))
 
     with workplace(parallel) as place:
         small, data = small_tasks(config, turns, synthetic, place / "data", parallel)
         # What a run prints is progress here.
         with redirect_stdout(sys.stderr):
             Watched(recipe, small, place / "run", StopRequest()).run()
-        found = summary(place / "run", small.stream.tasks, peaks, compared["turns"])
     return {"schema": 1, "recipe": recipe, "config_hash": small.hash(), "data": data, **found}
 
 
