@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from launches import finish, start, torchrun
 from torch import nn
 
 from kaizen.bench.against import PIPELINES, compare_views
@@ -26,7 +27,6 @@ from kaizen.distill import build_distiller
 from kaizen.learner import Learner
 from kaizen.parallel import Parallel
 from kaizen.plan import make_plan
-from tests.launches import finish, start, torchrun
 
 SMALL = [
     "--encoder.width",
