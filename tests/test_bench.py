@@ -275,6 +275,7 @@ def test_traffic_of_two_processes_is_that_counted_by_hand(tmp_path: Path, cache:
         (["--repetitions", "0"], ("--repetitions", "at least 1")),
         (["--tasks", "2"], ("--tasks", "at least 3")),
         (["--tasks", "3", "--stream.kind", "joint"], ("joint", "allowed")),
+        (["--tasks", "3", "--against", "pil"], ("--against", "--tasks")),
         (["--tasks", "11"], ("stream.tasks", "1 to 10")),
         (["--json", "/nowhere/bench.json"], ("--json", "directory")),
         (["--optim.lr", "fast"], ("optim.lr", "'fast'")),

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +75,12 @@ def measure(recipe: str, config: Config, options: Options, parallel: Parallel, s
             session.close()
     for name in options.against:
         say(f"views beside {name}, {options.repetitions} turns on one thread")
-        parallel.on_main(lambda name=name: found["views"].update({name: _views(name, config, stream, options)}))  # type: ignore[misc]
+        parallel.on_main(partial(_compare, found["views"], name, config, stream, options.repetitions))
     return _described(recipe, config, data, session, parallel) | found
 
 
-def _views(name: str, config: Config, stream: Stream, options: Options) -> dict[str, Spread]:
-    return compare_views(name, config, stream, options.repetitions)
+def _compare(found: dict[str, Any], name: str, config: Config, stream: Stream, turns: int) -> None:
+    found[name] = compare_views(name, config, stream, turns)
 
 
 def _described(recipe: str, config: Config, data: str, session: Session, parallel: Parallel) -> dict[str, Any]:

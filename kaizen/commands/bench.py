@@ -51,6 +51,8 @@ def main(tokens: Sequence[str]) -> int:
     if given.tasks:
         arguments.overrides["stream.tasks"] = str(given.tasks)
     recipe, config = resolve(*arguments)
+    if given.tasks and given.against:
+        raise ConfigError("--against", "is given with --tasks, which measures nothing else; allowed: one of the two")
     if "kornia" in given.against and importlib.util.find_spec("kornia") is None:
         raise ConfigError("--against", "is kornia, which is not installed; allowed: pil, or pip install kornia")
     if given.json not in (None, "-") and not Path(given.json).expanduser().parent.is_dir():
