@@ -13,7 +13,7 @@ import torch
 
 from kaizen.bench.against import compare_views
 from kaizen.bench.memory import peak_memory, reset_peak
-from kaizen.bench.parts import bytes_by_kind, device_peak, flops_by_part, seconds_by_part
+from kaizen.bench.parts import MatrixProduct, bytes_by_kind, flops_by_part, seconds_by_part
 from kaizen.bench.plain import PlainLoop, lacking
 from kaizen.bench.session import Session, begin_run
 from kaizen.bench.spread import Spread, inverse, ratio, spread
@@ -108,11 +108,12 @@ def _measured(session: Session, options: Options, say: Say) -> dict[str, Any]:
     parts, peaks = _profile(session, turns)
     say("arithmetic and traffic of a step")
     flops, traffic = flops_by_part(session), bytes_by_kind(session)
-    fastest = device_peak(parallel.device, DTYPES[parallel.accelerator.mixed_precision], turns)
+    product = MatrixProduct(parallel.device, DTYPES[parallel.accelerator.mixed_precision])
     missing = lacking(session)
     beside = "" if missing else " of ours and of the plain loop, in turns"
     say(f"whole steps, {turns} times {block}{beside}")
-    ours, plain = interleaved([session.seconds, *([] if missing else [PlainLoop(session).seconds])], turns, block)
+    loops = [session.seconds, product.seconds, *([] if missing else [PlainLoop(session).seconds])]
+    ours, products, *plain = interleaved(loops, turns, block)
     seconds = spread(ours)
     model = sum(count for part, count in flops.items() if part != "views")
     return {
@@ -126,12 +127,13 @@ def _measured(session: Session, options: Options, say: Say) -> dict[str, Any]:
             "step": model,
             "parts": flops,
             "per_second": inverse(seconds, model),
-            "peak_per_second": spread(fastest),
-            "share_of_peak": inverse(seconds, model / spread(fastest)["median"]),
+            "peak_per_second": inverse(spread(products), product.flops),
+            # In pairs, as another program on the machine slows both down.
+            "share_of_peak": spread([model / a / (product.flops / b) for a, b in zip(ours, products, strict=True)]),
         },
         "memory": {"peak_bytes": peaks},
         "communication": {"bytes": traffic, "total": sum(traffic.values())},
-        "plain": {"missing": missing} if missing else {"seconds": spread(plain), "ratio": ratio(ours, plain)},
+        "plain": {"missing": missing} if missing else {"seconds": spread(plain[0]), "ratio": ratio(ours, plain[0])},
         "views": {},
     }
 
@@ -146,13 +148,13 @@ def _profile(session: Session, turns: int) -> tuple[dict[str, Spread], Spread]:
     return {name: spread([one[name] for one in taken]) for name in taken[0]}, spread(peaks)
 
 
-def interleaved(loops: Sequence[Callable[[int], float]], turns: int, block: int) -> tuple[list[float], list[float]]:
-    """Seconds a step of one or two loops, `turns` times `block` steps of each; who begins changes from turn to turn."""
+def interleaved(loops: Sequence[Callable[[int], float]], turns: int, block: int) -> list[list[float]]:
+    """Seconds a step of each loop, `turns` times `block` steps of each; who begins changes from turn to turn."""
     for loop in loops:
         loop(WARM_UP)
-    taken: list[list[float]] = [[], []]
+    taken: list[list[float]] = [[] for _ in loops]
     for turn in range(turns):
         order = range(len(loops))
         for index in order if turn % 2 else reversed(order):
             taken[index].append(loops[index](block))
-    return taken[0], taken[1]
+    return taken

@@ -146,16 +146,19 @@ def bytes_by_kind(session: Session) -> dict[str, int]:
     return found
 
 
-def device_peak(device: torch.device, dtype: torch.dtype, repetitions: int) -> list[float]:
-    """FLOPs a second that the product of two square matrices reaches, once a repetition."""
-    size = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    rates = []
-    for turn in range(repetitions + 2):
-        synchronize(device)
+class MatrixProduct:
+    """The product of two square matrices: what the device can reach at best, `flops` each."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        size = 8192 if device.type == "cuda" else 1024
+        self.flops, self.device = 2 * size**3, device
+        self.sides = [torch.randn(size, size, device=device).to(dtype) for _ in range(2)]
+
+    def seconds(self, times: int) -> float:
+        """Seconds of one, over so many."""
+        synchronize(self.device)
         began = time.perf_counter()
-        a @ b
-        synchronize(device)
-        if turn >= 2:
-            rates.append(2 * size**3 / (time.perf_counter() - began))
-    return rates
+        for _ in range(times):
+            self.sides[0] @ self.sides[1]
+        synchronize(self.device)
+        return (time.perf_counter() - began) / times
