@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kaizen.config import Config
+from kaizen.data.stream import Task
 from kaizen.errors import ConfigError
 from kaizen.methods import method_class
 from kaizen.optim import warmup_cosine
@@ -74,6 +75,20 @@ def make_plan(config: Config, images: Sequence[int], world: int, accumulation: i
         tasks.append(TaskPlan(count, batch, per_epoch, steps, warmup if warmup >= 2 else 0, first))
         first += steps
     return Plan(tuple(tasks), config.optim.lr * config.optim.batch / 256, config.optim.min_lr)
+
+
+def term_weights(config: Config, tasks: Sequence[Task], task: int) -> dict[str, float]:
+    """Weights of the four terms of the loss in a task."""
+    weight = config.classifier.distill_weight
+    if weight == "class_ratio":
+        before = {c for earlier in tasks[:task] for c in earlier.classes}
+        weight = len(before) / len(set(tasks[task].classes) - before)
+    return {
+        "ssl": config.method.weight,
+        "distill": config.distill.weight or 0.0,
+        "classifier": config.classifier.weight,
+        "classifier_distill": float(weight),
+    }
 
 
 def describe(config: Config, plan: Plan, world: int, accumulation: int = 1) -> list[str]:

@@ -9,6 +9,8 @@ from types import FrameType
 import kaizen
 from kaizen.errors import Stopped
 
+STOP_STEPS = 5  # steps between agreements on stopping; each is a message between processes
+
 
 class StopRequest:
     """Notices a request to stop: at first a signal ends the program at once, from `defer` on it only raises a flag."""

@@ -21,13 +21,11 @@ from kaizen.learner import total
 from kaizen.log import Clock, RunLog, versions
 from kaizen.networks.encoders import build_encoder
 from kaizen.parallel import Parallel, check_encoder
-from kaizen.plan import describe, make_plan
+from kaizen.plan import describe, make_plan, term_weights
 from kaizen.state import TaskState, checkpoint_directory, task_directory
 from kaizen.stepping import Stepper
-from kaizen.stop import StopRequest
+from kaizen.stop import STOP_STEPS, StopRequest
 from kaizen.writer import Writer
-
-STOP_STEPS = 5  # steps between agreements on stopping; each is a message between processes
 
 
 class Trainer:
@@ -151,7 +149,7 @@ class Trainer:
 
     def train_task(self, task: int, checkpoint: tuple[Path, dict[str, Any]] | None) -> None:
         """Train one task from its beginning, or from a checkpoint of it with its state, and write its end state."""
-        plan, weights = self.plan.tasks[task], self._weights(task)
+        plan, weights = self.plan.tasks[task], term_weights(self.config, self.tasks, task)
         sizes = self.source.num_classes, task, plan.images
         state = TaskState(self.config, *sizes, self.plan.lr, weights, self.path, self.parallel)
         position: dict[str, Any] = {"step": plan.first_step, "train_seconds": 0.0}
@@ -202,20 +200,6 @@ class Trainer:
             self.log.say(f"task {task} ({self.tasks[task].name}): mean accuracy in % on the tasks seen: {means}")
         world, peak = self.parallel.world, self.parallel.peak_memory()
         self.parallel.on_main(lambda: self.results.write(world=world, peak_memory=peak))
-
-    def _weights(self, task: int) -> dict[str, float]:
-        """Weights of the four terms in a task."""
-        config = self.config
-        weight = config.classifier.distill_weight
-        if weight == "class_ratio":
-            before = {c for earlier in self.tasks[:task] for c in earlier.classes}
-            weight = len(before) / len(set(self.tasks[task].classes) - before)
-        return {
-            "ssl": config.method.weight,
-            "distill": config.distill.weight or 0.0,
-            "classifier": config.classifier.weight,
-            "classifier_distill": float(weight),
-        }
 
     def _log(self, task: int, step: int, terms: dict[str, Tensor], weights: dict[str, float], clock: Clock) -> None:
         plan = self.plan.tasks[task]

@@ -64,7 +64,16 @@ def load_stream(config: Config, check: Callable[[], None] = lambda: None) -> Str
         cache_dir=data.cache_dir,
         check=check,
     )
-    tasks = _cut(config, source)
+    return make_stream(config, source)
+
+
+def make_stream(config: Config, source: Source) -> Stream:
+    """Cut a source into tasks and hide labels.
+
+    Raises:
+        ConfigError: it cannot be cut so, or a key does not fit the tasks.
+    """
+    data, tasks = config.data, _cut(config, source)
     # Of the images that take part, so that no class's only label lies in a domain that is left out.
     labels = np.full_like(source.train.labels, -1)
     used = np.concatenate([task.train for task in tasks])

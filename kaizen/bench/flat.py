@@ -1,0 +1,94 @@
+"""Whether a later task costs what an early one does: many small tasks trained one after the other."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from kaizen.bench.measure import interleaved
+from kaizen.bench.session import Session
+from kaizen.bench.spread import Spread, ratio, spread
+from kaizen.bench.synthetic import choose_stream, make_source, save_source
+from kaizen.config import Config
+from kaizen.data.load import Stream
+from kaizen.errors import ConfigError
+from kaizen.parallel import Parallel
+from kaizen.plan import Plan, make_plan
+
+EARLY = 1
+"""The first task with a teacher and a memory, which the last one is compared with."""
+FEWEST = EARLY + 2
+
+
+def check_tasks(config: Config, tasks: int) -> None:
+    """Refuse a number of tasks that a recipe cannot have.
+
+    Raises:
+        ConfigError: names what is allowed.
+    """
+    if config.stream.kind not in ("class", "data"):
+        raise ConfigError("--tasks", f"is {tasks}, and stream.kind is {config.stream.kind!r}; allowed: class, data")
+    if tasks < FEWEST:
+        raise ConfigError("--tasks", f"is {tasks}; allowed: at least {FEWEST}, a task between task 0 and the last")
+
+
+def small_tasks(config: Config, steps: int, synthetic: bool, folder: Path, parallel: Parallel) -> tuple[Config, str]:
+    """A configuration whose tasks have the same batch and at least so many steps, and what its data are.
+
+    Args:
+        folder: where random images are written.
+    """
+    stream, data = parallel.main_first(lambda: choose_stream(config, synthetic))
+    changed: dict[str, Any] = {}
+    if data != config.data.source:
+        source = make_source(config)
+        parallel.on_main(lambda: save_source(source, folder))
+        columns = {"image_column": "image", "label_column": "label", "train_split": "train", "test_split": "test"}
+        place = {"source": f"disk:{folder}", "image_size": source.image_size, "cache_dir": str(folder / "cache")}
+        changed["data"] = config.data.model_copy(update=columns | place)
+        config = config.model_copy(update=changed)
+        stream = parallel.main_first(lambda: choose_stream(config, False))[0]
+    batch = min(config.optim.batch, *stream.train_sizes)
+    epochs = max(1, -(-steps // min(images // batch for images in stream.train_sizes)))
+    changed["optim"] = config.optim.model_copy(update={"batch": batch, "epochs": epochs, "warmup_epochs": 0})
+    changed["run"] = config.run.model_copy(update={"checkpoint_every": 0})
+    changed["log"] = config.log.model_copy(update={"every_steps": 1, "wandb": "disabled"})
+    config = config.model_copy(update=changed)
+    make_plan(config, stream.train_sizes, parallel.world, parallel.accumulation)
+    return config, data
+
+
+def step_seconds(run: Path, task: int) -> list[float]:
+    """Seconds of each step of a task but the first, from a run's log of every step."""
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    ends = [record["seconds"] for record in records if record["task"] == task]
+    return [end - begin for begin, end in pairwise(ends)]
+
+
+def compare_tasks(config: Config, stream: Stream, plan: Plan, run: Path, parallel: Parallel, turns: int) -> Spread:
+    """Seconds a step of the last task over those of task 1, both begun anew from the run's files and run in turns."""
+    last = len(stream.tasks) - 1
+    sessions = [
+        Session(config, stream, plan, task, run, parallel, logs=run / f"again-{task}", steps=plan.tasks[task].steps)
+        for task in (last, EARLY)
+    ]
+    late, early = interleaved([session.seconds for session in sessions], turns, 1)
+    for session in sessions:
+        session.close()
+    return ratio(late, early)
+
+
+def summary(run: Path, tasks: int, peaks: list[int], again: Spread) -> dict[str, Any]:
+    """What a finished run cost, task by task."""
+    taken = [step_seconds(run, task) for task in range(tasks)]
+    seconds = json.loads((run / "results.json").read_text())["seconds"]
+    shares = [e / (t + e) for t, e in zip(seconds["train"], seconds["evaluate"], strict=True)]
+    return {
+        "tasks": tasks,
+        "step_seconds": [spread(steps) for steps in taken],
+        "last_over_first": again,
+        "last_over_first_in_the_run": median(taken[-1]) / median(taken[EARLY]),
+        "peak_bytes": peaks,
+        "evaluation_share": shares,
+    }

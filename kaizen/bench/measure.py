@@ -1,0 +1,160 @@
+"""Everything that is measured of one step, as one dictionary of plain numbers."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kaizen.bench.against import compare_views
+from kaizen.bench.memory import peak_memory, reset_peak
+from kaizen.bench.parts import MatrixProduct, bytes_by_kind, flops_by_part, seconds_by_part
+from kaizen.bench.plain import PlainLoop, lacking
+from kaizen.bench.session import Session, begin_run
+from kaizen.bench.spread import Spread, inverse, ratio, spread
+from kaizen.bench.synthetic import choose_stream
+from kaizen.config import Config
+from kaizen.data.load import Stream
+from kaizen.log import environment
+from kaizen.parallel import Parallel
+from kaizen.plan import make_plan
+
+WARM_UP = 3
+BLOCK_SECONDS = 0.5
+"""A repetition is as many steps as fit, so that neither the clock nor a single log line decides."""
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured: how often, on random images or the recipe's, and which pipelines of views beside ours."""
+
+    repetitions: int = 20
+    synthetic: bool = False
+    against: tuple[str, ...] = ()
+
+
+Say = Callable[[str], None]
+
+
+@contextmanager
+def workplace(parallel: Parallel) -> Iterator[Path]:
+    """A temporary directory of all processes, gone afterwards; on several nodes TMPDIR names one that they share."""
+    path = Path(parallel.broadcast(tempfile.mkdtemp(prefix="kaizen-bench-") if parallel.is_main else ""))
+    try:
+        yield path
+    finally:
+        if parallel.is_main:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def measure(recipe: str, config: Config, options: Options, parallel: Parallel, say: Say) -> dict[str, Any]:
+    """Measure the training step of a recipe, in task 1 where there is one.
+
+    Args:
+        recipe: its name, for the record.
+        say: takes a line of progress.
+
+    Raises:
+        ConfigError: data or stream do not fit the configuration.
+    """
+    stream, data = parallel.main_first(lambda: choose_stream(config, options.synthetic))
+    plan = make_plan(config, stream.train_sizes, parallel.world, parallel.accumulation)
+    say(f"data: {data}")
+    with workplace(parallel) as run:
+        task = begin_run(config, stream, plan, run, parallel)
+        session = Session(config, stream, plan, task, run, parallel, logs=run / "logs", steps=plan.tasks[task].steps)
+        try:
+            found = _measured(session, options, say)
+        finally:
+            session.close()
+    for name in options.against:
+        say(f"views beside {name}, {options.repetitions} turns on one thread")
+        parallel.on_main(partial(_compare, found["views"], name, config, stream, options.repetitions))
+    return _described(recipe, config, data, session, parallel) | found
+
+
+def _compare(found: dict[str, Any], name: str, config: Config, stream: Stream, turns: int) -> None:
+    found[name] = compare_views(name, config, stream, turns)
+
+
+def _described(recipe: str, config: Config, data: str, session: Session, parallel: Parallel) -> dict[str, Any]:
+    """Of what the numbers are."""
+    sampler, about = session.stepper.sampler, environment(parallel)
+    del about["command"]
+    return {
+        "schema": 1,
+        "recipe": recipe,
+        "config_hash": config.hash(),
+        "data": data,
+        "environment": about,
+        "task": session.task,
+        "teacher": session.state.teacher is not None,
+        "batch": {"current": sampler.batch, "replay": sampler.replay, "image_size": session.stepper.image[-1]},
+    }
+
+
+def _measured(session: Session, options: Options, say: Say) -> dict[str, Any]:
+    """The numbers, in the order of measurement: what needs a process without the plain loop's networks comes first."""
+    parallel, turns = session.parallel, options.repetitions
+    session.seconds(WARM_UP)
+    block = parallel.broadcast(max(1, int(BLOCK_SECONDS / session.seconds(WARM_UP))))
+    say(f"parts of a step, {turns} times")
+    parts, peaks = _profile(session, turns)
+    say("arithmetic and traffic of a step")
+    flops, traffic = flops_by_part(session), bytes_by_kind(session)
+    product = MatrixProduct(parallel.device, DTYPES[parallel.accelerator.mixed_precision])
+    missing = lacking(session)
+    beside = "" if missing else " of ours and of the plain loop, in turns"
+    say(f"whole steps, {turns} times {block}{beside}")
+    loops = [session.seconds, product.seconds, *([] if missing else [PlainLoop(session).seconds])]
+    ours, products, *plain = interleaved(loops, turns, block)
+    seconds = spread(ours)
+    model = sum(count for part, count in flops.items() if part != "views")
+    return {
+        "step": {
+            "seconds": seconds,
+            "images_per_second": inverse(seconds, session.stepper.sampler.batch),
+            "steps_a_repetition": block,
+        },
+        "parts": parts,
+        "flops": {
+            "step": model,
+            "parts": flops,
+            "per_second": inverse(seconds, model),
+            "peak_per_second": inverse(spread(products), product.flops),
+            # In pairs, as another program on the machine slows both down.
+            "share_of_peak": spread([model / a / (product.flops / b) for a, b in zip(ours, products, strict=True)]),
+        },
+        "memory": {"peak_bytes": peaks},
+        "communication": {"bytes": traffic, "total": sum(traffic.values())},
+        "plain": {"missing": missing} if missing else {"seconds": spread(plain[0]), "ratio": ratio(ours, plain[0])},
+        "views": {},
+    }
+
+
+def _profile(session: Session, turns: int) -> tuple[dict[str, Spread], Spread]:
+    """Seconds of each part, and bytes at the peak, of single steps."""
+    taken, peaks = [], []
+    for _ in range(turns):
+        reset_peak(session.parallel.device)
+        taken.append(seconds_by_part(session))
+        peaks.append(peak_memory(session.parallel.device))
+    return {name: spread([one[name] for one in taken]) for name in taken[0]}, spread(peaks)
+
+
+def interleaved(loops: Sequence[Callable[[int], float]], turns: int, block: int) -> list[list[float]]:
+    """Seconds a step of each loop, `turns` times `block` steps of each; who begins changes from turn to turn."""
+    for loop in loops:
+        loop(WARM_UP)
+    taken: list[list[float]] = [[] for _ in loops]
+    for turn in range(turns):
+        order = range(len(loops))
+        for index in order if turn % 2 else reversed(order):
+            taken[index].append(loops[index](block))
+    return taken

@@ -1,0 +1,29 @@
+"""Peak memory of a stretch of work, not only of the whole process."""
+
+import torch
+
+
+def reset_peak(device: torch.device) -> bool:
+    """Forget the peak so far; False where the system cannot (other than Linux), so that it is the whole process'."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+    except OSError:
+        return False
+    return True
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes since the last reset: of the GPU's memory where there is one, otherwise of this process'."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

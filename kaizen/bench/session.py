@@ -1,0 +1,103 @@
+"""A task under way, stepped as the trainer steps it, but for checkpoints."""
+
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kaizen.config import Config
+from kaizen.data.load import Stream
+from kaizen.learner import total
+from kaizen.log import Clock, RunLog
+from kaizen.parallel import Parallel
+from kaizen.plan import Plan, term_weights
+from kaizen.state import TaskState, task_directory
+from kaizen.stepping import Stepper
+from kaizen.stop import STOP_STEPS
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what the device is doing."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def begin_run(config: Config, stream: Stream, plan: Plan, run: Path, parallel: Parallel) -> int:
+    """Write the untrained end state of task 0, with its replay memory; returns the task that can be trained now."""
+    if len(stream.tasks) == 1:
+        return 0
+    weights = term_weights(config, stream.tasks, 0)
+    state = TaskState(config, stream.source.num_classes, 0, plan.tasks[0].images, plan.lr, weights, run, parallel)
+    stepper = Stepper(config, stream, plan, state, weights, parallel)
+    state.save_task_end(task_directory(run, 0), stepper.remember(), stepper.image, {"task": 0, "step": 0})
+    parallel.release()
+    return 1
+
+
+class Session:
+    """The training loop of one task, whose state before it lies in a run directory.
+
+    Args:
+        task: index of the task.
+        logs: directory of the log; another one than the run's leaves that one's log alone.
+        steps: steps that will be taken, for the progress bar.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        stream: Stream,
+        plan: Plan,
+        task: int,
+        run: Path,
+        parallel: Parallel,
+        *,
+        logs: Path,
+        steps: int,
+    ) -> None:
+        self.config, self.plan, self.task, self.parallel = config, plan, task, parallel
+        self.tasks, self.num_classes = len(stream.tasks), stream.source.num_classes
+        self.weights = term_weights(config, stream.tasks, task)
+        sizes = self.num_classes, task, plan.tasks[task].images
+        self.state = TaskState(config, *sizes, plan.lr, self.weights, run, parallel)
+        self.stepper = Stepper(config, stream, plan, self.state, self.weights, parallel)
+        self.clock, self.done = Clock(0.0), 0
+        logs.mkdir(parents=True, exist_ok=True)
+        self.log = RunLog(logs, config, parallel, steps=steps, done=0)
+
+    def step(self, *, logged: bool = False) -> dict[str, Tensor]:
+        """One step and what the trainer does around it; a log line when it is due, or `logged` whenever asked."""
+        plan = self.plan.tasks[self.task]
+        step = self.done % plan.steps
+        terms = self.stepper.step(step)
+        self.done += 1
+        self.clock.count(plan.batch)
+        self.log.advance(self.task, self.tasks, step // plan.steps_per_epoch, self.config.optim.epochs)
+        if logged or self.done % self.config.log.every_steps == 0:
+            self.write_log(terms)
+        if self.done % STOP_STEPS == 0:
+            self.parallel.any(False)
+        return terms
+
+    def seconds(self, steps: int) -> float:
+        """Seconds a step, over so many steps."""
+        synchronize(self.parallel.device)
+        began = time.perf_counter()
+        for _ in range(steps):
+            self.step()
+        synchronize(self.parallel.device)
+        return (time.perf_counter() - began) / steps
+
+    def write_log(self, terms: dict[str, Tensor]) -> None:
+        """The log line of a step: one wait for the device."""
+        values = self.parallel.mean({**terms, "total": total(terms, self.weights)})
+        rate = self.clock.lap()
+        losses = {f"loss/{name}": value for name, value in values.items()}
+        position = {"step": self.done, "task": self.task, "seconds": self.clock.seconds(), "images_per_second": rate}
+        self.log.line(position | losses)
+        self.log.show(values["total"], rate)
+
+    def close(self) -> None:
+        """Close the log."""
+        self.log.close()

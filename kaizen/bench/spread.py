@@ -1,0 +1,33 @@
+"""Medians with their spread, and ratios of interleaved measurements with an interval."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+RESAMPLES = 2000
+
+Spread = dict[str, float]
+"""median, low, high and count."""
+
+
+def spread(samples: Sequence[float]) -> Spread:
+    """Median of the samples with their 5 % and 95 % quantiles."""
+    low, median, high = np.quantile(np.asarray(samples, dtype=np.float64), (0.05, 0.5, 0.95))
+    return {"median": float(median), "low": float(low), "high": float(high), "count": len(samples)}
+
+
+def inverse(of: Spread, factor: float) -> Spread:
+    """The spread of factor / x from that of x > 0: of images a second from seconds."""
+    ends = {"median": of["median"], "low": of["high"], "high": of["low"]}
+    return {name: factor / value for name, value in ends.items()} | {"count": of["count"]}
+
+
+def ratio(first: Sequence[float], second: Sequence[float]) -> Spread:
+    """Median of first / second with a 90 % interval; pairs were measured side by side, so that drift drops out.
+
+    The interval is the bootstrap's (Efron 1979): quantiles of the medians of resampled pairs, from a fixed seed.
+    """
+    quotients = np.asarray(first, dtype=np.float64) / np.asarray(second, dtype=np.float64)
+    rows = np.random.default_rng(0).integers(len(quotients), size=(RESAMPLES, len(quotients)))
+    low, high = np.quantile(np.median(quotients[rows], axis=1), (0.05, 0.95))
+    return {"median": float(np.median(quotients)), "low": float(low), "high": float(high), "count": len(quotients)}

@@ -1,0 +1,80 @@
+"""Random images in the place of a data set: uint8 noise of the recipe's size and classes."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+
+from kaizen.config import Config
+from kaizen.data.load import Stream, load_stream, make_stream
+from kaizen.data.source import KNOWN_SOURCES
+from kaizen.data.store import Source, Split
+from kaizen.errors import ConfigError
+
+MOST_BYTES = 256 * 2**20
+UNKNOWN_CLASSES, UNKNOWN_SIZE = 100, 32
+BATCHES = 2
+"""Batches in a task at least."""
+
+
+def choose_stream(config: Config, synthetic: bool) -> tuple[Stream, str]:
+    """The recipe's data where they lie on this machine, otherwise random images; and a line that says which.
+
+    Raises:
+        ConfigError: the data are there and cannot be used, or random images cannot be cut into the recipe's tasks.
+    """
+    if not synthetic:
+        # A benchmark downloads nothing.
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        try:
+            return load_stream(config), config.data.source
+        except ConfigError as error:
+            known = KNOWN_SOURCES.get(config.data.source)
+            if error.key != "data.source" or known is None or known.hub is None:
+                raise
+    source = make_source(config, MOST_BYTES)
+    why = "as asked" if synthetic else f"as {config.data.source} is not on this machine"
+    images = f"{len(source.train.labels)} random images of {source.image_size} px in {source.num_classes} classes"
+    return make_stream(config, source), f"{images}, {why}"
+
+
+def make_source(config: Config, most_bytes: int = 0) -> Source:
+    """Random images, as many as the known source has: at most so many bytes, at least BATCHES batches a task."""
+    known = KNOWN_SOURCES.get(config.data.source)
+    classes = known.classes if known else max(UNKNOWN_CLASSES, config.stream.tasks)
+    size = config.data.image_size or (known.image_size if known else UNKNOWN_SIZE)
+    least = max(BATCHES * config.optim.batch * config.stream.tasks, classes)
+    count = max(least, min(known.train_images if known else least, most_bytes // (3 * size * size)))
+    domains = config.stream.domains or tuple(map(str, range(config.stream.tasks)))
+    generator = np.random.default_rng(config.run.seed)
+
+    def split(images: int) -> Split:
+        pixels = generator.integers(256, size=(images, 3, size, size), dtype=np.uint8)
+        # Every class in every domain.
+        labels, digest = np.arange(images) % classes, hashlib.sha256(pixels.tobytes()).hexdigest()
+        return Split(pixels, labels, np.arange(images) // classes % len(domains), digest)
+
+    train, test = split(count), split(max(least // 5, classes * len(domains)))
+    names = tuple(f"class {number}" for number in range(classes))
+    # Of uniform levels: the data need not be read for it.
+    moments = (0.5, 0.5, 0.5), (0.29, 0.29, 0.29)
+    return Source(train, test, names, tuple(domains), *moments, fingerprint="synthetic")
+
+
+def save_source(source: Source, folder: Path) -> None:
+    """Write a source as a data set that `disk:FOLDER` names, with columns image, label and domain."""
+    import datasets
+
+    columns = {
+        "image": datasets.Image(),
+        "label": datasets.ClassLabel(names=list(source.class_names)),
+        "domain": datasets.ClassLabel(names=list(source.domain_names)),
+    }
+    datasets.disable_progress_bars()
+    parts = {}
+    for name, split in (("train", source.train), ("test", source.test)):
+        assert split.domains is not None
+        rows = {"image": list(split.images.transpose(0, 2, 3, 1)), "label": split.labels, "domain": split.domains}
+        parts[name] = datasets.Dataset.from_dict(rows, features=datasets.Features(columns))
+    datasets.DatasetDict(parts).save_to_disk(str(folder))

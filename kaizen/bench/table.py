@@ -1,0 +1,61 @@
+"""What was measured, as lines for the user."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from kaizen.bench.spread import Spread
+
+
+def lines(found: dict[str, Any]) -> Iterator[str]:
+    """The numbers of `measure`: each a median, with its 5 % and 95 % quantiles over the repetitions in brackets."""
+    about, batch, step, flops = found["environment"], found["batch"], found["step"], found["flops"]
+    yield _row("recipe", f"{found['recipe']}, {found['data']}")
+    device = about["device_name"] or about["device"]
+    yield _row("device", f"{device}, processes {about['world_size']}, threads {about['threads_per_process']} each")
+    teacher = "a teacher" if found["teacher"] else "no teacher"
+    images = f"{batch['current']} images of {batch['image_size']} px and {batch['replay']} of the replay memory"
+    yield _row("step", f"{images}, in task {found['task']}, with {teacher}")
+    yield _row("images/s", _shown(step["images_per_second"]) + ", replay not counted")
+    yield _row("seconds a step", _shown(step["seconds"]))
+    whole = sum(part["median"] for part in found["parts"].values())
+    for name, part in found["parts"].items():
+        yield _row(f"  {name}", f"{_shown(part, 1000)} ms, {part['median'] / whole:.1%}")
+    yield _row("GFLOP a step", f"{flops['step'] / 1e9:.2f}, views not counted")
+    yield _row("GFLOP/s", _shown(flops["per_second"], 1e-9))
+    yield _row("peak GFLOP/s", f"{_shown(flops['peak_per_second'], 1e-9)}, a matrix product in the same precision")
+    yield _row("share of the peak", _shown(flops["share_of_peak"], 100) + " %")
+    yield _row("peak memory", _shown(found["memory"]["peak_bytes"], 2**-20) + " MiB")
+    traffic = found["communication"]
+    kinds = "".join(f", {kind} {count}" for kind, count in traffic["bytes"].items())
+    yield _row("traffic a step", f"{traffic['total']} bytes a process{kinds}")
+    plain = found["plain"]
+    if "missing" in plain:
+        yield _row("plain loop", plain["missing"])
+    else:
+        yield _row("plain loop", f"{_shown(plain['seconds'])} seconds a step, without data, views and log")
+        yield _row("ours / plain", _shown(plain["ratio"]) + ", 90 % interval")
+    for name, views in found["views"].items():
+        yield _row("views/s, ours", _shown(views["ours_images_per_second"]) + " two-view images on one thread")
+        yield _row(f"views/s, {name}", _shown(views["theirs_images_per_second"]))
+        yield _row(f"ours / {name}", _shown(views["ratio"]) + ", 90 % interval")
+
+
+def flat_lines(found: dict[str, Any]) -> Iterator[str]:
+    """The numbers of `summary`."""
+    yield _row("recipe", f"{found['recipe']}, {found['data']}")
+    rows = zip(found["step_seconds"], found["peak_bytes"], found["evaluation_share"], strict=True)
+    for task, (seconds, peak, share) in enumerate(rows):
+        rest = f"peak memory {peak / 2**20:.0f} MiB, evaluation {share:.1%} of the task"
+        yield _row(f"task {task}", f"{_shown(seconds)} seconds a step, {rest}")
+    last = found["tasks"] - 1
+    yield _row("in the run", f"{found['last_over_first_in_the_run']:.3f} = task {last} / task 1, seconds a step")
+    yield _row("in turns", f"{_shown(found['last_over_first'])}, 90 % interval, both tasks begun anew")
+
+
+def _row(name: str, value: str) -> str:
+    return f"{name:19} {value}"
+
+
+def _shown(of: Spread, scale: float = 1.0) -> str:
+    median, low, high = (of[key] * scale for key in ("median", "low", "high"))
+    return f"{median:.4g} [{low:.4g}, {high:.4g}]"

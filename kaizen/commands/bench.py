@@ -1,0 +1,154 @@
+"""`python -m kaizen bench [RECIPE]`: what a training step costs, and what in it."""
+
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kaizen.cli import parse_arguments, resolve
+from kaizen.commands.parser import Parser, at_least_one
+from kaizen.config import Config
+from kaizen.errors import ConfigError
+
+if TYPE_CHECKING:
+    from kaizen.parallel import Parallel
+
+AGAINST = ("pil", "kornia")
+USAGE = "python -m kaizen bench [RECIPE] [--preset NAME] [--section.key VALUE ...] [OPTION ...]"
+ABOUT = """Measure the training step of a recipe (digits if none is named) as the trainer takes it in task 1, with
+teacher and replay memory, in a temporary directory: images/s, seconds of each part, FLOPs and the share of the device's
+peak, peak memory, bytes sent; and how long the step takes over that of a plain PyTorch loop with the same networks,
+which there is for simclr, mocov2plus, byol and vicreg. Numbers are medians, with 5 % and 95 % quantiles in brackets."""
+CLOSING = """The recipe's data are used where they lie on this machine, otherwise random images of their size and
+classes. Keys are those of training (python train.py --help). Under a launcher the main process prints.
+Shares of parts are of a pass that waits for the device at every border; the step itself is timed without.
+
+  python -m kaizen bench digits --tasks 10
+  python -m kaizen bench cifar100-mocov2plus --encoder.width 16 --optim.batch 64 --synthetic --against pil
+  accelerate launch -q --num_processes 4 -m kaizen bench cifar100-simclr --json bench.json
+
+Exit codes: 0 done, 2 a key, an option or the data are wrong."""
+
+
+def main(tokens: Sequence[str]) -> int:
+    """Measure and print.
+
+    Raises:
+        ConfigError: a key, an option or the data are wrong.
+    """
+    parser = _parser()
+    if {"-h", "--help"} & set(tokens):
+        print(parser.format_help(), end="")
+        return 0
+    # As in training, and read when torch is loaded: threads that wait spin for less long.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    given, rest = parser.parse_known_args(tokens)
+    arguments = parse_arguments(rest)
+    if given.tasks:
+        arguments.overrides["stream.tasks"] = str(given.tasks)
+    recipe, config = resolve(*arguments)
+    if given.tasks and given.against:
+        raise ConfigError("--against", "is given with --tasks, which measures nothing else; allowed: one of the two")
+    if "kornia" in given.against and importlib.util.find_spec("kornia") is None:
+        raise ConfigError("--against", "is kornia, which is not installed; allowed: pil, or pip install kornia")
+    if given.json not in (None, "-") and not Path(given.json).expanduser().parent.is_dir():
+        raise ConfigError("--json", f"is {given.json!r}, whose directory does not exist; allowed: a file, or -")
+    from kaizen.bench.measure import Options, measure
+    from kaizen.bench.table import flat_lines, lines
+    from kaizen.parallel import Parallel
+
+    if given.tasks:
+        from kaizen.bench.flat import check_tasks
+
+        check_tasks(config, given.tasks)
+    parallel = Parallel()
+
+    def say(text: str) -> None:
+        if parallel.is_main:
+            print(text, file=sys.stderr, flush=True)
+
+    if given.tasks:
+        found = _flat(recipe, config, given.repetitions, given.synthetic, parallel)
+        text = flat_lines(found)
+    else:
+        found = measure(
+            recipe, config, Options(given.repetitions, given.synthetic, tuple(given.against)), parallel, say
+        )
+        text = lines(found)
+    # A training run has left the group of processes by now, so nothing can be agreed on any more.
+    if parallel.is_main:
+        _tell(found, text, given.json)
+    if not given.tasks:
+        parallel.close()
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(USAGE, ABOUT, CLOSING)
+    parser.add_argument("--repetitions", metavar="N", type=at_least_one, default=20, help="of each measurement [20]")
+    parser.add_argument("--synthetic", action="store_true", help="random images, whatever data there are")
+    parser.add_argument(
+        "--against",
+        metavar="|".join(AGAINST),
+        choices=AGAINST,
+        action="append",
+        default=[],
+        help="time this pipeline of two views beside ours, on one thread; may be given twice",
+    )
+    parser.add_argument(
+        "--tasks",
+        metavar="N",
+        type=at_least_one,
+        help="instead of all else, train N small tasks: seconds a step of the last over those of task 1, peak memory "
+        "and evaluation's share of each",
+    )
+    parser.add_argument("--json", metavar="FILE", help="write all numbers to FILE; -: print them in the table's place")
+    return parser
+
+
+def _flat(recipe: str, config: Config, turns: int, synthetic: bool, parallel: "Parallel") -> dict[str, Any]:
+    """Train small tasks and compare the last with task 1."""
+    from kaizen.bench.flat import compare_tasks, small_tasks, summary
+    from kaizen.bench.measure import workplace
+    from kaizen.bench.memory import peak_memory, reset_peak
+    from kaizen.stop import StopRequest
+    from kaizen.trainer import Trainer
+
+    peaks: list[int] = []
+    found: dict[str, Any] = {}
+
+    class Watched(Trainer):
+        def train_task(self, task: int, checkpoint: tuple[Path, dict[str, Any]] | None) -> None:
+            reset_peak(self.parallel.device)
+            super().train_task(task, checkpoint)
+            peaks.append(peak_memory(self.parallel.device))
+
+        def evaluate(self, task: int, readers: Sequence[str]) -> None:
+            super().evaluate(task, readers)
+            if task == len(self.tasks) - 1:
+                again = compare_tasks(self.config, self.stream, self.plan, self.path, self.parallel, turns)
+                found.update(summary(self.path, task + 1, peaks, again))
+
+    with workplace(parallel) as place:
+        small, data = small_tasks(config, turns, synthetic, place / "data", parallel)
+        # What a run prints is progress here.
+        with redirect_stdout(sys.stderr):
+            Watched(recipe, small, place / "run", StopRequest()).run()
+    return {"schema": 1, "recipe": recipe, "config_hash": small.hash(), "data": data, **found}
+
+
+def _tell(found: dict[str, Any], text: Iterable[str], file: str | None) -> None:
+    content = json.dumps(found, indent=1)
+    if file == "-":
+        print(content)
+        return
+    if file is not None:
+        try:
+            Path(file).expanduser().write_text(content + "\n")
+        except OSError as error:
+            raise ConfigError("--json", f"{file} cannot be written ({error.strerror})") from None
+    print("\n".join(text), flush=True)
