@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
 DAEMONS = ("munged", "slurmctld", "slurmd")
 GRACE = 40
 NODES = ("node1", "node2")
@@ -96,7 +97,9 @@ class Cluster:
 
     def call(self, *command: str, **environment: str) -> str:
         """What a command printed; it must end well."""
-        done = subprocess.run(command, env={**self.environment, **environment}, capture_output=True, text=True)
+        done = subprocess.run(
+            command, env={**self.environment, **environment}, cwd=ROOT, capture_output=True, text=True
+        )
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
 
