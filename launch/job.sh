@@ -33,15 +33,27 @@ job=$SLURM_JOB_ID
 status_version() { stat -c '%i %Y %Z' "$run/status.json" 2>/dev/null || true; }
 status_value() { sed -n "s/.*\"$1\": *\"\{0,1\}\([A-Za-z0-9]*\).*/\1/p" "$run/status.json"; }
 
+# Slurm holds jobs of one name back until the one before has ended, but not until its processes have; those of the same
+# array do not matter.
+another_ends() {
+    squeue --noheader --user="$(id -u)" --name="$SLURM_JOB_NAME" --states=COMPLETING --format=%F |
+        grep -qvx "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}"
+}
+
 # train_or_requeue RUN_DIRECTORY ARGUMENT...: `python ARGUMENT...` under Accelerate on all nodes of the job. Ends the
-# script: 0 done, 2 or 3 failed, 75 stopped. A run that Slurm stopped goes back in the queue; one that failed does not.
+# script: 0 done, 75 stopped, any other failed. A run that Slurm stopped goes back in the queue; one that failed does not.
 train_or_requeue() {
     run=$1 signalled='' code=0
     shift
+    trap 'signalled=yes' USR1 TERM
+    for _ in {1..60}; do
+        another_ends || break
+        sleep 2
+    done
     mkdir -p "$run"
+    rm -f "$run/stop" # was meant for an earlier job
     local before state=none
     before=$(status_version)
-    trap 'signalled=yes' USR1 TERM
     # A node that is lost is noticed by the others, which have to tell: srun kills them only if they do not.
     srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
         ${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"} --kill-on-bad-exit=0 --wait=120 \

@@ -26,7 +26,7 @@ SlurmctldPort={ports[0]}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge/socket,cred_expire=1
+AuthInfo=socket={folder}/munge/socket,cred_expire=5
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
@@ -53,8 +53,8 @@ MailProg=/bin/true
 GresTypes=gpu
 NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=4 RealMemory=4000 Gres=gpu:2
 NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=4 RealMemory=4000 Gres=gpu:2
-PartitionName=main Nodes=node1,node2 Default=YES MaxTime=60 State=UP PriorityTier=1 GraceTime={grace}
-PartitionName=urgent Nodes=node1,node2 MaxTime=60 State=UP PriorityTier=9 PreemptMode=OFF
+PartitionName=main Nodes=node1,node2 Default=YES MaxTime=1440 State=UP PriorityTier=1 GraceTime={grace}
+PartitionName=urgent Nodes=node1,node2 MaxTime=1440 State=UP PriorityTier=9 PreemptMode=OFF
 """
 GRES = "NodeName=node[1-2] Name=gpu Count=2 File=/dev/tty[0-1]\n"
 
@@ -77,7 +77,13 @@ class Cluster:
         self.environment = {**os.environ, "PATH": path, "SLURM_CONF": str(folder / "slurm.conf")}
         self._write()
         munge = folder / "munge"
-        options = {"key-file": "key", "socket": "socket", "pid-file": "munged.pid", "log-file": "log", "seed-file": "seed"}
+        options = {
+            "key-file": "key",
+            "socket": "socket",
+            "pid-file": "munged.pid",
+            "log-file": "log",
+            "seed-file": "seed",
+        }
         self.call("munged", "--force", *(f"--{name}={munge / file}" for name, file in options.items()))
         self.call("slurmctld", "-c")
         for node in NODES:
@@ -107,7 +113,7 @@ class Cluster:
         """Until something is so, which must be soon."""
         deadline = time.monotonic() + seconds
         while not check():
-            assert time.monotonic() < deadline, self.call("scontrol", "show", "job", "-o")
+            assert time.monotonic() < deadline, self.call("squeue", "--states=all", "--format=%i %T %r %j %M")
             time.sleep(0.1)
 
     def job(self, job: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from cluster import Cluster
+from runs import log_of, wait_for_step
 
 SETUP = f"export PATH={Path(sys.executable).parent}:$PATH OMP_NUM_THREADS=1"
 
@@ -16,6 +17,16 @@ def submit(cluster: Cluster, *words: str) -> list[str]:
     """Numbers of the jobs that a line of launch/submit gives to Slurm: the runs', then the report's."""
     command = (sys.executable, "launch/submit", "--cores", "1", "--time", "10", "--setup", SETUP, *words)
     return re.findall(r"^job (\d+)$", cluster.call(*command), re.MULTILINE)
+
+
+def wait_for(run: Path, step: int) -> None:
+    """Until a run has logged a step."""
+    wait_for_step(run, step, lambda: True)
+    assert last_step(run) >= step
+
+
+def last_step(run: Path) -> int:
+    return int(log_of(run)[-1]["step"])
 
 
 def processes(run: Path, what: str) -> list[int]:
@@ -31,12 +42,20 @@ def processes(run: Path, what: str) -> list[int]:
     return found
 
 
-def all_gone(run: Path, seconds: float) -> bool:
-    """Whether every process of a run is gone by then."""
+def all_gone(numbers: list[int], seconds: float) -> bool:
+    """Whether these processes, of which there are some, are all gone by then."""
+    assert numbers
     deadline = time.monotonic() + seconds
-    while processes(run, "") and time.monotonic() < deadline:
+    while (left := [number for number in numbers if _lives(number)]) and time.monotonic() < deadline:
         time.sleep(0.1)
-    return not processes(run, "")
+    return not left
+
+
+def _lives(number: int) -> bool:
+    try:
+        return (Path("/proc") / str(number) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def kill(numbers: list[int]) -> None:
