@@ -167,11 +167,12 @@ def test_data_are_prepared_and_each_run_is_checked_against_them_before(
         "--run.dir",
         str(tmp_path / "runs"),
     ]
-    with pytest.raises(ConfigError, match="replay.total: is 9"):
+    with pytest.raises(ConfigError, match=r"replay\.total: is 9"):
         script.main(sweep)
-    with pytest.raises(ConfigError, match="optim.batch"):
+    with pytest.raises(ConfigError, match=r"optim\.batch"):
         script.main([*shlex.split(line), "--gpus", "100", "--run.dir", str(tmp_path / "run")])
     assert not slurm.exists()
+    assert not list(tmp_path.glob("run*")), "nothing was written"
     sweep_file(tmp_path, line)
     assert script.main(sweep) == 0
     assert list((tmp_path / "cache").iterdir())

@@ -73,8 +73,10 @@ def test_two_nodes_stopped_before_the_limit_and_preempted_end_byte_for_byte_as_i
 
     job = train(cluster, disturbed, two_tasks, "--nodes=2")
     wait_for(disturbed, 2)
+    started = processes(disturbed, "")
     cluster.call("scancel", "--batch", "--signal=USR1", job)  # what --signal=B:USR1@90 sends
     cluster.wait(lambda: cluster.job(job)["Restarts"] == "1" and cluster.state(job) == "RUNNING", STARTS)
+    assert all_gone(started, 1)
     first = status_of(disturbed)["step"]
     wait_for(disturbed, first + 2)
     urgent = ["--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true"]
