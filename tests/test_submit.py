@@ -161,12 +161,8 @@ def test_data_are_prepared_and_each_run_is_checked_against_them_before(
     script: ModuleType, slurm: Path, tmp_path: Path
 ) -> None:
     line = shlex.join(["digits", *TINY, "--data.cache_dir", str(tmp_path / "cache")])
-    sweep = [
-        "--sweep",
-        str(sweep_file(tmp_path, line, f"{line} --replay.total 9")),
-        "--run.dir",
-        str(tmp_path / "runs"),
-    ]
+    bad = line.replace("--replay.per_class 4", "--replay.total 9")
+    sweep = ["--sweep", str(sweep_file(tmp_path, line, bad)), "--run.dir", str(tmp_path / "runs")]
     with pytest.raises(ConfigError, match=r"replay\.total: is 9"):
         script.main(sweep)
     with pytest.raises(ConfigError, match=r"optim\.batch"):
