@@ -3,6 +3,8 @@
 #   KAIZEN_DEVICE  cuda, or cpu with KAIZEN_PER_NODE processes a node; there is no falling back from one to the other
 #   KAIZEN_ACCELERATE  the file of accelerate_configs/ that says precision and strategy
 set -euo pipefail
+signalled=''
+trap 'signalled=yes' USR1 TERM # from the first line on, as the setup may take its time
 eval "${KAIZEN_SETUP:-}"
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 # nodes have no network: a wait for it is an error at once
 
@@ -22,8 +24,8 @@ esac
 export KAIZEN_PROCESSES=$((KAIZEN_PER_NODE * SLURM_JOB_NUM_NODES))
 
 # Where the processes meet: the first of the job's nodes, as Slurm reaches it, at a port of this job's own.
-first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-KAIZEN_MAIN_ADDRESS=$(scontrol show node -o "$first_node" | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+KAIZEN_MAIN_ADDRESS=$(scontrol show node -o "${nodes[0]}" | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
 export KAIZEN_MAIN_ADDRESS KAIZEN_MAIN_PORT=$((20000 + SLURM_JOB_ID % 10000))
 
 # An index of an array is named by both numbers: the array's alone would put all of it back in the queue.
@@ -31,28 +33,29 @@ job=$SLURM_JOB_ID
 [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 
 status_version() { stat -c '%i %Y %Z' "$run/status.json" 2>/dev/null || true; }
-status_value() { sed -n "s/.*\"$1\": *\"\{0,1\}\([A-Za-z0-9]*\).*/\1/p" "$run/status.json"; }
+status_value() { sed -n "s/.*\"$1\": *\"\{0,1\}\([A-Za-z0-9]*\).*/\1/p" "$run/status.json" 2>/dev/null || true; }
 
 # Slurm holds jobs of one name back until the one before has ended, but not until its processes have; those of the same
 # array do not matter.
 another_ends() {
-    squeue --noheader --user="$(id -u)" --name="$SLURM_JOB_NAME" --states=COMPLETING --format=%F |
-        grep -qvx "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}"
+    local ending
+    ending=$(squeue --noheader --user="$(id -u)" --name="$SLURM_JOB_NAME" --states=COMPLETING --format=%F)
+    [[ -n $(grep -vx "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}" <<<"$ending") ]]
 }
 
 # train_or_requeue RUN_DIRECTORY ARGUMENT...: `python ARGUMENT...` under Accelerate on all nodes of the job. Ends the
 # script: 0 done, 75 stopped, any other failed. A run that Slurm stopped goes back in the queue; one that failed does not.
 train_or_requeue() {
-    run=$1 signalled='' code=0
+    run=$1
     shift
-    trap 'signalled=yes' USR1 TERM
     for _ in {1..60}; do
         another_ends || break
         sleep 2
     done
     mkdir -p "$run"
     rm -f "$run/stop" # was meant for an earlier job
-    local before state=none
+    [[ -z $signalled ]] || requeue
+    local before state=none code=0
     before=$(status_version)
     # A node that is lost is noticed by the others, which have to tell: srun kills them only if they do not.
     srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
@@ -82,7 +85,9 @@ train_or_requeue() {
 requeue() {
     rm -f "$run/stop"
     [[ $(squeue --noheader --jobs "$job" --format %T) == RUNNING ]] || exit 75
-    echo "job $job: stopped at step $(status_value step), back in the queue"
+    local step
+    step=$(status_value step)
+    echo "job $job: stopped at step ${step:-0}, back in the queue"
     scontrol requeue "$job"
     exit 75
 }

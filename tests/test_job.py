@@ -1,4 +1,4 @@
-"""The batch files with Slurm's programs and python replaced by short scripts: what a job does as its run ends so or so."""
+"""The batch files with short scripts for Slurm's programs and for python: what a job does when its run ends."""
 
 import json
 import os
@@ -35,6 +35,7 @@ class Job:
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
     state: str = "RUNNING"
+    setup: str = ""
 
     def __post_init__(self) -> None:
         (self.folder / "bin").mkdir()
@@ -46,7 +47,7 @@ class Job:
     def start(self, run: str) -> "subprocess.Popen[str]":
         (self.folder / "state").write_text(self.state)
         (self.folder / "training").write_text(f"set -e\nrun={self.run_directory}\n{STATUS}\n{run}")
-        setup = f'python() {{ echo "$*" >{self.folder}/command; bash {self.folder}/training; }}'
+        setup = f'{self.setup}python() {{ echo "$*" >{self.folder}/command; bash {self.folder}/training; }}'
         slurm = {
             "SLURM_JOB_ID": "31",
             "SLURM_JOB_NAME": "x",
@@ -66,6 +67,7 @@ class Job:
 
     def end(self, run: str, number: signal.Signals | None = None) -> int:
         """Exit code of a job; the signal reaches its script once the training has begun."""
+        (self.folder / "began").unlink(missing_ok=True)
         process = self.start(f"touch {self.folder}/began\n{run}")
         if number:
             wait(lambda: (self.folder / "began").exists())
@@ -79,7 +81,10 @@ class Job:
         return file.read_text().split() if file.exists() else []
 
 
-STATUS = """status() { printf '{\\n "state": "%s",\\n "exit_code": %s,\\n "step": 7,\\n "reason": "%s"\\n}\\n' "$@" >"$run/s"; mv "$run/s" "$run/status.json"; }"""
+STATUS = r"""status() {
+    printf '{\n "state": "%s",\n "exit_code": %s,\n "step": 7,\n "reason": "%s"\n}\n' "$@" >"$run/s"
+    mv "$run/s" "$run/status.json"
+}"""
 UNTIL_STOPPED = 'until [[ -e $run/stop ]]; do /bin/sleep 0.05; done\nstatus stopped 75 "file $run/stop"\nexit 1'
 
 
@@ -152,6 +157,13 @@ def test_a_signal_makes_the_run_save_and_go_back_in_the_queue(number: signal.Sig
     assert job.requeued == ["31"]
     assert "job 31: stopped at step 7, back in the queue" in job.said
     assert not (job.run_directory / "stop").exists()
+
+
+def test_a_signal_while_the_job_is_still_being_set_up_is_not_lost(job: Job) -> None:
+    job.setup = "touch $SAID/began; /bin/sleep 0.5; "
+    assert job.end("exit 1", signal.SIGUSR1) == 75
+    assert job.requeued == ["31"]
+    assert not (job.folder / "command").exists(), "nothing was started"
 
 
 def test_an_index_of_an_array_goes_back_without_the_others(job: Job) -> None:

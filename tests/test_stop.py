@@ -69,7 +69,7 @@ def test_without_a_run_directory_nothing_is_asked(tmp_path: Path) -> None:
 
 LAUNCHER = """
 import subprocess, sys
-worker = "import time; from kaizen.stop import end_with_launcher; end_with_launcher(); print('ready', flush=True); time.sleep(60)"
+worker = "import time, kaizen.stop; kaizen.stop.end_with_launcher(); print('ready', flush=True); time.sleep(60)"
 process = subprocess.Popen([sys.executable, "-c", worker], stdout=subprocess.PIPE)
 process.stdout.readline()
 print(process.pid, flush=True)
