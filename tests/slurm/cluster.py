@@ -124,7 +124,7 @@ class Cluster:
     def state(self, job: str) -> str:
         return self.job(job)["JobState"]
 
-    def until_ended(self, *jobs: str, seconds: float = 90) -> list[str]:
+    def until_ended(self, *jobs: str, seconds: float = 150) -> list[str]:
         """The last states of jobs."""
         self.wait(lambda: all(self.state(job) in ENDED for job in jobs), seconds)
         return [self.state(job) for job in jobs]
