@@ -5,7 +5,9 @@
 set -euo pipefail
 signalled=''
 trap 'signalled=yes' USR1 TERM # from the first line on, as the setup may take its time
+set +u # what activates an environment may use variables that are not set
 eval "${KAIZEN_SETUP:-}"
+set -u
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 # nodes have no network: a wait for it is an error at once
 
 refuse() {

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # One node's part of a run: Accelerate's launcher, which starts a process for each GPU. srun starts this on every node.
 set -euo pipefail
+set +u # what activates an environment may use variables that are not set
 eval "${KAIZEN_SETUP:-}"
+set -u
 
 # On preemption Slurm signals every process of the job. The training ones save and end; launchers, which would end them
 # after 30 seconds whether they have saved or not, hear nothing of it.

@@ -111,6 +111,11 @@ def test_every_node_starts_its_part_of_one_world_that_meets_at_the_first(job: Jo
     assert "ACCELERATE_USE_CPU=1" not in environment
 
 
+def test_the_setup_may_use_variables_that_are_not_set(job: Job) -> None:
+    job.setup = 'NAME="${NOT_SET}set"; '
+    assert job.end("status done 0 null") == 0
+
+
 def test_without_gpus_nothing_is_started_unless_the_cpu_is_asked_for(job: Job) -> None:
     job.environment = {"SLURM_GPUS_ON_NODE": ""}
     assert job.end("status done 0 null") == 2
