@@ -1,7 +1,9 @@
 """Requests to stop: SIGINT, SIGTERM, or a file named `stop` in the run directory."""
 
+import ctypes
 import os
 import signal
+import sys
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -9,7 +11,24 @@ from types import FrameType
 import kaizen
 from kaizen.errors import Stopped
 
-STOP_STEPS = 5  # steps between agreements on stopping; each is a message between processes
+STOP_STEPS = 5
+"""Steps between agreements on stopping; each is a message between processes."""
+LAUNCHED = ("WORLD_SIZE", "TORCHELASTIC_RUN_ID")
+"""Variables that a launcher sets for the processes it starts."""
+PR_SET_PDEATHSIG = 1  # of Linux' prctl
+
+
+def end_with_launcher() -> None:
+    """Have this process killed when the launcher that started it is gone, which may have had no time to do so.
+
+    Killed, as there is nobody left to tell whether it has ended: what it trains goes on from the newest checkpoint.
+    """
+    if sys.platform != "linux" or not any(name in os.environ for name in LAUNCHED):
+        return
+    launcher = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != launcher:  # it ended just before
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class StopRequest:

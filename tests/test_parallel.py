@@ -1,6 +1,7 @@
 """Two processes against one: one launch, many checks. And launches that would train alone without saying so."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ from conftest import TINY
 from hypothesis import given
 from hypothesis import strategies as st
 from launches import ROOT, configured, finish, start, torchrun
-from runs import snapshots, status_of, wait_for_step
+from runs import run_of, snapshots, status_of, wait_for_step
 from safetensors.numpy import load_file
 
+from kaizen.commands.train import main
 from kaizen.methods import REGISTRY
 from kaizen.parallel import Batch, shard
 
@@ -111,3 +113,21 @@ def test_processes_that_believe_to_be_alone_are_refused(tmp_path: Path, argument
     assert launch.returncode != 0
     assert "error: launcher: started 2 processes, but Accelerate sees 1" in error
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "asked", "found"), [("KAIZEN_PROCESSES", "2", "'1'"), ("KAIZEN_DEVICE", "gpu", "'cpu'|'cuda'")]
+)
+def test_a_launch_of_another_size_or_device_than_the_job_asked_for_is_refused(
+    key: str,
+    asked: str,
+    found: str,
+    tiny: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(key, asked)
+    assert main(tiny) == 2
+    error = capsys.readouterr().err
+    assert re.search(f"^error: {key}: is '{asked}', but this launch has ({found}); allowed: ", error)
+    assert not run_of(tiny).exists()

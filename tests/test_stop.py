@@ -1,7 +1,10 @@
-"""Requests to stop: what a signal does when, and which file counts."""
+"""Requests to stop: what a signal does when, which file counts, and what becomes of those whose launcher is gone."""
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -83,3 +86,40 @@ def test_without_a_run_directory_nothing_is_asked(tmp_path: Path) -> None:
     assert request.asked() is None
     request.watch(tmp_path / "no" / "run")
     assert request.asked() is None
+
+
+LAUNCHER = """
+import subprocess, sys
+worker = "import time, kaizen.stop; kaizen.stop.end_with_launcher(); print('ready', flush=True); time.sleep(60)"
+process = subprocess.Popen([sys.executable, "-c", worker], stdout=subprocess.PIPE)
+process.stdout.readline()
+print(process.pid, flush=True)
+process.wait()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the signal on a parent's death is Linux'")
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "TORCHELASTIC_RUN_ID", None])
+def test_a_process_ends_with_its_launcher_however_that_ends(name: str | None) -> None:
+    environment = {key: value for key, value in os.environ.items() if key not in ("WORLD_SIZE", "TORCHELASTIC_RUN_ID")}
+    environment |= {name: "1"} if name else {}
+    launcher = subprocess.Popen([sys.executable, "-c", LAUNCHER], env=environment, stdout=subprocess.PIPE, text=True)
+    assert launcher.stdout
+    worker = int(launcher.stdout.readline())
+    launcher.kill()
+    launcher.wait()
+    deadline = time.monotonic() + (5 if name else 0.5)
+    while lives(worker) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    if name is None:
+        assert lives(worker), "a plain process, such as one under nohup, is nobody's"
+        os.kill(worker, signal.SIGKILL)
+    else:
+        assert not lives(worker)
+
+
+def lives(number: int) -> bool:
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

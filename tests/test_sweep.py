@@ -1,5 +1,6 @@
 """Sweeps: what a line asks for, the names of its runs, and real sweeps that fail in part, are killed and go on."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,8 @@ def test_a_bad_line_ends_with_code_2_and_its_number_before_anything_runs(
         (["{file}", "--run.dir", "x", "--launcher", "no-such-program -q"], "no-such-program"),
         (["{file}", "--run.dir", "{file}/x"], "--run.dir"),
         (["{file}", "--run.dir", "x", "--optim.lr", "1"], "--optim.lr"),
+        (["{file}", "--run.dir", "x", "--only", "1"], "--only: is 1; allowed: 0 to 0"),
+        (["{file}", "--run.dir", "x", "--list", "--only", "-1"], "--only: is -1; allowed: 0 to 0"),
     ],
 )
 def test_wrong_arguments_end_with_code_2_and_one_line(
@@ -145,6 +148,26 @@ def test_wrong_arguments_end_with_code_2_and_one_line(
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_list_tells_number_directory_and_command_of_each_run_and_runs_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = sweep_file(tmp_path, "# two", "digits --run.seed {0,1} --views.crop_scale '[0.5, 1]'")
+    sweep = ["sweep", str(file), "--run.dir", str(tmp_path / "runs"), "--list"]
+    assert run(sweep, COMMANDS) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for number, (line, found) in enumerate(zip(lines, read_sweep(file), strict=True)):
+        index, directory, command = line.split("\t")
+        assert (int(index), directory) == (number, str(tmp_path / "runs" / found.name))
+        words = shlex.split(command)
+        assert words[:3] == ["python", "-m", "kaizen.commands.train"]
+        assert words[3:] == [*found.tokens, "--run.dir", directory]
+    assert run([*sweep, "--only", "1"], COMMANDS) == 0
+    assert capsys.readouterr().out.splitlines() == lines[1:]
+    assert run([*sweep, "--launcher", "env A=1 python"], COMMANDS) == 0
+    assert "\tenv A=1 python -m kaizen.commands.train digits" in capsys.readouterr().out
+    assert not (tmp_path / "runs").exists()
 
 
 def test_help_explains_lists_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -136,6 +136,27 @@ def test_runs_at_a_time_share_the_cores_and_what_is_set_stays(
     assert said == [f" {rest}", f"3 {rest}", f"1 {rest}", f" -q {rest}", f"5 {rest}"]
 
 
+@pytest.mark.parametrize(("code", "expected"), [(2, 2), (3, 3), (75, 75), (1, 3)])
+def test_one_run_alone_ends_with_its_own_code(
+    code: int, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "end.sh"
+    script.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/said\nexit {code}\n')
+    script.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(script))
+    sweep = ["sweep", str(sweep_file(tmp_path, "digits --run.seed {0,1,2}")), "--run.dir", str(tmp_path / "runs")]
+    assert run([*sweep, "--only", "1"], COMMANDS) == expected
+    assert (tmp_path / "said").read_text().startswith("-m kaizen.commands.train digits --run.seed 1 ")
+    assert len((tmp_path / "said").read_text().splitlines()) == 1, "the others were left alone"
+    # A launcher ends with a code of its own; the run's is in its status.
+    script.write_text(f"""#!/bin/sh
+for last; do :; done
+echo '{{"state": "{"stopped" if code == 75 else "failed"}", "exit_code": {code}}}' > "$last/status.json"
+exit 1
+""")
+    assert run([*sweep, "--only", "1", "--launcher", str(script)], COMMANDS) == expected
+
+
 def test_a_file_named_stop_ends_a_sweep_and_a_launcher_is_stopped_by_a_file_too(tmp_path: Path, cache: str) -> None:
     """The launcher is `env`, which does not pass for a plain process; it would die of a signal, not save."""
     line = shlex.join(["digits", *TINY, "--data.cache_dir", cache])

@@ -29,6 +29,7 @@ from kaizen.sweep import SweepRun, read_sweep
 TRAIN = "kaizen.commands.train"
 LOG = "train.log"
 POLL_SECONDS = 0.1
+USAGE = "python -m kaizen sweep FILE --run.dir DIR [--jobs N] [--launcher COMMAND] [--only N] [--list]"
 ABOUT = """Train every run of a sweep file, each in a process of its own and in DIR/NAME, where NAME is made of its
 recipe, preset and overrides. Finished runs are skipped, broken ones go on; one that fails does not stop the others."""
 CLOSING = """A line of FILE is RECIPE [--preset NAME] [--section.key VALUE ...]; # begins a comment.
@@ -40,12 +41,12 @@ A list {a,b,c} in any word stands for one run of each, several lists for all com
 Every line is checked before anything runs. What a run prints is in DIR/NAME/train.log. Ctrl-C, SIGTERM or a file `stop`
 in DIR stop the runs, which save; the same command goes on from there. Several runs at a time share the cores evenly,
 unless KAIZEN_THREADS is set.
-Exit codes: 0 all done, 2 a line or an argument is wrong, 3 a run failed, 75 stopped."""
+Exit codes: 0 all done, 2 a line or an argument is wrong, 3 a run failed, 75 stopped; with --only the run's own."""
 
 
 def main(tokens: Sequence[str]) -> int:
     """Run the sweep; returns the exit code."""
-    parser = Parser("python -m kaizen sweep FILE --run.dir DIR [--jobs N] [--launcher COMMAND]", ABOUT, CLOSING)
+    parser = Parser(USAGE, ABOUT, CLOSING)
     parser.add_argument("file", metavar="FILE", type=Path, help="the sweep file")
     parser.add_argument(
         "--run.dir", dest="dir", metavar="DIR", type=Path, required=True, help="where the runs are kept"
@@ -58,6 +59,8 @@ def main(tokens: Sequence[str]) -> int:
         default=[],
         help="starts each run, as 'accelerate launch -q --num_processes 4' [none: one process]",
     )
+    parser.add_argument("--only", metavar="N", type=int, help="this run alone, by its number in --list")
+    parser.add_argument("--list", action="store_true", help="run nothing: print number, directory and command of each")
     if {"-h", "--help"} & set(tokens):
         print(parser.format_help(), end="")
         return 0
@@ -73,8 +76,24 @@ def main(tokens: Sequence[str]) -> int:
         print(f"stopped by {stopped}: nothing was started", file=sys.stderr)
         return Stopped.exit_code
     directory = given.dir.expanduser()
+    if given.only is not None and not 0 <= given.only < len(runs):
+        raise ConfigError("--only", f"is {given.only}; allowed: 0 to {len(runs) - 1}, the runs of {given.file}")
+    chosen = range(len(runs)) if given.only is None else [given.only]
+    if given.list:
+        for number in chosen:
+            path = directory / runs[number].name
+            words = train_command(runs[number], path, given.launcher or ["python"])
+            print(number, path, shlex.join(words), sep="\t")
+        return 0
     stop.watch(directory)
-    return Sweep(runs, directory, given.jobs, given.launcher, stop).run()
+    sweep = Sweep([runs[number] for number in chosen], directory, given.jobs, given.launcher, stop)
+    code = sweep.run()
+    return code if given.only is None else sweep.failed_with or code
+
+
+def train_command(run: SweepRun, path: Path, launcher: Sequence[str]) -> list[str]:
+    """Words of the command that trains a run in a directory."""
+    return [*launcher, "-m", TRAIN, *run.tokens, "--run.dir", str(path)]
 
 
 @dataclass
@@ -105,6 +124,7 @@ class Sweep:
         self.waiting, self.active, self.ended = list(runs), list[Child](), Counter[str]()
         self.directory, self.jobs, self.launcher, self.stop = directory, jobs, list(launcher), stop
         self._total, self._elsewhere = len(runs), set[str]()
+        self.failed_with = 0  # code of a run that failed, the last one
         self._bar = tqdm(total=len(runs), unit="run", dynamic_ncols=True, disable=not sys.stderr.isatty())
 
     def run(self) -> int:
@@ -131,7 +151,7 @@ class Sweep:
         """Start runs as long as there is room; one that another process has in hand waits for it."""
         for run in list(self.waiting):
             path = self.directory / run.name
-            if _is_done(path, run):
+            if is_done(path, run):
                 self.waiting.remove(run)
                 self._tell("done", run, f"{_result(path)}, before")
                 continue
@@ -147,7 +167,7 @@ class Sweep:
                 self._bar.write(f"waiting  {run.name}: another process is training it", file=sys.stdout)
 
     def _start(self, run: SweepRun, path: Path, log: IO[bytes]) -> Child:
-        command = [*(self.launcher or [sys.executable]), "-m", TRAIN, *run.tokens, "--run.dir", str(path)]
+        command = train_command(run, path, self.launcher or [sys.executable])
         environment = dict(os.environ)
         if self.jobs > 1 and not self.launcher:
             from kaizen.parallel import usable_cores
@@ -172,11 +192,14 @@ class Sweep:
             if code is None:
                 continue
             self.active.remove(child)
-            if _is_done(child.path, child.run):
+            if is_done(child.path, child.run):
                 self._tell("done", child.run, f"{_result(child.path)}, {time.monotonic() - child.began:.0f} s")
             elif self._was_stopped(child, code):
                 self._tell("stopped", child.run, "it goes on from where it was")
             else:
+                # Launchers turn the code into their own.
+                told = _read(child.path / "status.json").get("exit_code") if self.launcher else code
+                self.failed_with = told if told in (2, 3) else TrainingFailed.exit_code
                 reason = _last_error(child.path / LOG, child.log_from) or "it said nothing"
                 self._tell("failed", child.run, f"exit code {code}: {reason} ({child.path / LOG})")
 
@@ -205,7 +228,7 @@ class Sweep:
         sys.stdout.flush()
 
 
-def _is_done(path: Path, run: SweepRun) -> bool:
+def is_done(path: Path, run: SweepRun) -> bool:
     """Whether a directory holds the finished run, and of this configuration."""
     same = _read(path / "results.json").get("config_hash") == run.config_hash
     return same and _read(path / "status.json").get("state") == "done"

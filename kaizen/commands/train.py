@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kaizen.cli import default_directory, parse_arguments, resolve
 from kaizen.errors import ConfigError, KaizenError, Stopped, TrainingFailed
-from kaizen.stop import StopRequest
+from kaizen.stop import StopRequest, end_with_launcher
 
 USAGE = "accelerate launch -q train.py [RECIPE] [--preset NAME] [--section.key VALUE ...]"
 
@@ -23,6 +23,7 @@ def main(tokens: Sequence[str]) -> int:
     # Read when torch is loaded: threads that wait spin for less long, which costs nothing where the cores are free and
     # saves most of the time where another program wants them.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    end_with_launcher()
     stop = StopRequest()
     try:
         stop.install()

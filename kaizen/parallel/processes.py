@@ -41,7 +41,8 @@ class Parallel:
     """The processes of a run, as Accelerate started them.
 
     Raises:
-        ConfigError: the launcher started more processes than this one can see, so each would train alone.
+        ConfigError: the launcher started more processes than this one can see, so each would train alone, or others
+            than KAIZEN_PROCESSES and KAIZEN_DEVICE say.
     """
 
     def __init__(self, *, log_with: str | None = None) -> None:
@@ -56,13 +57,7 @@ class Parallel:
         self.sharded = is_sharded(self.accelerator)
         self.is_main = self.accelerator.is_main_process
         self.accumulation = self.accelerator.gradient_accumulation_steps
-        expected = int(os.environ.get("WORLD_SIZE", "1"))
-        if expected != self.world:
-            raise ConfigError(
-                "launcher",
-                f"started {expected} processes, but Accelerate sees {self.world}, so each would train alone; "
-                "on CPU set ACCELERATE_USE_CPU=1 and launch with --multi_gpu --num_processes N",
-            )
+        self._check_launch()
         if self.accelerator.mixed_precision == "fp16" and self.device.type == "cpu":
             raise ConfigError("mixed_precision", "is fp16, which does not train on a CPU; allowed there: no, bf16")
         self._fresh_scaler = self.scaler_state()
@@ -79,6 +74,21 @@ class Parallel:
             # A name of this start alone: a launcher's store may still hold what an earlier start has told.
             store = group_store(f"kaizen/{self.broadcast(uuid.uuid4().hex)}")
             self._peers = Peers(store, self.rank, self.world, look_seconds())
+
+    def _check_launch(self) -> None:
+        """Refuse to train as another number of processes, or on another device, than the launch was meant to be."""
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if started != self.world:
+            raise ConfigError(
+                "launcher",
+                f"started {started} processes, but Accelerate sees {self.world}, so each would train alone; "
+                "on CPU set ACCELERATE_USE_CPU=1 and launch with --multi_gpu --num_processes N",
+            )
+        # What a batch job has asked for, in the words of the batch files: a GPU that is not seen is no reason to spend
+        # the job's hours on a CPU.
+        for key, found in (("KAIZEN_DEVICE", self.device.type), ("KAIZEN_PROCESSES", str(self.world))):
+            if (asked := os.environ.get(key)) and asked != found:
+                raise ConfigError(key, f"is {asked!r}, but this launch has {found!r}; allowed: what it has, or unset")
 
     def broadcast(self, value: T) -> T:
         """A Python value of the main process, on every process."""

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# One node's part of a run: Accelerate's launcher, which starts a process for each GPU. srun starts this on every node.
+set -euo pipefail
+set +u # what activates an environment may use variables that are not set
+eval "${KAIZEN_SETUP:-}"
+set -u
+
+# On preemption Slurm signals every process of the job. The training ones save and end; launchers, which would end them
+# after 30 seconds whether they have saved or not, hear nothing of it.
+trap '' TERM
+export PET_SIGNALS_TO_HANDLE=SIGINT
+
+port=$KAIZEN_MAIN_PORT
+((SLURM_JOB_NUM_NODES > 1)) || port=0 # any free one, as other jobs may share the node
+python -m accelerate.commands.launch -q --config_file "${KAIZEN_ACCELERATE:-accelerate_configs/multi_node.yaml}" \
+    --num_machines "$SLURM_JOB_NUM_NODES" --num_processes "$KAIZEN_PROCESSES" --machine_rank "$SLURM_PROCID" \
+    --main_process_ip "$KAIZEN_MAIN_ADDRESS" --main_process_port "$port" "$@"
