@@ -17,6 +17,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -104,7 +105,8 @@ def _fill(folder: Path, files: Mapping[str, Mapping[str, Tensor]], state: Mappin
     for name, tensors in files.items():
         file = folder / f"{name}.safetensors"
         # safetensors refuses tensors that share memory or are not contiguous.
-        save_file({key: t.detach().cpu().clone().contiguous() for key, t in tensors.items()}, file)
+        flat = torch.contiguous_format
+        save_file({key: t.detach().to("cpu", copy=True, memory_format=flat) for key, t in tensors.items()}, file)
         # safetensors writes for the owner alone, whatever the umask says that others may read.
         file.chmod(folder.stat().st_mode & 0o666)
         with open(file, "rb+") as handle:

@@ -73,9 +73,7 @@ class TaskState:
     ) -> None:
         self.config, self.num_classes, self.task, self.parallel = config, num_classes, task, parallel
         distiller = build_distiller(config.distill) if task else None
-        self.learner = (
-            parallel.normalising_together(Learner(config, num_classes, distiller)).to(parallel.device).train()
-        )
+        self.learner = parallel.placed(Learner(config, num_classes, distiller)).train()
         self.learner.method.begin_task(images)
         before = task_directory(run, task - 1) if task else None
         if before:
@@ -161,7 +159,7 @@ class TaskState:
         """Copies of parts of the student (encoder, projector), whole, for use outside of steps."""
         if not self.parallel.sharded:
             return nn.ModuleDict({name: copy.deepcopy(self.learner.get_submodule(name)) for name in parts})
-        network = self.parallel.normalising_together(Network(self.config, self.num_classes)).to(self.parallel.device)
+        network = self.parallel.placed(Network(self.config, self.num_classes))
         names = network.state_dict().keys()
         network.load_state_dict(whole({n: t for n, t in self.learner.state_dict().items() if n in names}))
         return nn.ModuleDict({name: network.get_submodule(name) for name in parts})

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from kaizen.config import Config
+from kaizen.data.feed import Feed, Load
 from kaizen.data.load import Stream
 from kaizen.data.random import Purpose, fold, hash_rows
 from kaizen.data.replay import Memory, choose
-from kaizen.data.sampler import Draw, Sampler
+from kaizen.data.sampler import Sampler
 from kaizen.data.views import augment
 from kaizen.evaluation.features import extract_features
 from kaizen.learner import TERMS, total
@@ -65,7 +66,7 @@ class Stepper:
         self.image = channels, height, width
         self.memory = state.memory(self.image)
         self.ids = stream.tasks[state.task].train
-        self.sampler = Sampler(
+        sampler = Sampler(
             config.run.seed,
             state.task,
             self.ids,
@@ -77,17 +78,25 @@ class Stepper:
             group=parallel.group,
             parts=parallel.accumulation,
         )
+        self.feed = Feed(
+            sampler,
+            self.source.train.images,
+            self.labels,
+            self.memory,
+            steps=plan.tasks[state.task].steps,
+            pinned=parallel.device.type == "cuda",
+        )
 
     def step(self, step: int) -> dict[str, Tensor]:
         """One optimiser step, number `step` of the task; returns the four terms, still on the device."""
         state, method = self.state, self.state.learner.method
-        epoch, place = divmod(step, self.sampler.steps_per_epoch)
+        epoch, place = divmod(step, self.feed.sampler.steps_per_epoch)
         if place == 0:
             key = fold(self.config.run.seed, Purpose.METHOD, state.task, -1, epoch)
             method.begin_epoch(key, self._project_task, self.parallel.group)
-        draws = self.sampler.draw(step)
-        whole = Batch.joined([draw.batch for draw in draws])
-        passed = [self._pass(draw, whole) for draw in draws]
+        loads = self.feed.take(step)
+        whole = Batch.joined([load.batch for load in loads])
+        passed = [self._pass(load, whole) for load in loads]
         batch = Batch.joined([part.batch for part in passed])
         method.after_backward(batch)
         for group in state.optimizer.param_groups:
@@ -105,13 +114,13 @@ class Stepper:
                 method.after_step(_joined([part.outputs for part in passed]), batch)
         return {name: torch.stack([part.terms[name] for part in passed]).sum() for name in TERMS}
 
-    def _pass(self, draw: Draw, whole: Batch) -> "_Passed":
+    def _pass(self, load: Load, whole: Batch) -> _Passed:
         """Forward and backward over one part of a step's batch; gradients add up over the parts."""
         state, method, accelerator = self.state, self.state.learner.method, self.parallel.accelerator
-        images, labels = self._gather(draw)
-        assert draw.batch.places is not None
-        batch = replace(draw.batch, places=self.parallel.put(draw.batch.places))
-        views = self._views(images, self.parallel.put(draw.keys))
+        images, labels, keys = (self.parallel.put(tensor) for tensor in (load.images, load.labels, load.keys))
+        assert load.batch.places is not None
+        batch = replace(load.batch, places=self.parallel.put(load.batch.places))
+        views = self._views(images, keys)
         with accelerator.accumulate(state.wrapped):
             with torch.no_grad(), accelerator.autocast():
                 twin = state.twin([views[v] for v in method.twin_views]) if state.twin is not None else []
@@ -153,19 +162,13 @@ class Stepper:
         self.parallel.agree("the choice for the replay memory", choice.digest)
         return lambda: choice.applied(self.memory, images, self.labels, self.state.task)
 
-    def _gather(self, draw: Draw) -> tuple[Tensor, Tensor]:
-        """Images uint8 (n, 3, h, w) and labels (n,) of a draw, on the device."""
-        ids = draw.sample_ids.numpy()
-        images = torch.cat([torch.from_numpy(self.source.train.images[ids]), self.memory.images[draw.memory_rows]])
-        labels = torch.cat([torch.from_numpy(self.labels[ids]), self.memory.labels[draw.memory_rows]])
-        return self.parallel.put(images), self.parallel.put(labels)
-
     def _views(self, images: Tensor, keys: Tensor) -> list[Tensor]:
         size = self.source.image_size
-        return [
+        views = [
             augment(images, keys, number, view, view.size or size, self.mean, self.std)
             for number, view in enumerate(self.config.views)
         ]
+        return [view.contiguous(memory_format=torch.channels_last) for view in views]
 
     @torch.no_grad()
     def _project_task(self) -> list[Tensor]:
@@ -179,7 +182,7 @@ class Stepper:
         keys = hash_rows(fold(self.config.run.seed, Purpose.METHOD, self.state.task), ids)
         parts: list[list[Tensor]] = []
         # Pieces of about a batch, none of them a single image, which has no statistics.
-        for rows in torch.arange(len(ids)).tensor_split(max(1, len(ids) // self.sampler.batch)):
+        for rows in torch.arange(len(ids)).tensor_split(max(1, len(ids) // self.feed.sampler.batch)):
             mine = rows[group.shard(len(rows))]
             images = self.parallel.put(torch.from_numpy(self.source.train.images[ids[mine].numpy()]))
             views = self._views(images, self.parallel.put(keys[mine]))[:2]

@@ -38,8 +38,7 @@ class Teacher:
         self, snapshot: Path, config: Config, num_classes: int, parallel: Parallel, prototypes: Tensor | None = None
     ) -> None:
         self.prototypes = prototypes
-        self.network = parallel.normalising_together(read_network(snapshot, config, num_classes))
-        self.network.requires_grad_(False).eval().to(parallel.device)
+        self.network = parallel.placed(read_network(snapshot, config, num_classes)).requires_grad_(False).eval()
         self._reads = config.labels.fraction > 0
         if config.teacher.batchnorm == "batch":
             forget_running_statistics(self.network)

@@ -67,5 +67,9 @@ def load_optimizer(
             wanted = "the networks have no such parameter" if owner is None else f"the parameter is {list(owner.shape)}"
             raise ConfigError(str(source), f"holds {name!r} {list(tensor.shape)}; {wanted}")
         # Step counters stay on the CPU, where the optimizers of torch keep them.
-        value = tensor if tensor.dim() == 0 else part_of(tensor.to(owner.device, owner.dtype), owner)
+        value = tensor
+        if tensor.dim():
+            # In the parameter's own layout, as the optimizer would have made it.
+            value = torch.empty_like(owner, requires_grad=False)
+            value.copy_(part_of(tensor.to(owner.device, owner.dtype), owner))
         optimizer.state[owner][key] = value

@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from kaizen.commands.train import main
-from kaizen.stepping import Stepper
+from kaizen.data.feed import Feed
 
 if __name__ == "__main__":
     out, step, arguments = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
-    rank, gather, calls = os.environ["RANK"], Stepper._gather, 0
+    rank, gather, calls = os.environ["RANK"], Feed._gather, 0
 
-    def failing(self: Stepper, draw: Any) -> Any:
+    def failing(self: Feed, draw: Any) -> Any:
         global calls
         calls += 1
         if rank == "1" and calls == step:
             raise OSError("the images are gone")
         return gather(self, draw)
 
-    Stepper._gather = failing  # type: ignore[method-assign]
+    Feed._gather = failing  # type: ignore[method-assign]
     (out / f"pid-{rank}").write_text(str(os.getpid()))
     sys.exit(main(arguments))

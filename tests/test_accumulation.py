@@ -34,7 +34,7 @@ def test_parts_add_up_to_the_step_of_the_whole_batch(tiny: list[str], tmp_path: 
     assert "global batch        90 images a step, 90 a process, in 3 parts" in printed
     assert [line["step"] for line in parts] == [line["step"] for line in whole]
     for step, (one, other) in enumerate(zip(whole, parts, strict=True)):
-        assert other["loss/classifier"] == pytest.approx(one["loss/classifier"], rel=1e-5 if step < 4 else 1e-2)
+        assert other["loss/classifier"] == pytest.approx(one["loss/classifier"], rel=1e-5 if step < 2 else 1e-2)
     # Contrastive negatives come from the part alone: fewer of them, and a lower loss.
     assert parts[0]["loss/ssl"] < whole[0]["loss/ssl"] - 0.5
 

@@ -150,8 +150,8 @@ def test_asked_to_stop_it_saves_and_goes_on(how: str, tiny: list[str], launcher:
 def test_every_methods_own_state_comes_back_byte_for_byte(
     method: str, tiny: list[str], launcher: Launcher, tmp_path: Path
 ) -> None:
-    queue = ["--method.queue_size", "150", "--method.queue_epoch", "1"] if method == "swav" else []
-    start = [f"digits-{method}", *tiny[1:], *queue]
+    more = {"swav": ["--method.queue_size", "150", "--method.queue_epoch", "1"], "wmse": ["--optim.lr", "0.2"]}
+    start = [f"digits-{method}", *tiny[1:], *more.get(method, [])]
     whole, cut = [*start, "--run.dir", str(tmp_path / "a")], [*start, "--run.dir", str(tmp_path / "b")]
     assert launcher.run(whole) == 0
     kill_after(launcher, cut, tmp_path / "b", 9, 20)

@@ -79,7 +79,7 @@ class Training:
     def __init__(self, config: Config, parallel: Parallel, world: int, dtype: torch.dtype = torch.float64) -> None:
         learner = Learner(config, 10, build_distiller(config.distill)).to(dtype).train()
         if world > 1:
-            learner = parallel.normalising_together(learner)
+            learner = parallel.placed(learner)
         learner.method.begin_task(20)
         learner.method.begin_epoch(3, lambda: [random(20, 8, seed=90 + view) for view in range(2)])
         self.learner = learner

@@ -85,7 +85,7 @@ def _compare(found: dict[str, Any], name: str, config: Config, stream: Stream, t
 
 def _described(recipe: str, config: Config, data: str, session: Session, parallel: Parallel) -> dict[str, Any]:
     """Of what the numbers are."""
-    sampler, about = session.stepper.sampler, environment(parallel)
+    sampler, about = session.stepper.feed.sampler, environment(parallel)
     del about["command"]
     return {
         "schema": 1,
@@ -119,7 +119,7 @@ def _measured(session: Session, options: Options, say: Say) -> dict[str, Any]:
     return {
         "step": {
             "seconds": seconds,
-            "images_per_second": inverse(seconds, session.stepper.sampler.batch),
+            "images_per_second": inverse(seconds, session.stepper.feed.sampler.batch),
             "steps_a_repetition": block,
         },
         "parts": parts,

@@ -38,14 +38,11 @@ class PlainLoop:
     def __init__(self, session: Session) -> None:
         config, state, stepper = session.config, session.state, session.stepper
         self.config, self.weights, self.device = config, session.weights, session.parallel.device
-        self.labelled = max(1, stepper.sampler.draw(0)[0].batch.labelled)
+        load, put = stepper.feed.take(0)[0], session.parallel.put
+        self.labelled = max(1, load.batch.labelled)
         self.bf16 = session.parallel.accelerator.mixed_precision == "bf16"
         layout = torch.channels_last
-        draw = stepper.sampler.draw(0)[0]
-        images, self.labels = stepper._gather(draw)
-        self.views = [
-            v.contiguous(memory_format=layout) for v in stepper._views(images, session.parallel.put(draw.keys))
-        ]
+        self.labels, self.views = put(load.labels), stepper._views(put(load.images), put(load.keys))
         # A learner without Accelerate's hooks, whose parts are called one by one.
         self.net: Any = type(state.learner)(config, session.num_classes, state.learner.distiller).to(self.device)
         self.net.load_state_dict(state.learner.state_dict())

@@ -109,7 +109,7 @@ class Evaluator:
 
     def _features(self, network: Network, train_ids: np.ndarray, check: Check) -> tuple[Tensor, Tensor]:
         """Features (n, d) of these training images and of all test images, by task, on every process."""
-        network.to(self.parallel.device).eval()
+        network.to(self.parallel.device).to(memory_format=torch.channels_last).eval()
         source, tests = self.stream.source, [task.test for task in self.stream.tasks]
         sets = [(source.train.images, train_ids), (source.test.images, np.concatenate(tests))]
         features = extract_features(network.encoder, sets, self.moments, self.parallel, check)

@@ -43,6 +43,7 @@ def extract_features(
     for number in range(max(map(len, parts))):
         check()
         for images, ids in mine[number : number + 1]:
-            local.append(encoder(normalize(parallel.put(torch.from_numpy(images[ids])), *moments)).float())
+            pixels = normalize(parallel.put(torch.from_numpy(images[ids])), *moments)
+            local.append(encoder(pixels.contiguous(memory_format=torch.channels_last)).float())
     encoder.train(was_training)
     return parallel.group.gather(torch.cat(local), [sum(len(ids) for _, ids in part) for part in parts])

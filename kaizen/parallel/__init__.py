@@ -7,10 +7,10 @@ loss, whatever the number of processes and however uneven their slices.
 
 from kaizen.parallel.batch import Batch
 from kaizen.parallel.collectives import ALONE, Group, shard
+from kaizen.parallel.launch import usable_cores
 from kaizen.parallel.norm import GlobalBatchNorm
 from kaizen.parallel.processes import Parallel
 from kaizen.parallel.sharding import check_alike, check_encoder, local, norms, part_of, whole
-from kaizen.parallel.threads import usable_cores
 
 __all__ = [
     "ALONE",

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from kaizen.errors import ConfigError, KaizenError, Stopped, TrainingFailed
 from kaizen.parallel.collectives import Group
 from kaizen.parallel.compiling import Compiler
+from kaizen.parallel.launch import check_launch, threads
 from kaizen.parallel.norm import global_batch_norms
 from kaizen.parallel.peers import Failure, Peers, describe, group_store, look_seconds
 from kaizen.parallel.sharding import is_sharded, shard_follower, shard_units, whole
-from kaizen.parallel.threads import threads
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
@@ -57,7 +57,7 @@ class Parallel:
         self.sharded = is_sharded(self.accelerator)
         self.is_main = self.accelerator.is_main_process
         self.accumulation = self.accelerator.gradient_accumulation_steps
-        self._check_launch()
+        check_launch(self.world, self.device.type)
         if self.accelerator.mixed_precision == "fp16" and self.device.type == "cpu":
             raise ConfigError("mixed_precision", "is fp16, which does not train on a CPU; allowed there: no, bf16")
         self._fresh_scaler = self.scaler_state()
@@ -75,21 +75,6 @@ class Parallel:
             store = group_store(f"kaizen/{self.broadcast(uuid.uuid4().hex)}")
             self._peers = Peers(store, self.rank, self.world, look_seconds())
 
-    def _check_launch(self) -> None:
-        """Refuse to train as another number of processes, or on another device, than the launch was meant to be."""
-        started = int(os.environ.get("WORLD_SIZE", "1"))
-        if started != self.world:
-            raise ConfigError(
-                "launcher",
-                f"started {started} processes, but Accelerate sees {self.world}, so each would train alone; "
-                "on CPU set ACCELERATE_USE_CPU=1 and launch with --multi_gpu --num_processes N",
-            )
-        # What a batch job has asked for, in the words of the batch files: a GPU that is not seen is no reason to spend
-        # the job's hours on a CPU.
-        for key, found in (("KAIZEN_DEVICE", self.device.type), ("KAIZEN_PROCESSES", str(self.world))):
-            if (asked := os.environ.get(key)) and asked != found:
-                raise ConfigError(key, f"is {asked!r}, but this launch has {found!r}; allowed: what it has, or unset")
-
     def broadcast(self, value: T) -> T:
         """A Python value of the main process, on every process."""
         if self._cpu_group is None:
@@ -98,9 +83,15 @@ class Parallel:
         dist.broadcast_object_list(held, src=0, group=self._cpu_group)
         return held[0]
 
-    def normalising_together(self, module: M) -> M:
-        """The module, whose BatchNorms normalise by the batch of all processes from now on."""
-        return module if self.world == 1 else global_batch_norms(module, self.device)
+    def placed(self, network: M) -> M:
+        """The network on the device, whose BatchNorms normalise by the batch of all processes from now on.
+
+        Convolutions are faster with channels last, on CPUs and GPUs alike; FSDP2 shards contiguous weights alone.
+        """
+        if self.world > 1:
+            global_batch_norms(network, self.device)
+        network = network.to(self.device)
+        return network if self.sharded else network.to(memory_format=torch.channels_last)
 
     def prepare(
         self, learner: nn.Module, build: Callable[[], torch.optim.Optimizer], block_names: Sequence[str]
