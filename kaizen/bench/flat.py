@@ -6,9 +6,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from kaizen.bench.measure import interleaved
 from kaizen.bench.session import Session
-from kaizen.bench.spread import Spread, ratio, spread
+from kaizen.bench.spread import Spread, interleaved, ratio, spread
 from kaizen.bench.synthetic import choose_stream, make_source, save_source
 from kaizen.config import Config
 from kaizen.data.load import Stream

@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,8 +15,9 @@ from kaizen.bench.against import compare_views
 from kaizen.bench.memory import peak_memory, reset_peak
 from kaizen.bench.parts import MatrixProduct, bytes_by_kind, flops_by_part, seconds_by_part
 from kaizen.bench.plain import PlainLoop, lacking
+from kaizen.bench.saving import compare_checkpoints
 from kaizen.bench.session import Session, begin_run
-from kaizen.bench.spread import Spread, inverse, ratio, spread
+from kaizen.bench.spread import WARM_UP, Spread, interleaved, inverse, ratio, spread
 from kaizen.bench.synthetic import choose_stream
 from kaizen.config import Config
 from kaizen.data.load import Stream
@@ -24,7 +25,6 @@ from kaizen.log import environment
 from kaizen.parallel import Parallel
 from kaizen.plan import make_plan
 
-WARM_UP = 3
 BLOCK_SECONDS = 0.5
 """A repetition is as many steps as fit, so that neither the clock nor a single log line decides."""
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -32,11 +32,12 @@ DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured: how often, on random images or the recipe's, and which pipelines of views beside ours."""
+    """What is measured: how often, on random images or the recipe's, beside which pipelines of views, checkpoints."""
 
     repetitions: int = 20
     synthetic: bool = False
     against: tuple[str, ...] = ()
+    checkpoints: bool = False
 
 
 Say = Callable[[str], None]
@@ -71,6 +72,9 @@ def measure(recipe: str, config: Config, options: Options, parallel: Parallel, s
         session = Session(config, stream, plan, task, run, parallel, logs=run / "logs", steps=plan.tasks[task].steps)
         try:
             found = _measured(session, options, say)
+            if options.checkpoints:
+                say("steps with a checkpoint every 50 and without")
+                found["checkpoints"] = compare_checkpoints(session, run, options.repetitions)
         finally:
             session.close()
     for name in options.against:
@@ -102,6 +106,7 @@ def _described(recipe: str, config: Config, data: str, session: Session, paralle
 def _measured(session: Session, options: Options, say: Say) -> dict[str, Any]:
     """The numbers, in the order of measurement: what needs a process without the plain loop's networks comes first."""
     parallel, turns = session.parallel, options.repetitions
+    first = session.seconds(1)
     session.seconds(WARM_UP)
     block = parallel.broadcast(max(1, int(BLOCK_SECONDS / session.seconds(WARM_UP))))
     say(f"parts of a step, {turns} times")
@@ -118,6 +123,7 @@ def _measured(session: Session, options: Options, say: Say) -> dict[str, Any]:
     model = sum(count for part, count in flops.items() if part != "views")
     return {
         "step": {
+            "first_seconds": first,
             "seconds": seconds,
             "images_per_second": inverse(seconds, session.stepper.feed.sampler.batch),
             "steps_a_repetition": block,
@@ -146,15 +152,3 @@ def _profile(session: Session, turns: int) -> tuple[dict[str, Spread], Spread]:
         taken.append(seconds_by_part(session))
         peaks.append(peak_memory(session.parallel.device))
     return {name: spread([one[name] for one in taken]) for name in taken[0]}, spread(peaks)
-
-
-def interleaved(loops: Sequence[Callable[[int], float]], turns: int, block: int) -> list[list[float]]:
-    """Seconds a step of each loop, `turns` times `block` steps of each; who begins changes from turn to turn."""
-    for loop in loops:
-        loop(WARM_UP)
-    taken: list[list[float]] = [[] for _ in loops]
-    for turn in range(turns):
-        order = range(len(loops))
-        for index in order if turn % 2 else reversed(order):
-            taken[index].append(loops[index](block))
-    return taken

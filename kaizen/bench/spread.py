@@ -1,10 +1,11 @@
 """Medians with their spread, and ratios of interleaved measurements with an interval."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 RESAMPLES = 2000
+WARM_UP = 3
 
 Spread = dict[str, float]
 """median, low, high and count."""
@@ -31,3 +32,15 @@ def ratio(first: Sequence[float], second: Sequence[float]) -> Spread:
     rows = np.random.default_rng(0).integers(len(quotients), size=(RESAMPLES, len(quotients)))
     low, high = np.quantile(np.median(quotients[rows], axis=1), (0.05, 0.95))
     return {"median": float(np.median(quotients)), "low": float(low), "high": float(high), "count": len(quotients)}
+
+
+def interleaved(loops: Sequence[Callable[[int], float]], turns: int, block: int) -> list[list[float]]:
+    """Seconds a step of each loop, `turns` times `block` steps of each; who begins changes from turn to turn."""
+    for loop in loops:
+        loop(WARM_UP)
+    taken: list[list[float]] = [[] for _ in loops]
+    for turn in range(turns):
+        order = range(len(loops))
+        for index in order if turn % 2 else reversed(order):
+            taken[index].append(loops[index](block))
+    return taken

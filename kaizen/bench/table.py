@@ -16,6 +16,7 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     images = f"{batch['current']} images of {batch['image_size']} px and {batch['replay']} of the replay memory"
     yield _row("step", f"{images}, in task {found['task']}, with {teacher}")
     yield _row("images/s", _shown(step["images_per_second"]) + ", replay not counted")
+    yield _row("first step", f"{step['first_seconds']:.3g} seconds, with what it allocates and compiles")
     yield _row("seconds a step", _shown(step["seconds"]))
     whole = sum(part["median"] for part in found["parts"].values())
     for name, part in found["parts"].items():
@@ -34,6 +35,9 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     else:
         yield _row("plain loop", f"{_shown(plain['seconds'])} seconds a step, without data, views and log")
         yield _row("ours / plain", _shown(plain["ratio"]) + ", 90 % interval")
+    if saved := found.get("checkpoints"):
+        yield _row("checkpoint", f"{saved['bytes'] / 2**20:.1f} MiB every {saved['every_steps']} steps")
+        yield _row("with / without", _shown(saved["ratio"]) + ", 90 % interval")
     for name, views in found["views"].items():
         yield _row("views/s, ours", _shown(views["ours_images_per_second"]) + " two-view images on one thread")
         yield _row(f"views/s, {name}", _shown(views["theirs_images_per_second"]))

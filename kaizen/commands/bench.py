@@ -51,8 +51,9 @@ def main(tokens: Sequence[str]) -> int:
     if given.tasks:
         arguments.overrides["stream.tasks"] = str(given.tasks)
     recipe, config = resolve(*arguments)
-    if given.tasks and given.against:
-        raise ConfigError("--against", "is given with --tasks, which measures nothing else; allowed: one of the two")
+    if given.tasks and (given.against or given.checkpoints):
+        key = "--against" if given.against else "--checkpoints"
+        raise ConfigError(key, "is given with --tasks, which measures nothing else; allowed: one of the two")
     if "kornia" in given.against and importlib.util.find_spec("kornia") is None:
         raise ConfigError("--against", "is kornia, which is not installed; allowed: pil, or pip install kornia")
     if given.json not in (None, "-") and not Path(given.json).expanduser().parent.is_dir():
@@ -76,7 +77,11 @@ def main(tokens: Sequence[str]) -> int:
         text = flat_lines(found)
     else:
         found = measure(
-            recipe, config, Options(given.repetitions, given.synthetic, tuple(given.against)), parallel, say
+            recipe,
+            config,
+            Options(given.repetitions, given.synthetic, tuple(given.against), given.checkpoints),
+            parallel,
+            say,
         )
         text = lines(found)
     # A training run has left the group of processes by now, so nothing can be agreed on any more.
@@ -98,6 +103,9 @@ def _parser() -> Parser:
         action="append",
         default=[],
         help="time this pipeline of two views beside ours, on one thread; may be given twice",
+    )
+    parser.add_argument(
+        "--checkpoints", action="store_true", help="also time steps with a checkpoint every 50 beside steps without"
     )
     parser.add_argument(
         "--tasks",

@@ -1,0 +1,43 @@
+"""What checkpoints cost: steps beside which one is written, and as many without."""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from kaizen.bench.session import Session, synchronize
+from kaizen.bench.spread import interleaved, ratio, spread
+from kaizen.state import checkpoint_directory
+from kaizen.writer import Writer
+
+STEPS = 50
+"""Steps between two checkpoints."""
+FEWEST, PART = 5, 4
+"""Turns at least, and the part of the other measurements' turns that these many steps take."""
+
+
+def compare_checkpoints(session: Session, folder: Path, turns: int) -> dict[str, Any]:
+    """Seconds of 50 steps and a checkpoint over those of 50 steps, in turns, and the checkpoint's bytes.
+
+    The last of its bytes is waited for, as a run's next checkpoint would.
+    """
+    writer, sizes = Writer(), [0]
+
+    def saving(steps: int) -> float:
+        synchronize(session.parallel.device)
+        began = time.perf_counter()
+        path = checkpoint_directory(folder, session.task, session.done)
+        write = session.state.checkpoint(path, {"task": session.task, "step": session.done})
+        session.parallel.on_main(lambda: writer.submit(write))
+        for _ in range(steps):
+            session.step()
+        session.parallel.on_main(writer.wait)
+        synchronize(session.parallel.device)
+        taken = time.perf_counter() - began
+        sizes.append(sum(file.stat().st_size for file in path.glob("*")))
+        session.parallel.on_main(lambda: shutil.rmtree(path))
+        return taken / steps
+
+    with_one, without = interleaved([saving, session.seconds], max(FEWEST, turns // PART), STEPS)
+    writer.close()
+    return {"every_steps": STEPS, "bytes": max(sizes), "seconds": spread(with_one), "ratio": ratio(with_one, without)}
