@@ -205,7 +205,8 @@ def test_json_holds_every_number(
     monkeypatch.setattr("kaizen.bench.against.MOST_IMAGES", 8)
     file = tmp_path / "bench.json"
     tokens = ["bench", "digits", *SMALL, "--data.cache_dir", cache, "--repetitions", "2", "--against", "pil"]
-    assert run([*tokens, "--json", str(file)], COMMANDS) == 0
+    monkeypatch.setattr("kaizen.bench.saving.STEPS", 2)
+    assert run([*tokens, "--checkpoints", "--json", str(file)], COMMANDS) == 0
     found, out = json.loads(file.read_text()), capsys.readouterr().out
     assert found["data"] == "digits"
     assert found["batch"] == {"current": 16, "replay": 8, "image_size": 8}
@@ -215,7 +216,8 @@ def test_json_holds_every_number(
     spreads += [found["memory"]["peak_bytes"], found["plain"]["seconds"], found["plain"]["ratio"]]
     spreads += [found["flops"][name] for name in ("per_second", "peak_per_second", "share_of_peak")]
     spreads += [found["views"]["pil"][f"{who}_images_per_second"] for who in ("ours", "theirs")]
-    for one in (*spreads, found["views"]["pil"]["ratio"]):
+    assert found["checkpoints"]["bytes"] > 10_000
+    for one in (*spreads, found["views"]["pil"]["ratio"], found["checkpoints"]["ratio"]):
         assert 0 <= one["low"] <= one["median"] <= one["high"]
     assert found["parts"]["communication"]["high"] == found["communication"]["total"] == 0
     parts = found["flops"]["parts"]
@@ -276,6 +278,7 @@ def test_traffic_of_two_processes_is_that_counted_by_hand(tmp_path: Path, cache:
         (["--tasks", "2"], ("--tasks", "at least 3")),
         (["--tasks", "3", "--stream.kind", "joint"], ("joint", "allowed")),
         (["--tasks", "3", "--against", "pil"], ("--against", "--tasks")),
+        (["--tasks", "3", "--checkpoints"], ("--checkpoints", "--tasks")),
         (["--tasks", "11"], ("stream.tasks", "1 to 10")),
         (["--json", "/nowhere/bench.json"], ("--json", "directory")),
         (["--optim.lr", "fast"], ("optim.lr", "'fast'")),
@@ -296,4 +299,4 @@ def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["bench", "--help"], COMMANDS) == 0
     out = capsys.readouterr().out
     assert out.count("\n  python -m kaizen bench") >= 2
-    assert all(option in out for option in ("--json", "--against", "--tasks", "--synthetic", "--repetitions"))
+    assert all(option in out for option in ("--json", "--against", "--tasks", "--synthetic", "--checkpoints"))
