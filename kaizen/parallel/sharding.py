@@ -5,19 +5,21 @@ float32 units, as their statistics need it; all the rest belongs to the root, in
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kaizen.errors import ConfigError
 
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+# torch.distributed.fsdp and .tensor take most of a second to load, so that is left to launches that shard.
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -29,6 +31,8 @@ def is_sharded(accelerator: Accelerator) -> bool:
     """
     if accelerator.distributed_type != DistributedType.FSDP:
         return False
+    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
+
     plugin = accelerator.state.fsdp_plugin
     if plugin.fsdp_version != 2:
         raise ConfigError("fsdp_version", f"is {plugin.fsdp_version}; allowed: 2 (accelerate_configs/fsdp2.yaml)")
@@ -57,6 +61,8 @@ def shard_units(module: nn.Module, accelerator: Accelerator, block_names: Sequen
     Args:
         reshard: let go of whole weights after each forward, whatever the launch says.
     """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
     settings: dict[str, Any] = {"reshard_after_forward": reshard or accelerator.state.fsdp_plugin.reshard_after_forward}
     half = HALF.get(accelerator.mixed_precision)
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, output_dtype=torch.float32)
@@ -69,6 +75,8 @@ def shard_units(module: nn.Module, accelerator: Accelerator, block_names: Sequen
 
 def shard_follower(module: nn.Module, accelerator: Accelerator, block_names: Sequence[str]) -> None:
     """Shard a network that no optimizer trains, by the same calls as the student; its children run one by one."""
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
     # Without a backward pass nothing but resharding would ever let go of the whole weights, nor read changed ones.
     shard_units(module, accelerator, block_names, reshard=True)
     for child in module.children():
@@ -76,33 +84,39 @@ def shard_follower(module: nn.Module, accelerator: Accelerator, block_names: Seq
             fully_shard(child, reshard_after_forward=True)
 
 
+def _is_shard(tensor: Tensor) -> "TypeGuard[DTensor]":
+    return hasattr(tensor, "device_mesh")
+
+
 def whole(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
     """The tensors, shards put together on the CPU, one at a time; all processes call this, though some keep none."""
     found = {}
     for name, tensor in tensors.items():
-        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        full = tensor.full_tensor() if _is_shard(tensor) else tensor
         if keep:
             # A device that holds a shard of a network need not have room for the whole.
-            found[name] = full.cpu() if isinstance(tensor, DTensor) else full
+            found[name] = full.cpu() if _is_shard(tensor) else full
     return found
 
 
 def part_of(value: Tensor, like: Tensor) -> Tensor:
     """What of a whole tensor, held by every process, belongs where `like` is; all processes call this."""
-    if not isinstance(like, DTensor):
+    if not _is_shard(like):
         return value
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(value.to(like.device, like.dtype), like.device_mesh, like.placements)
 
 
 def local(tensor: Tensor) -> Tensor:
     """This process' part of a tensor, sharing its memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if _is_shard(tensor) else tensor
 
 
 def norms(tensors: Sequence[Tensor]) -> Tensor:
     """L2 norms (count,) of whole tensors, from the parts that the processes hold; one message for all of them."""
     found = torch.stack(torch._foreach_norm([local(tensor) for tensor in tensors]))
-    if not isinstance(tensors[0], DTensor):
+    if not _is_shard(tensors[0]):
         return found
     squares = found.square()
     dist.all_reduce(squares, group=tensors[0].device_mesh.get_group())
@@ -112,6 +126,6 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
 def check_alike(one: Sequence[Tensor], other: Sequence[Tensor]) -> None:
     """Raise a RuntimeError unless parameters pair up, shard by shard."""
     for a, b in zip(one, other, strict=True):
-        places = [(t.placements, t.device_mesh) if isinstance(t, DTensor) else None for t in (a, b)]
+        places = [(t.placements, t.device_mesh) if _is_shard(t) else None for t in (a, b)]
         if places[0] != places[1] or local(a).shape != local(b).shape:
             raise RuntimeError(f"parameters {tuple(a.shape)} and {tuple(b.shape)} are not sharded alike: {places}")
