@@ -127,8 +127,8 @@ def test_teacher_normalises_as_told_and_never_changes(mode: str, tmp_path: Path)
     with torch.no_grad():
         features = [student.encoder(v) for v in views()]
         for v in range(2):
-            assert torch.allclose(said.projections[v], student.projector(features[v]), atol=1e-6)
-            assert torch.allclose(said.logits[v], student.classifier(features[v]), atol=1e-6)
+            assert torch.allclose(said.projections[v], student.projector(features[v]), atol=1e-5)
+            assert torch.allclose(said.logits[v], student.classifier(features[v]), atol=1e-5)
     teacher(views())
     assert all(torch.equal(t, before[name]) for name, t in teacher.network.state_dict().items())
     assert not any(p.requires_grad for p in teacher.network.parameters())

@@ -78,13 +78,16 @@ def compare_tasks(config: Config, stream: Stream, plan: Plan, run: Path, paralle
     return ratio(late, early)
 
 
-def summary(run: Path, tasks: int, peaks: list[int], again: Spread) -> dict[str, Any]:
-    """What a finished run cost, task by task."""
+def summary(run: Path, plan: Plan, epochs: int, peaks: list[int], again: Spread) -> dict[str, Any]:
+    """What a finished run cost, task by task; evaluation's share is that of tasks of the recipe's own `epochs`."""
+    tasks = len(plan.tasks)
     taken = [step_seconds(run, task) for task in range(tasks)]
-    seconds = json.loads((run / "results.json").read_text())["seconds"]
-    shares = [e / (t + e) for t, e in zip(seconds["train"], seconds["evaluate"], strict=True)]
+    evaluated = json.loads((run / "results.json").read_text())["seconds"]["evaluate"]
+    trained = [median(s) * t.steps_per_epoch * epochs for s, t in zip(taken, plan.tasks, strict=True)]
+    shares = [e / (t + e) for t, e in zip(trained, evaluated, strict=True)]
     return {
         "tasks": tasks,
+        "epochs": epochs,
         "step_seconds": [spread(steps) for steps in taken],
         "last_over_first": again,
         "last_over_first_in_the_run": median(taken[-1]) / median(taken[EARLY]),

@@ -8,6 +8,7 @@ import numpy as np
 
 from kaizen.config import Config
 from kaizen.data.load import Stream, load_stream, make_stream
+from kaizen.data.origins import quiet_datasets
 from kaizen.data.source import KNOWN_SOURCES
 from kaizen.data.store import Source, Split
 from kaizen.errors import ConfigError
@@ -71,10 +72,10 @@ def save_source(source: Source, folder: Path) -> None:
         "label": datasets.ClassLabel(names=list(source.class_names)),
         "domain": datasets.ClassLabel(names=list(source.domain_names)),
     }
-    datasets.disable_progress_bars()
     parts = {}
-    for name, split in (("train", source.train), ("test", source.test)):
-        assert split.domains is not None
-        rows = {"image": list(split.images.transpose(0, 2, 3, 1)), "label": split.labels, "domain": split.domains}
-        parts[name] = datasets.Dataset.from_dict(rows, features=datasets.Features(columns))
-    datasets.DatasetDict(parts).save_to_disk(str(folder))
+    with quiet_datasets():
+        for name, split in (("train", source.train), ("test", source.test)):
+            assert split.domains is not None
+            rows = {"image": list(split.images.transpose(0, 2, 3, 1)), "label": split.labels, "domain": split.domains}
+            parts[name] = datasets.Dataset.from_dict(rows, features=datasets.Features(columns))
+        datasets.DatasetDict(parts).save_to_disk(str(folder))

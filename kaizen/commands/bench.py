@@ -139,7 +139,7 @@ def _flat(recipe: str, config: Config, turns: int, synthetic: bool, parallel: "P
             super().evaluate(task, readers)
             if task == len(self.tasks) - 1:
                 again = compare_tasks(self.config, self.stream, self.plan, self.path, self.parallel, turns)
-                found.update(summary(self.path, task + 1, peaks, again))
+                found.update(summary(self.path, self.plan, config.optim.epochs, peaks, again))
 
     with workplace(parallel) as place:
         small, data = small_tasks(config, turns, synthetic, place / "data", parallel)

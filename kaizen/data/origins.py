@@ -48,7 +48,7 @@ def _guarded(request: Request, opener: Callable[[], Any]) -> Any:
     from datasets.exceptions import DatasetsError
 
     try:
-        with _quiet_datasets():
+        with quiet_datasets():
             return opener()
     except ConnectionError as error:
         problem = (
@@ -69,7 +69,7 @@ def _line(error: BaseException) -> str:
 
 
 @contextmanager
-def _quiet_datasets() -> Iterator[None]:
+def quiet_datasets() -> Iterator[None]:
     """No progress bars and no warnings of the datasets library inside; the settings from before afterwards."""
     import datasets
     from datasets.utils import logging
