@@ -167,8 +167,14 @@ class RunDirectory:
         return self.parallel.broadcast(done)
 
     def train_seconds(self, task: int) -> float:
-        """Seconds that a finished task trained."""
-        return float(self._read_task_end(task)["train_seconds"])
+        """Seconds that a finished task trained, the same on every process."""
+        held: list[float] = []
+
+        def read() -> None:
+            held.append(float(json.loads((task_directory(self.path, task) / STATE).read_text())["train_seconds"]))
+
+        self.parallel.on_main(read)
+        return self.parallel.broadcast(held[0] if held else 0.0)
 
     def world_size(self, task: int) -> int:
         """Processes that a finished task was trained by."""

@@ -1,7 +1,10 @@
 """The ways a run can end, as exceptions; each carries the exit code of `python train.py`."""
 
+import errno
 import re
 
+REFUSING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE)
+"""Why a file system refuses to write, or to read what it holds."""
 REFUSED = re.compile(r"can't allocate memory|not enough memory|Cannot allocate memory")
 
 
@@ -37,11 +40,13 @@ class TrainingFailed(KaizenError):
 
 def explained(error: Exception) -> Exception:
     """What ends a run although nothing is wrong with it (a full disk, too little memory) as one line; others as is."""
-    if isinstance(error, OSError) and error.filename and error.strerror:
+    if isinstance(error, KaizenError):
+        return error
+    if isinstance(error, OSError) and error.errno in REFUSING and error.filename:
         return TrainingFailed(f"{error.filename}: {error.strerror}; what was saved before is kept")
     text = str(error).partition("\n")[0]
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or REFUSED.search(text):
-        remedy = "allowed: a smaller optim.batch, more processes, or gradient accumulation"
+        remedy = "for a step allowed: a smaller optim.batch, more processes, or gradient accumulation"
         return TrainingFailed(f"not enough memory ({text or 'MemoryError'}); {remedy}")
     return error
 

@@ -62,7 +62,8 @@ class RunLock:
                 self._file.unlink(missing_ok=True)
 
     def _text(self) -> str:
-        return json.dumps({**self._mine, "count": self._count})
+        # Of one length, so that one who reads while it is written finds some count, and the holder.
+        return json.dumps({**self._mine, "count": f"{self._count:012d}"})
 
     def _created(self) -> bool:
         """Whether the file was not there and is ours now."""

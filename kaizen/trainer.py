@@ -61,6 +61,7 @@ class Trainer:
         try:
             self._prepare()
             self._run()
+            self.parallel.on_main(self._show_results)
             self.directory.write_status("done", 0)
         except Stopped as stopped:
             self._end_stopped(stopped)
@@ -74,7 +75,6 @@ class Trainer:
         finally:
             self.writer.close()
             self.directory.release()
-        self.parallel.on_main(self._show_results)
         self.parallel.close()
 
     def _end_stopped(self, stopped: Stopped) -> None:
@@ -145,6 +145,7 @@ class Trainer:
                 self.train_task(task, found if task == done else None)
                 self.evaluate(task, readers)
         finally:
+            self.writer.close()
             self.log.close()
 
     def train_task(self, task: int, checkpoint: tuple[Path, dict[str, Any]] | None) -> None:
@@ -232,7 +233,9 @@ class Trainer:
 
     def _stop_if_asked(self) -> None:
         if self._stop_asked():
-            raise Stopped(self.stop.asked() or "another process was asked to stop")
+            # A signal may reach one process before the others.
+            asked = [reason for reason in self.parallel.every(self.stop.asked()) if reason]
+            raise Stopped(next((reason for reason in asked if reason.startswith("SIG")), asked[0]))
 
     def _position(self, clock: Clock) -> dict[str, Any]:
         """Where the run stands, as it is kept with what is saved."""

@@ -1,5 +1,6 @@
 """Checkpoints are written beside the training, which goes on as soon as their tensors are copied."""
 
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -22,5 +23,8 @@ class Writer:
             work.result()
 
     def close(self) -> None:
-        """Let what is under way come to its end."""
+        """Let what is under way come to its end; that it could not is told where nobody waits for it any more."""
         self._thread.shutdown()
+        if self._work and (error := self._work.exception()):
+            print(f"note: the checkpoint under way was not written ({error})", file=sys.stderr)
+        self._work = None

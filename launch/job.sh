@@ -59,17 +59,20 @@ train_or_requeue() {
     [[ -z $signalled ]] || requeue
     local before state=none code=0
     before=$(status_version)
+    progress_before=$(progress)
+    export KAIZEN_PREEMPTED=$run/.preempted # what a node makes that Slurm has signalled
+    rm -f "$KAIZEN_PREEMPTED"
     # A node that is lost is noticed by the others, which have to tell: srun kills them only if they do not.
     srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
         ${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"} --kill-on-bad-exit=0 --wait=120 \
         bash launch/node.sh "$@" &
     local step=$!
-    wait "$step" || code=$?
-    while kill -0 "$step" 2>/dev/null; do # a signal ended the wait
-        touch "$run/stop"                 # more than once, as one from before the processes began does not count
+    while kill -0 "$step" 2>/dev/null; do
+        # More than once, as a file from before the processes began does not count.
+        if [[ -n $signalled ]]; then touch "$run/stop"; fi
         sleep 1
     done
-    wait "$step" && code=0 || code=$?
+    wait "$step" || code=$?
     # A status from before this start says nothing about it.
     if [[ $(status_version) != "$before" ]]; then state=$(status_value state); fi
     case $state in
@@ -78,15 +81,23 @@ train_or_requeue() {
     esac
     # Slurm may have told the processes alone of a preemption; a user's own file `stop` is left to mean what it says.
     [[ $state != stopped || $(status_value reason) != SIGTERM ]] || signalled=yes
+    [[ $state != none || ! -e $KAIZEN_PREEMPTED ]] || signalled=yes # while it started, with nothing to save
     if [[ -n $signalled ]]; then requeue; fi
     [[ $state != stopped ]] || exit 75
     exit "$((code ? code : 3))"
 }
 
-# Back in the queue, unless the job is being cancelled, or put back by Slurm itself.
+# Where a run stands: what is the same before and after a job shows that it got nowhere.
+progress() { echo "$(status_value task) $(status_value step) $(stat -c %Y "$run/results.json" 2>/dev/null || true)"; }
+
+# Back in the queue, unless the job is being cancelled, or put back by Slurm itself, or gets nowhere again and again.
 requeue() {
-    rm -f "$run/stop"
+    rm -f "$run/stop" "$run/.preempted"
     [[ $(squeue --noheader --jobs "$job" --format %T) == RUNNING ]] || exit 75
+    if ((${SLURM_RESTART_COUNT:-0} >= 10)) && [[ ${progress_before-} == "$(progress)" ]]; then
+        echo "error: job $job: start ${SLURM_RESTART_COUNT} and no step further; allowed: a longer --time" >&2
+        exit 3
+    fi
     local step
     step=$(status_value step)
     echo "job $job: stopped at step ${step:-0}, back in the queue"

@@ -6,12 +6,18 @@ eval "${KAIZEN_SETUP:-}"
 set -u
 
 # On preemption Slurm signals every process of the job. The training ones save and end; launchers, which would end them
-# after 30 seconds whether they have saved or not, hear nothing of it.
-trap '' TERM
+# after 30 seconds whether they have saved or not, hear nothing of it. Ones that have nothing to save yet leave no word.
+trap 'touch "$KAIZEN_PREEMPTED"' TERM
 export PET_SIGNALS_TO_HANDLE=SIGINT
 
 port=$KAIZEN_MAIN_PORT
 ((SLURM_JOB_NUM_NODES > 1)) || port=0 # any free one, as other jobs may share the node
-python -m accelerate.commands.launch -q --config_file "${KAIZEN_ACCELERATE:-accelerate_configs/multi_node.yaml}" \
-    --num_machines "$SLURM_JOB_NUM_NODES" --num_processes "$KAIZEN_PROCESSES" --machine_rank "$SLURM_PROCID" \
-    --main_process_ip "$KAIZEN_MAIN_ADDRESS" --main_process_port "$port" "$@"
+(
+    trap '' TERM
+    python -m accelerate.commands.launch -q --config_file "${KAIZEN_ACCELERATE:-accelerate_configs/multi_node.yaml}" \
+        --num_machines "$SLURM_JOB_NUM_NODES" --num_processes "$KAIZEN_PROCESSES" --machine_rank "$SLURM_PROCID" \
+        --main_process_ip "$KAIZEN_MAIN_ADDRESS" --main_process_port "$port" "$@"
+) &
+launcher=$!
+while kill -0 "$launcher" 2>/dev/null; do sleep 1; done
+wait "$launcher"

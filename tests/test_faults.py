@@ -22,11 +22,12 @@ import kaizen.state
 from kaizen.cli import parse_arguments, resolve
 from kaizen.commands.train import main
 from kaizen.directory import RunDirectory
-from kaizen.errors import ConfigError
+from kaizen.errors import ConfigError, explained
 from kaizen.evaluation import evaluator
 from kaizen.learner import TERMS, Learner
 from kaizen.parallel import Parallel
 from kaizen.stepping import Stepper
+from kaizen.writer import Writer
 
 ROOT = Path(__file__).parent.parent
 
@@ -330,3 +331,25 @@ def test_what_goes_wrong_beside_the_training_ends_the_run(
     assert main(short(tiny)) == 3
     assert "task-00_step-00000002: Input/output error" in capsys.readouterr().err
     assert status_of(run_of(tiny))["state"] == "failed"
+
+
+def test_only_what_the_system_refuses_is_explained_away() -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a/file")
+    assert str(explained(full)) == "a/file: No space left on device; what was saved before is kept"
+    missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "no-such-compiler")
+    assert explained(missing) is missing, "its traceback is what tells"
+    assert explained(bare := OSError(errno.ENOSPC, "no name")) is bare
+    refused = ConfigError("file", "cannot be read (Cannot allocate memory)")
+    assert explained(refused) is refused
+    for error in (MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")):
+        assert str(explained(error)).startswith("not enough memory (")
+
+
+def test_a_save_that_nobody_waits_for_any_more_tells_that_it_failed(capsys: pytest.CaptureFixture[str]) -> None:
+    def refused() -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    writer = Writer()
+    writer.submit(refused)
+    writer.close()
+    assert "note: the checkpoint under way was not written ([Errno 5] Input/output error)" in capsys.readouterr().err

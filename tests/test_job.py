@@ -192,3 +192,24 @@ def test_a_users_own_stop_is_one_and_so_is_a_cancelled_job(job: Job) -> None:
 def test_it_waits_for_the_processes_of_the_job_before_it(job: Job) -> None:
     (job.folder / "ending").touch()
     assert job.end("[[ -e $SAID/waited ]] && status done 0 null") == 0
+
+
+def test_a_preemption_while_the_processes_start_is_one_too(job: Job) -> None:
+    """They have no status to tell of it yet: a node's own script, which Slurm signals as well, leaves word."""
+    assert job.end("kill -TERM $(ps -o ppid= -p $PPID); /bin/sleep 0.2; exit 1") == 75
+    assert job.requeued == ["31"]
+    assert not (job.run_directory / ".preempted").exists()
+    assert job.end("exit 1") == 1, "what an earlier start has met does not count"
+
+
+def test_a_run_that_gets_nowhere_does_not_go_back_for_ever(job: Job) -> None:
+    stopped = "status stopped 75 SIGTERM; exit 1"
+    assert job.end(stopped) == 75
+    job.environment = {"SLURM_RESTART_COUNT": "9"}
+    assert job.end(stopped) == 75
+    job.environment = {"SLURM_RESTART_COUNT": "10"}
+    assert job.end(f"touch $run/results.json; {stopped}") == 75, "a task was evaluated"
+    assert job.requeued == ["31"] * 3
+    assert job.end(stopped) == 3
+    assert "no step further; allowed: a longer --time" in job.error
+    assert job.requeued == ["31"] * 3

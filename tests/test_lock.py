@@ -102,6 +102,19 @@ def test_a_lock_that_was_half_written_is_not_held_for_ever(content: str, tmp_pat
     RunLock(tmp_path, stale=0.2).release()
 
 
+def test_a_count_that_is_read_while_it_is_written_tells_the_holder(tmp_path: Path) -> None:
+    lock = RunLock(tmp_path, beat=60)
+    old = (tmp_path / ".lock").read_bytes()
+    for lock._count in (9, 10, 10**11):
+        new = lock._text().encode()
+        assert len(new) == len(old)
+        for cut in range(len(new)):
+            (tmp_path / ".lock").write_bytes(new[:cut] + old[cut:])
+            lock.check()
+        old = new
+    lock.release()
+
+
 def test_who_was_taken_for_gone_notices(tmp_path: Path) -> None:
     lock = RunLock(tmp_path, beat=0.02)
     held_text = (tmp_path / ".lock").read_text()

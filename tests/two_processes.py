@@ -178,6 +178,7 @@ def errors_reach_all(parallel: Parallel) -> dict[str, bool]:
         "errors": caught == ["data.source: is broken", last, "file stop", "data.source: is broken"],
         "agree": differing == "the replay memory of process 1 is not that of process 0",
         "any": parallel.any(parallel.rank == 1) and not parallel.any(False),
+        "every": parallel.every(f"from {parallel.rank}") == ["from 0", "from 1"],
         "broadcast": parallel.broadcast(f"from {parallel.rank}") == "from 0",
         "mean": parallel.mean({"a": torch.tensor(float(parallel.rank))}) == {"a": 0.5},
     }

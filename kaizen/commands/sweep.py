@@ -104,6 +104,7 @@ class Child:
     process: subprocess.Popen[bytes]
     path: Path
     log_from: int
+    status: tuple[int, int] | None
     began: float
 
 
@@ -173,7 +174,7 @@ class Sweep:
             from kaizen.parallel import usable_cores
 
             environment.setdefault("KAIZEN_THREADS", str(max(1, usable_cores() // self.jobs)))
-        log_from = log.seek(0, os.SEEK_END)
+        log_from, status = log.seek(0, os.SEEK_END), _version(path / "status.json")
         # In a session of its own, so that Ctrl-C reaches a run through `_stop_runs` alone.
         process = subprocess.Popen(
             command,
@@ -183,7 +184,7 @@ class Sweep:
             env=environment,
             start_new_session=True,
         )
-        return Child(run, process, path, log_from, time.monotonic())
+        return Child(run, process, path, log_from, status, time.monotonic())
 
     def _collect(self) -> None:
         """Take note of the runs that have ended."""
@@ -198,13 +199,13 @@ class Sweep:
                 self._tell("stopped", child.run, "it goes on from where it was")
             else:
                 # Launchers turn the code into their own.
-                told = _read(child.path / "status.json").get("exit_code") if self.launcher else code
+                told = _status(child).get("exit_code") if self.launcher else code
                 self.failed_with = told if told in (2, 3) else TrainingFailed.exit_code
                 reason = _last_error(child.path / LOG, child.log_from) or "it said nothing"
                 self._tell("failed", child.run, f"exit code {code}: {reason} ({child.path / LOG})")
 
     def _was_stopped(self, child: Child, code: int) -> bool:
-        if self.launcher and _read(child.path / "status.json").get("state") == "stopped":
+        if self.launcher and _status(child).get("state") == "stopped":
             return True  # launchers have codes of their own
         # A process that gets the signal before it has anything to save ends by it.
         return code == Stopped.exit_code or (code == -signal.SIGTERM and self.stop.asked() is not None)
@@ -232,6 +233,21 @@ def is_done(path: Path, run: SweepRun) -> bool:
     """Whether a directory holds the finished run, and of this configuration."""
     same = _read(path / "results.json").get("config_hash") == run.config_hash
     return same and _read(path / "status.json").get("state") == "done"
+
+
+def _version(file: Path) -> tuple[int, int] | None:
+    """What another content of a file that is replaced whole changes."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def _status(child: Child) -> dict[str, Any]:
+    """What a run has said of itself in this start; nothing, if its status is that of an earlier one."""
+    file = child.path / "status.json"
+    return {} if _version(file) == child.status else _read(file)
 
 
 def _result(path: Path) -> str:

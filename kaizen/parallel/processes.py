@@ -210,6 +210,14 @@ class Parallel:
         dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self._step_group)
         return bool(raised)
 
+    def every(self, value: T) -> list[T]:
+        """A Python value of each process, in the order of their ranks, on every process."""
+        if self._step_group is None:
+            return [value]
+        held: list[Any] = [None] * self.world
+        dist.all_gather_object(held, value, group=self._step_group)
+        return held
+
     def main_first(self, work: Callable[[], T]) -> T:
         """The work's result on every process, done first by one process a node and then, from its caches, by the rest.
 
