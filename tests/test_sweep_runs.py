@@ -155,6 +155,8 @@ echo '{{"state": "{"stopped" if code == 75 else "failed"}", "exit_code": {code}}
 exit 1
 """)
     assert run([*sweep, "--only", "1", "--launcher", str(script)], COMMANDS) == expected
+    script.write_text("#!/bin/sh\nexit 1\n")
+    assert run([*sweep, "--only", "1", "--launcher", str(script)], COMMANDS) == 3, "it says nothing of this start"
 
 
 def test_a_file_named_stop_ends_a_sweep_and_a_launcher_is_stopped_by_a_file_too(tmp_path: Path, cache: str) -> None:
