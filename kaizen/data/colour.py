@@ -1,8 +1,10 @@
 """Colour operations of views: images are float32 (n, 3, h, w) in grey levels, 0..255, each with draws of its own.
 
-Pixels are chosen by arithmetic that leaves their bits alone: comparisons and `where` take a CPU ten times as long.
+On a CPU an operation takes only the images that it is for. Comparisons and `where` take a CPU ten times as long as a
+sum, so on all pixels arithmetic stands in for them, bit for bit.
 """
 
+from collections.abc import Callable
 from enum import IntEnum
 
 import torch
@@ -12,7 +14,7 @@ LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey (ITU-R 601, as in PIL)."""
 SOLARIZE_FROM = 128
 BEYOND = 1e30
-"""Times the difference of two unequal levels: beyond every level."""
+"""Times the difference of two unequal levels, this is beyond every level and hue."""
 
 
 class Part(IntEnum):
@@ -121,34 +123,50 @@ def _turn_hue(pixels: Tensor, turns: Tensor) -> None:
     sextant.div_(chroma.clamp(min=1e-6)).add_(6 * turns[:, None])
     sextant.sub_((sextant / 6).floor_(), alpha=6)
     # A channel is at the top up to one sextant from its own hue, at the bottom from two on, and linear in between.
-    bottom = top.sub_(chroma, alpha=2)
-    for channel, opposite in enumerate((3, 2, 4)):
-        near = torch.sub(sextant, opposite, out=below[:, channel]).abs_()
+    # Red's own lies at both ends, so its distance is taken from the opposite one.
+    bottom, near = top.sub_(chroma, alpha=2), below
+    for channel, hue in enumerate((3, 2, 4)):
+        distance = torch.sub(sextant, hue, out=near[:, channel]).abs_()
         if channel:
-            torch.sub(3, near, out=near)
-    below.clamp_(1, 2)
+            torch.sub(3, distance, out=distance)
+    near.clamp_(1, 2)
     # Between the lowest and the highest channel, however it is rounded: nothing to clamp.
     chosen = turns != 0
     if on_cpu(turns) and bool(chosen.all()):
-        torch.addcmul(bottom[:, None], chroma[:, None], below, out=pixels)
+        torch.addcmul(bottom[:, None], chroma[:, None], near, out=pixels)
     else:
-        choose(chosen, torch.addcmul(bottom[:, None], chroma[:, None], below, out=below), pixels, out=pixels)
+        choose(chosen, torch.addcmul(bottom[:, None], chroma[:, None], near, out=near), pixels, out=pixels)
 
 
 def choose(chosen: Tensor, these: Tensor, others: Tensor, out: Tensor | None = None) -> Tensor:
-    """Rows of `these` (n, ...) where `chosen` (n,), elsewhere of `others`, to which `these` may be broadcast."""
+    """Rows of `these` (n, ...) where `chosen` (n,), elsewhere of `others`, of the same shape."""
     chosen = chosen.to(others.dtype).view(-1, *(1 for _ in others.shape[1:]))
     return torch.addcmul(these * chosen, others, 1 - chosen, out=out)
 
 
+def apply_to(
+    chosen: Tensor, operation: Callable[..., Tensor], images: Tensor, *columns: Tensor, out: Tensor | None = None
+) -> Tensor:
+    """Images (n, ...), those `chosen` (n,) replaced by `operation` of them and of their rows of `columns` (n,).
+
+    `out` may be the images.
+    """
+    if not on_cpu(images):
+        return choose(chosen, operation(images, *columns), images, out)
+    rows = chosen.nonzero()[:, 0]
+    these = operation(images.index_select(0, rows), *(column.index_select(0, rows) for column in columns))
+    return (images.clone() if out is None else out.copy_(images)).index_copy_(0, rows, these)
+
+
 def gray(images: Tensor, chosen: Tensor, out: Tensor | None = None) -> Tensor:
     """Images (n, 3, h, w), those `chosen` (n,) in grey, which all three channels then hold."""
-    return choose(chosen, _shade(images)[:, None], images, out)
+    return apply_to(chosen, lambda some: _shade(some)[:, None].expand_as(some), images, out=out)
 
 
 def solarize(images: Tensor, chosen: Tensor, out: Tensor | None = None) -> Tensor:
     """Images (n, 3, h, w) in grey levels, those `chosen` (n,) with every level from 128 on inverted."""
-    start = torch.where(chosen, float(SOLARIZE_FROM), torch.inf)[:, None, None, None]
-    # 255 - level, moved beyond the minimum below the start.
-    inverted = (start - images).clamp_(min=0).mul_(BEYOND).sub_(images).add_(255)
-    return torch.minimum(images, inverted, out=out)
+
+    def inverted(some: Tensor) -> Tensor:
+        return torch.where(some >= SOLARIZE_FROM, 255 - some, some)
+
+    return apply_to(chosen, inverted, images, out=out)

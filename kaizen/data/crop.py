@@ -137,7 +137,7 @@ def resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     n, channels, h, w = images.shape
     with exact_products(images.device):
         pixels = images.to(rows.dtype).reshape(n, channels * h, w)
-        wide = _to_levels(torch.bmm(pixels, columns.transpose(1, 2))).view(n, channels, h, -1)
+        wide = _to_levels(torch.bmm(pixels, columns.transpose(1, 2))).view(n, channels, h, columns.shape[1])
         del pixels
         # One plane of all images after another in memory: later operations take the channels apart.
         planes = wide.new_empty(channels, n, rows.shape[1], columns.shape[1])

@@ -1,6 +1,6 @@
 """The views of a batch: SSL augmentations on the device, drawn per image from its key, without per-image Python.
 
-Between crop and normalisation an image is float32 in grey levels, 0..255. Nothing here waits for the device.
+Between crop and normalisation an image is float32 in grey levels, 0..255. Nothing here makes the host wait for a GPU.
 """
 
 from enum import IntEnum
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kaizen.config import ViewConfig
-from kaizen.data.colour import Part, choose, gray, jitter, jitter_steps, on_cpu, solarize
+from kaizen.data.colour import Part, apply_to, gray, jitter, jitter_steps, on_cpu, solarize
 from kaizen.data.crop import BOX_DRAWS, GRID, crop_resize, exact_products, resample, sample_boxes
 from kaizen.data.random import uniform
 
@@ -140,7 +140,7 @@ def _distort(images: Tensor, drawn: Drawn, parameters: ViewConfig, size: int, sc
     if drawn.gray is not None:
         gray(x, drawn.gray, out=x)
     if drawn.blur is not None:
-        x = blur(x, drawn.blur, drawn.sigma, parameters.blur_sigma[1])
+        blur(x, drawn.blur, drawn.sigma, parameters.blur_sigma[1], out=x)
     if drawn.solarize is not None:
         solarize(x, drawn.solarize, out=x)
     return x.mul_(scale).sub_(shift)
@@ -160,17 +160,21 @@ def sample_jitter(
     return factors[0], factors[1], factors[2], hue, order
 
 
-def blur(images: Tensor, chosen: Tensor, sigma: Tensor, largest: float) -> Tensor:
+def blur(images: Tensor, chosen: Tensor, sigma: Tensor, largest: float, out: Tensor | None = None) -> Tensor:
     """Images (n, 3, h, w) in grey levels, those `chosen` (n,) blurred by PIL's GaussianBlur of sigma (n,) pixels.
 
     As in PIL a Gaussian is three box filters with the border repeated (Gwosdek et al. 2011, "Theoretical foundations
     of Gaussian convolution by extended box filtering"). Grey levels differ from PIL's by at most 2 from sigma 0.3 on
     and by at most 4 below, as PIL rounds six times and this twice. No sigma may exceed `largest`.
     """
-    height, width = images.shape[2:]
-    columns = blur_weights(sigma, width, largest)
-    rows = columns if height == width else blur_weights(sigma, height, largest)
-    return choose(chosen, resample(images.round(), rows, columns), images)
+
+    def blurred(some: Tensor, sigma: Tensor) -> Tensor:
+        height, width = some.shape[2:]
+        columns = blur_weights(sigma, width, largest)
+        rows = columns if height == width else blur_weights(sigma, height, largest)
+        return resample(some.round(), rows, columns)
+
+    return apply_to(chosen, blurred, images, sigma, out=out)
 
 
 def blur_weights(sigma: Tensor, length: int, largest: float) -> Tensor:
