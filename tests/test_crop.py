@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
+from kaizen.data import crop
 from kaizen.data.crop import BOX_DRAWS, GRID, bicubic_weights, crop_resize, resample, sample_boxes
 from kaizen.data.random import uniform
 
@@ -75,6 +76,13 @@ def test_products_with_the_weights_are_exact(source, size):
     assert torch.equal(
         resample(images, weights, weights).double(), resample(images.double(), weights.double(), weights.double())
     )
+
+
+@pytest.mark.parametrize(("source", "size"), [(1, 4), (7, 7), (13, 32)])
+def test_weights_from_the_table_are_those_of_each_box(source, size):
+    boxes = torch.tensor([(start, end - start) for end in range(1, source + 1) for start in range(end)]).T
+    for flip in (None, torch.arange(boxes.shape[1]) % 3 == 0):
+        assert torch.equal(bicubic_weights(*boxes, source, size, flip), crop._weights(*boxes, source, size, flip))
 
 
 def test_autocast_changes_no_pixel():

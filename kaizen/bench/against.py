@@ -13,9 +13,10 @@ from torchvision import transforms as tv
 
 from kaizen.bench.spread import Spread, inverse, ratio, spread
 from kaizen.config import Config, ViewConfig
+from kaizen.data.colour import SOLARIZE_FROM
 from kaizen.data.load import Stream
 from kaizen.data.random import fold, hash_rows
-from kaizen.data.views import SOLARIZE_FROM, augment
+from kaizen.data.views import augment
 
 MOST_IMAGES = 256
 Views = Callable[[], list[Tensor]]
