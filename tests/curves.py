@@ -35,7 +35,7 @@ class DoubleStepper(Stepper):
 def curve(method: str, run: Path, cache: str, parallel: Parallel) -> list[dict[str, float]]:
     """Global terms of the steps; batches of 22 + 6 images are uneven over two and over four processes."""
     options = ["--method.name", method, *KEYS.get(method, ()), "--data.cache_dir", cache, "--replay.batch", "6"]
-    options += ["--optim.batch", "22", "--optim.name", "lars", "--optim.lr", "0.1", "--optim.warmup_epochs", "0"]
+    options += ["--optim.batch", "22", "--optim.name", "lars", "--optim.lr", "0.05", "--optim.warmup_epochs", "0"]
     options += ["--optim.epochs", "2", "--labels.fraction", "0.5", "--replay.policy", "herding"]
     config = resolve(*parse_arguments([*SMALL, *options]))[1]
     stream = load_stream(config)

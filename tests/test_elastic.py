@@ -100,7 +100,7 @@ def test_a_checkpoint_goes_on_under_another_launch(
     expected, found = curve(whole(before)), curve(run)
     assert len(found) == len(expected) == STEPS
     for step, (one, other) in enumerate(zip(expected, found, strict=True)):
-        assert other == pytest.approx(one, rel=1e-3, abs=1e-3), step
+        assert other == pytest.approx(one, rel=5e-3, abs=5e-3), step
     memory = [load_file(path / "tasks/task-01/replay.safetensors") for path in (whole(before), run)]
     assert memory[0].keys() == memory[1].keys()
     names = [sorted(load_file(path / "tasks/task-01/student.safetensors")) for path in (whole(before), run)]
