@@ -21,7 +21,7 @@ from kaizen.learner import Learner, Network
 from kaizen.optim import build_optimizer, parameter_groups
 from kaizen.parallel import Parallel, whole
 from kaizen.teacher import MomentumTwin, Teacher
-from kaizen.tensors import load_into, load_optimizer, optimizer_tensors, read_tensors
+from kaizen.tensors import cpu_copies, load_into, load_optimizer, optimizer_tensors, read_tensors
 
 STUDENT = ("encoder.", "projector.", "classifier.", "distill_predictor.")
 TASK_END, CHECKPOINT = ("student", "method", "replay"), ("student", "method", "optimizer")
@@ -133,7 +133,8 @@ class TaskState:
         """
         optimizer = optimizer_tensors(self._plain_optimizer(), self.learner)
         files = self.tensors() | {"optimizer": self.parallel.gathered(optimizer)}
-        held = self.parallel.copied(files)
+        held: dict[str, dict[str, Tensor]] = {}
+        self.parallel.on_main(lambda: held.update(cpu_copies(files)))
 
         def write() -> None:
             _check_finite(held, position)

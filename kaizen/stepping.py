@@ -19,7 +19,7 @@ from kaizen.learner import TERMS, total
 from kaizen.methods.base import Outputs
 from kaizen.networks.heads import forget_running_statistics, forward_all
 from kaizen.optim import momentum_tau
-from kaizen.parallel import Batch, Parallel
+from kaizen.parallel import Batch, Parallel, memory_format
 from kaizen.plan import Plan
 from kaizen.state import TaskState
 
@@ -61,6 +61,7 @@ class Stepper:
         self.config, self.source, self.plan, self.weights = config, stream.source, plan, weights
         self.labels = stream.labels
         self.state, self.parallel = state, parallel
+        self._layout = memory_format(state.learner.encoder, parallel.device)
         self.mean, self.std = (moment.to(parallel.device) for moment in stream.moments)
         _, channels, height, width = self.source.train.images.shape
         self.image = channels, height, width
@@ -168,7 +169,7 @@ class Stepper:
             augment(images, keys, number, view, view.size or size, self.mean, self.std)
             for number, view in enumerate(self.config.views)
         ]
-        return [view.contiguous(memory_format=torch.channels_last) for view in views]
+        return [view.contiguous(memory_format=self._layout) for view in views]
 
     @torch.no_grad()
     def _project_task(self) -> list[Tensor]:

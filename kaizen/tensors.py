@@ -24,6 +24,11 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         raise ConfigError(str(file), f"cannot be read ({error})") from None
 
 
+def cpu_copies(files: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    """Copies on the CPU, which what goes on with the tensors does not change."""
+    return {file: {n: t.detach().to("cpu", copy=True) for n, t in held.items()} for file, held in files.items()}
+
+
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], prefixes: Sequence[str], source: Path) -> None:
     """Load tensors into the parts of a module whose names start with one of the prefixes, strictly.
 

@@ -46,3 +46,17 @@ def test_forgetting_statistics_normalises_by_the_batch_in_both_modes() -> None:
     forget_running_statistics(network)
     assert torch.equal(network.eval()(x), expected)
     assert torch.equal(network.train()(x), expected)
+
+
+@pytest.mark.parametrize(("width", "layout"), [("8", torch.contiguous_format), ("16", torch.channels_last)])
+def test_images_and_weights_lie_alike_and_where_the_cpu_can_take_it_channels_last(
+    width: str, layout: torch.memory_format, tmp_path: Path
+) -> None:
+    config = resolve("digits", {"encoder.width": width})[1]
+    parallel = Parallel()
+    network = parallel.placed(Network(config, 10))
+    assert memory_format(network, parallel.device) == layout
+    weight = network.encoder.layer2[0].conv1.weight
+    assert weight.is_contiguous(memory_format=layout)
+    assert memory_format(network, torch.device("cuda")) == torch.channels_last
+    assert memory_format(build_encoder(resolve("digits-vit", {})[1].encoder, 8), parallel.device) == torch.channels_last

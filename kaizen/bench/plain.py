@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from kaizen.bench.session import Session, synchronize
 from kaizen.optim import build_optimizer, parameter_groups
+from kaizen.parallel import memory_format
 
 METHODS = ("simclr", "mocov2plus", "byol", "vicreg")
 DISTILLERS = ("none", "contrastive", "predictive", "predictive_mse")
@@ -41,7 +42,7 @@ class PlainLoop:
         load, put = stepper.feed.take(0)[0], session.parallel.put
         self.labelled = max(1, load.batch.labelled)
         self.bf16 = session.parallel.accelerator.mixed_precision == "bf16"
-        layout = torch.channels_last
+        layout = memory_format(state.learner.encoder, self.device)
         self.labels, self.views = put(load.labels), stepper._views(put(load.images), put(load.keys))
         # A learner without Accelerate's hooks, whose parts are called one by one.
         self.net: Any = type(state.learner)(config, session.num_classes, state.learner.distiller).to(self.device)

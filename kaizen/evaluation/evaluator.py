@@ -13,7 +13,7 @@ from kaizen.errors import ConfigError
 from kaizen.evaluation.features import BATCH, extract_features
 from kaizen.evaluation.readers import TOLERANCE, Check, fit_probe, nearest_neighbours
 from kaizen.learner import Network
-from kaizen.parallel import Parallel
+from kaizen.parallel import Parallel, memory_format
 from kaizen.state import task_directory
 from kaizen.teacher import read_network
 
@@ -109,7 +109,7 @@ class Evaluator:
 
     def _features(self, network: Network, train_ids: np.ndarray, check: Check) -> tuple[Tensor, Tensor]:
         """Features (n, d) of these training images and of all test images, by task, on every process."""
-        network.to(self.parallel.device).to(memory_format=torch.channels_last).eval()
+        network.to(self.parallel.device).to(memory_format=memory_format(network, self.parallel.device)).eval()
         source, tests = self.stream.source, [task.test for task in self.stream.tasks]
         sets = [(source.train.images, train_ids), (source.test.images, np.concatenate(tests))]
         features = extract_features(network.encoder, sets, self.moments, self.parallel, check)

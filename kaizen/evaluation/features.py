@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kaizen.data.views import normalize
-from kaizen.parallel import Parallel, shard
+from kaizen.parallel import Parallel, memory_format, shard
 
 BATCH = 256
 
@@ -38,12 +38,13 @@ def extract_features(
         for part in (shard(len(batches), r, parallel.world) for r in range(parallel.world))
     ]
     mine, was_training = parts[parallel.rank], encoder.training
+    layout = memory_format(encoder, parallel.device)
     encoder.eval()
     local = [torch.empty(0, cast(int, encoder.feature_dim), device=parallel.device)]
     for number in range(max(map(len, parts))):
         check()
         for images, ids in mine[number : number + 1]:
             pixels = normalize(parallel.put(torch.from_numpy(images[ids])), *moments)
-            local.append(encoder(pixels.contiguous(memory_format=torch.channels_last)).float())
+            local.append(encoder(pixels.contiguous(memory_format=layout)).float())
     encoder.train(was_training)
     return parallel.group.gather(torch.cat(local), [sum(len(ids) for _, ids in part) for part in parts])

@@ -8,6 +8,7 @@ loss, whatever the number of processes and however uneven their slices.
 from kaizen.parallel.batch import Batch
 from kaizen.parallel.collectives import ALONE, Group, shard
 from kaizen.parallel.launch import usable_cores
+from kaizen.parallel.layout import memory_format
 from kaizen.parallel.norm import GlobalBatchNorm
 from kaizen.parallel.processes import Parallel
 from kaizen.parallel.sharding import check_alike, check_encoder, local, norms, part_of, whole
@@ -21,6 +22,7 @@ __all__ = [
     "check_alike",
     "check_encoder",
     "local",
+    "memory_format",
     "norms",
     "part_of",
     "shard",

@@ -22,6 +22,7 @@ from kaizen.errors import ConfigError, KaizenError, Stopped, TrainingFailed
 from kaizen.parallel.collectives import Group
 from kaizen.parallel.compiling import Compiler
 from kaizen.parallel.launch import check_launch, threads
+from kaizen.parallel.layout import memory_format
 from kaizen.parallel.norm import global_batch_norms
 from kaizen.parallel.peers import Failure, Peers, describe, group_store, look_seconds
 from kaizen.parallel.sharding import is_sharded, shard_follower, shard_units, whole
@@ -86,12 +87,12 @@ class Parallel:
     def placed(self, network: M) -> M:
         """The network on the device, whose BatchNorms normalise by the batch of all processes from now on.
 
-        Convolutions are faster with channels last, on CPUs and GPUs alike; FSDP2 shards contiguous weights alone.
+        Its weights lie as its images do, but for those that FSDP2 will shard, which it wants contiguous.
         """
         if self.world > 1:
             global_batch_norms(network, self.device)
         network = network.to(self.device)
-        return network if self.sharded else network.to(memory_format=torch.channels_last)
+        return network if self.sharded else network.to(memory_format=memory_format(network, self.device))
 
     def prepare(
         self, learner: nn.Module, build: Callable[[], torch.optim.Optimizer], block_names: Sequence[str]
@@ -128,12 +129,6 @@ class Parallel:
     def gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors with their shards put together, on the main process; without FSDP2 as they are, on every process."""
         return whole(tensors, keep=self.is_main or not self.sharded)
-
-    def copied(self, files: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-        """Copies of tensors in the main process' memory, which later steps do not change; nothing on the others."""
-        if not self.is_main:
-            return {}
-        return {file: {n: t.detach().to("cpu", copy=True) for n, t in held.items()} for file, held in files.items()}
 
     def release(self) -> None:
         """Let go of what was prepared, at the end of a task."""
