@@ -5,9 +5,12 @@ import torch
 import torchvision
 from torch import nn
 
+from kaizen.cli import resolve
 from kaizen.config import EncoderConfig
+from kaizen.learner import Network
 from kaizen.networks.encoders import build_encoder
 from kaizen.networks.heads import forget_running_statistics, mlp
+from kaizen.parallel import Parallel, memory_format
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
@@ -50,7 +53,7 @@ def test_forgetting_statistics_normalises_by_the_batch_in_both_modes() -> None:
 
 @pytest.mark.parametrize(("width", "layout"), [("8", torch.contiguous_format), ("16", torch.channels_last)])
 def test_images_and_weights_lie_alike_and_where_the_cpu_can_take_it_channels_last(
-    width: str, layout: torch.memory_format, tmp_path: Path
+    width: str, layout: torch.memory_format
 ) -> None:
     config = resolve("digits", {"encoder.width": width})[1]
     parallel = Parallel()
