@@ -51,3 +51,8 @@ def settings_of(name: str, **keys: Any) -> Any:
     if name == "wmse":
         small["whitening_size"] = 10
     return method_class(name).Settings(**small, **keys)
+
+
+def short(tiny: list[str]) -> list[str]:
+    """A tiny run of three tasks, an epoch each."""
+    return [*tiny, "--stream.tasks", "3", "--optim.epochs", "1", "--optim.warmup_epochs", "0"]

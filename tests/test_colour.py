@@ -6,20 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
+from pictures import some_images, some_keys
 from PIL import Image
 
 from kaizen.data import colour
 from kaizen.data.colour import gray, jitter, jitter_steps, solarize
-from kaizen.data.random import fold, hash_rows, uniform
-
-
-def some_images(n, size=10, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=generator)
-    # Equal channels, black and white have no hue: let whole regions be so.
-    images[:, :, :2, :2], images[:, :, :2, 2:4] = 0, 255
-    images[:, :, 2:4] = images[:, :1, 2:4]
-    return images
+from kaizen.data.random import hash_rows, uniform
 
 
 def some_levels(n):
@@ -29,10 +21,6 @@ def some_levels(n):
     images[:, 0, 6], images[:, 1, 7], images[:, 2, 8] = images[:, 1, 6], images[:, 2, 7], images[:, 0, 8]
     images[:, :, 9, :4] = torch.tensor([127.5, 127.9, 128 - 2**-17, 128])
     return images.clamp(0, 255)
-
-
-def some_keys(n, seed=0):
-    return hash_rows(fold(seed), torch.arange(n))
 
 
 def some_steps(n):

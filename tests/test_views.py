@@ -6,6 +6,7 @@ import torch
 import torchvision.transforms.v2.functional as tv
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pictures import some_images, some_keys
 from PIL import Image, ImageFilter
 from torch._subclasses import FakeTensorMode
 
@@ -13,25 +14,12 @@ from kaizen.config import ViewConfig
 from kaizen.data import colour, crop, random, views
 from kaizen.data.colour import gray, jitter, jitter_steps, solarize
 from kaizen.data.crop import crop_resize, sample_boxes
-from kaizen.data.random import fold, hash_rows, uniform
+from kaizen.data.random import uniform
 from kaizen.data.views import Draw, augment, blur, normalize, sample_jitter
 
 MEAN, STD = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.25, 0.3])
 EVERYTHING = ViewConfig(blur_p=0.5, solarize_p=0.5, gray_p=0.3)
 NOTHING = ViewConfig(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), jitter_p=0, gray_p=0, flip_p=0)
-
-
-def some_images(n, size=10, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=generator)
-    # Equal channels, black and white have no hue: let whole regions be so.
-    images[:, :, :2, :2], images[:, :, :2, 2:4] = 0, 255
-    images[:, :, 2:4] = images[:, :1, 2:4]
-    return images
-
-
-def some_keys(n, seed=0):
-    return hash_rows(fold(seed), torch.arange(n))
 
 
 def levels(normalized):
