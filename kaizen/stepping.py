@@ -17,9 +17,9 @@ from kaizen.data.views import augment
 from kaizen.evaluation.features import extract_features
 from kaizen.learner import TERMS, total
 from kaizen.methods.base import Outputs
-from kaizen.networks.heads import forget_running_statistics, forward_all
+from kaizen.networks.heads import forget_running_statistics
 from kaizen.optim import momentum_tau
-from kaizen.parallel import Batch, Parallel, memory_format
+from kaizen.parallel import Batch, Parallel, forward_all, memory_format
 from kaizen.plan import Plan
 from kaizen.state import TaskState
 

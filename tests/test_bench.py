@@ -251,14 +251,13 @@ def test_traffic_of_two_processes_is_that_counted_by_hand(tmp_path: Path, cache:
     assert found["plain"]["missing"] == "no plain loop for 2 processes"
     trained = [p for p in learner.parameters() if p.requires_grad]
     assert found["communication"]["bytes"]["gradients"] == 4 * sum(p.numel() for p in trained)
-    # Mean, variance and count of every BatchNorm, twice for two views; the teacher has no distillation predictor.
-    student, teacher = (
-        sum(2 * m.num_features + 1 for m in part.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
-        for part in (learner, learner.encoder)
-    )
+    # Of every BatchNorm mean and variance of two views, and a count; the teacher has no distillation predictor.
+    parts = (learner, learner.encoder)
+    norms = [m.num_features for p in parts for m in p.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     # Two projections for the SSL loss, two predictions and two of the teacher's projections for the distiller.
     rows = 6 * 12 * 6
-    assert found["communication"]["bytes"]["all_gather"] == 4 * (2 * (student + teacher) + rows)
+    assert found["communication"]["bytes"]["all_gather"] == 4 * (sum(2 * 2 * width + 1 for width in norms) + rows)
+    assert found["communication"]["messages"]["all_gather"] == len(norms) + 6
     assert found["parts"]["communication"]["low"] > 0
 
 

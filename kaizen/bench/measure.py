@@ -13,7 +13,7 @@ import torch
 
 from kaizen.bench.against import compare_views
 from kaizen.bench.memory import peak_memory, reset_peak
-from kaizen.bench.parts import MatrixProduct, bytes_by_kind, flops_by_part, seconds_by_part
+from kaizen.bench.parts import MatrixProduct, flops_by_part, seconds_by_part, traffic
 from kaizen.bench.plain import PlainLoop, lacking
 from kaizen.bench.saving import compare_checkpoints
 from kaizen.bench.session import Session, begin_run
@@ -112,7 +112,7 @@ def _measured(session: Session, options: Options, say: Say) -> dict[str, Any]:
     say(f"parts of a step, {turns} times")
     parts, peaks = _profile(session, turns)
     say("arithmetic and traffic of a step")
-    flops, traffic = flops_by_part(session), bytes_by_kind(session)
+    flops, sent = flops_by_part(session), traffic(session)
     product = MatrixProduct(parallel.device, DTYPES[parallel.accelerator.mixed_precision])
     missing = lacking(session)
     beside = "" if missing else " of ours and of the plain loop, in turns"
@@ -138,7 +138,7 @@ def _measured(session: Session, options: Options, say: Say) -> dict[str, Any]:
             "share_of_peak": spread([model / a / (product.flops / b) for a, b in zip(ours, products, strict=True)]),
         },
         "memory": {"peak_bytes": peaks},
-        "communication": {"bytes": traffic, "total": sum(traffic.values())},
+        "communication": sent,
         "plain": {"missing": missing} if missing else {"seconds": spread(plain[0]), "ratio": ratio(ours, plain[0])},
         "views": {},
     }

@@ -30,6 +30,7 @@ class Meter:
         self.spent = dict.fromkeys((*PARTS, REST), 0.0)
         self.bytes: Counter[str] = Counter()
         """What this process hands to each kind of collective."""
+        self.messages: Counter[str] = Counter()
         self._read, self._open, self._last = read, [REST], read()
 
     @contextmanager
@@ -62,6 +63,7 @@ class Meter:
                     # The input is the last tensor: all_gather(outputs, input), all_reduce(input).
                     payload = [given for given in (*args, *kwargs.values()) if isinstance(given, Tensor)][-1]
                     self.bytes[function.__name__] += payload.numel() * payload.element_size()
+                    self.messages[function.__name__] += 1
                 return function(*args, **kwargs)
 
         return called
@@ -132,18 +134,18 @@ def flops_by_part(session: Session) -> dict[str, float]:
     return {name: value for name, value in meter.spent.items() if value}
 
 
-def bytes_by_kind(session: Session) -> dict[str, int]:
-    """Bytes that one step of this process hands to the others, by kind of collective, those of its log line included.
+def traffic(session: Session) -> dict[str, Any]:
+    """Bytes and messages that one step of this process hands to the others, by kind of collective, with its log line's.
 
-    DDP reduces gradients out of sight, as many bytes as they have.
+    DDP reduces gradients out of sight, as many bytes as they have, in messages of some 25 MB.
     """
     with taken_apart(session, lambda: 0.0) as meter:
         session.step(logged=True)
-    found = dict(meter.bytes)
+    sent = dict(meter.bytes)
     if session.parallel.world > 1 and not session.parallel.sharded:
         trained = [p for p in session.state.learner.parameters() if p.requires_grad]
-        found["gradients"] = sum(p.numel() * p.element_size() for p in trained)
-    return found
+        sent["gradients"] = sum(p.numel() * p.element_size() for p in trained)
+    return {"bytes": sent, "total": sum(sent.values()), "messages": dict(meter.messages)}
 
 
 class MatrixProduct:

@@ -27,8 +27,8 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     yield _row("share of the peak", _shown(flops["share_of_peak"], 100) + " %")
     yield _row("peak memory", _shown(found["memory"]["peak_bytes"], 2**-20) + " MiB")
     traffic = found["communication"]
-    kinds = "".join(f", {kind} {count}" for kind, count in traffic["bytes"].items())
-    yield _row("traffic a step", f"{traffic['total']} bytes a process{kinds}")
+    kinds = [f"{kind} {count}{_messages(traffic, kind)}" for kind, count in traffic["bytes"].items()]
+    yield _row("traffic a step", ", ".join([f"{traffic['total']} bytes a process", *kinds]))
     plain = found["plain"]
     if "missing" in plain:
         yield _row("plain loop", plain["missing"])
@@ -42,6 +42,11 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
         yield _row("views/s, ours", _shown(views["ours_images_per_second"]) + " two-view images on one thread")
         yield _row(f"views/s, {name}", _shown(views["theirs_images_per_second"]))
         yield _row(f"ours / {name}", _shown(views["ratio"]) + ", 90 % interval")
+
+
+def _messages(traffic: dict[str, Any], kind: str) -> str:
+    count = traffic["messages"].get(kind)
+    return f" ({count} message{'s' * (count != 1)})" if count else ""
 
 
 def flat_lines(found: dict[str, Any]) -> Iterator[str]:
