@@ -17,7 +17,7 @@ from torch import Tensor
 from kaizen.cli import resolve
 from kaizen.config import Config
 from kaizen.data.load import Stream, load_stream
-from kaizen.errors import ConfigError, Stopped
+from kaizen.errors import ConfigError, Stopped, TrainingFailed
 from kaizen.evaluation import evaluator as evaluator_module
 from kaizen.evaluation import readers
 from kaizen.evaluation.evaluator import BATCH, Evaluator
@@ -144,6 +144,13 @@ def test_features_that_never_change_and_few_images_give_no_nan(labels: list[int]
     assert torch.isfinite(probe.weights).all()
     assert set(probe.predict(features).tolist()) <= set(labels)
     assert set(nearest_neighbours(0 * features, torch.tensor(labels), features, 20).tolist()) <= set(labels)
+
+
+def test_features_that_are_not_finite_end_the_run(config: Config, stream: Stream) -> None:
+    network = Network(config, 10)
+    network.encoder.conv1.weight.data[0] = float("nan")
+    with pytest.raises(TrainingFailed, match="features of some images"):
+        Evaluator(config, stream, Parallel()).row(network, 0, ("classifier",))
 
 
 def test_a_solver_that_did_not_converge_is_told(

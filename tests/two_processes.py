@@ -147,13 +147,15 @@ def training_gaps(parallel: Parallel, *method: str) -> dict[str, float]:
 
 
 def views_share_messages(parallel: Parallel) -> dict[str, bool]:
-    """Views of one size, in one call, give what each gives by itself, in half as many messages."""
-    views = [random(3 + parallel.rank, 3, 6, 6, seed=view).requires_grad_() for view in range(2)]
+    """Views of one size pass in one call, a message a BatchNorm, and give what torch's BatchNorm gives of the whole."""
+    whole = [random(7, 3, 6, 6, seed=view).requires_grad_() for view in range(2)]
+    rows = slice(0, 3) if parallel.is_main else slice(3, 7)
+    mine = [view.detach()[rows].requires_grad_() for view in whole]
     torch.manual_seed(0)
-    layers = nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten()
-    heads = nn.Linear(16 * 16, 5), nn.BatchNorm1d(5, momentum=None)
-    together = parallel.placed(nn.Sequential(*layers, *heads).double())
-    apart = copy.deepcopy(together)
+    # Nothing behind the first BatchNorm brings its gradient into the layout of the convolution before it.
+    layers = nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.Flatten(), nn.Linear(16 * 16, 5)
+    alone = nn.Sequential(*layers, nn.BatchNorm1d(5, momentum=None)).double()
+    together = parallel.placed(copy.deepcopy(alone))
     gather, messages = dist.all_gather, 0
 
     def counted(*given: list[Tensor] | Tensor) -> None:
@@ -162,22 +164,23 @@ def views_share_messages(parallel: Parallel) -> dict[str, bool]:
         gather(*given)
 
     dist.all_gather = counted
-    outputs = [forward_all(together, views), [apart(view) for view in views]]
+    found, expected = forward_all(together, mine), [alone(view) for view in whole]
     with torch.no_grad():
-        small = forward_all(together[:3], [*views, views[0][..., :5]])
+        small = forward_all(copy.deepcopy(together[:2]), [*mine, mine[0][..., :5]])
     dist.all_gather = gather
-    gradients = []
-    for module, found in zip((together, apart), outputs, strict=True):
-        sum((y * random(*y.shape, seed=8 + view)).sum() for view, y in enumerate(found)).backward()
-        gradients.append([*(view.grad for view in views), *(p.grad for p in module.parameters())])
-        for view in views:
-            view.grad = None
-    statistics = [module[5].state_dict().values() for module in (together, apart)]
+    weights = [random(7, 5, seed=8 + view) for view in range(2)]
+    sum((y * w[rows]).sum() for y, w in zip(found, weights, strict=True)).backward()
+    sum((y * w).sum() for y, w in zip(expected, weights, strict=True)).backward()
+    sums = [p.grad.clone() for p in together.parameters()]
+    for gradient in sums:
+        dist.all_reduce(gradient)
+    statistics = [[held for m in net for held in m.buffers()] for net in (together, alone)]
     return {
-        "stacked values": all(map(torch.allclose, *outputs)),
-        "stacked gradients": all(map(torch.allclose, *gradients)),
+        "stacked values": all(map(torch.allclose, found, [y[rows] for y in expected])),
+        "stacked gradients": all(map(torch.allclose, [x.grad for x in mine], [x.grad[rows] for x in whole])),
+        "stacked sums": all(map(torch.allclose, sums, [p.grad for p in alone.parameters()])),
         "stacked statistics": all(map(torch.allclose, *statistics)),
-        "messages": messages == 2 + 4 + 2,
+        "messages": messages == 2 + 2,
         "sizes of views": [tuple(view.shape[2:]) for view in small] == [(4, 4), (4, 4), (4, 3)],
     }
 

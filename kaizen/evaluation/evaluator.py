@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kaizen.config import Config
 from kaizen.data.load import Stream
-from kaizen.errors import ConfigError
+from kaizen.errors import ConfigError, TrainingFailed
 from kaizen.evaluation.features import BATCH, extract_features
 from kaizen.evaluation.readers import TOLERANCE, Check, fit_probe, nearest_neighbours
 from kaizen.learner import Network
@@ -113,6 +113,8 @@ class Evaluator:
         source, tests = self.stream.source, [task.test for task in self.stream.tasks]
         sets = [(source.train.images, train_ids), (source.test.images, np.concatenate(tests))]
         features = extract_features(network.encoder, sets, self.moments, self.parallel, check)
+        if not bool(features.isfinite().all()):
+            raise TrainingFailed("the network has diverged: its features of some images, in eval mode, are not finite")
         return features[: len(train_ids)], features[len(train_ids) :]
 
 

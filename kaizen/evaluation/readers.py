@@ -19,8 +19,8 @@ REGULARISATIONS = tuple(10.0**-power for power in range(6))
 HELD_OUT = 5
 """One in so many training images of a class judges the regularisation."""
 TOLERANCE, TRIAL_TOLERANCE, STEPS = 1e-6, 1e-4, 2000
-"""Largest entry of the gradient of the mean loss, by coordinates in which it curves by 1 at most, where the probe has
-converged and where a regularisation can be judged; and the solver's most iterations."""
+"""Largest entry of the gradient where the probe has converged, the same where a regularisation can be judged, and the
+solver's most iterations. Coordinates are scaled so that the loss curves by about 1 at most."""
 TEMPERATURE = 0.07
 SIMILARITIES = 2**24
 """Similarities held at once."""
@@ -52,17 +52,19 @@ def fit_probe(features: Tensor, labels: Tensor, seed: int, check: Check = lambda
     """A probe of features (n, d) and labels int64 (n,), deterministic.
 
     Its regularisation is the one with the best accuracy on a held-out fifth of them, of equals the strongest; it is
-    then fitted to all. `check` is called before each look at the features, and may raise.
+    then fitted to all. `check` is called before each look of the solver at the features, and may raise.
     """
     wide = _wide(features)
     mean, std = wide.mean(dim=0), wide.std(dim=0, correction=0)
     # A feature that never changes has, but for rounding, no spread to divide by.
     std = torch.where(std > 1e-7 * mean.abs(), std, 1.0)
     inputs = (wide - mean) / std
+    del wide  # copies of all features are large
     classes, targets = labels.to(inputs.device).unique(return_inverse=True)
     # Along the axes in which the features vary, the solver can tell steep directions from flat ones.
     spread, axes = torch.linalg.eigh(inputs.T @ inputs / len(inputs))
-    problem = _Problem(inputs @ axes, targets, spread.clamp(min=0))
+    inputs = inputs @ axes
+    problem = _Problem(inputs, targets, spread.clamp(min=0))
     regularisation, start = _choose(problem, seed, check)
     weights, gradient = problem.solve(regularisation, start, TOLERANCE, check)
     weights = torch.cat([axes @ weights[:-1], weights[-1:]])
@@ -105,7 +107,8 @@ def held_out(targets: Tensor, seed: int) -> Tensor:
 class _Problem:
     """Least mean cross-entropy + 0.5 x regularisation x squared norm of the weights (the bias is free).
 
-    inputs: (n, d) along the axes of the features' spread; targets: int64 (n,); spread: (d,) mean squares of the inputs.
+    inputs: (n, d) along the axes of the features' spread; targets: int64 (n,); spread: (d,) mean squares of all the
+    inputs there are, of which these may be a part.
     """
 
     inputs: Tensor

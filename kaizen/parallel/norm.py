@@ -1,6 +1,7 @@
 """BatchNorm whose statistics are those of the global batch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from typing import Any, TypeVar
 
@@ -67,6 +68,8 @@ def _normalise(
     x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, out: Tensor
 ) -> None:
     """What F.batch_norm gives outside training, by the same kernel, written to `out`."""
+    if x.stride() != out.stride():  # the kernel takes for granted that both lie in memory alike
+        x = torch.empty_like(out, dtype=x.dtype).copy_(x)
     unused = mean.new_empty(0)
     torch.ops.aten.native_batch_norm.out(
         x, weight, bias, mean, var, False, 0.0, eps, out=out, save_mean=unused, save_invstd=unused
@@ -143,7 +146,8 @@ class GlobalBatchNorm(_BatchNorm):
 def forward_all(module: nn.Module, views: Sequence[Tensor]) -> list[Tensor]:
     """The module on each view (n, ...), with statistics of its own for each.
 
-    Where BatchNorms are `GlobalBatchNorm`s, views of one shape pass in one call, stacked, for half as many messages.
+    Where BatchNorms are `GlobalBatchNorm`s, views of one shape pass in one call, stacked, for half as many messages;
+    views that have one shape on a process have one on all.
     """
     norms = [part for part in module.modules() if isinstance(part, GlobalBatchNorm)]
     found: list[Tensor] = []
@@ -152,12 +156,23 @@ def forward_all(module: nn.Module, views: Sequence[Tensor]) -> list[Tensor]:
         if not norms or len(group) == 1:
             found += [module(view) for view in group]
             continue
-        for norm in norms:
-            norm.stacked = len(group)
-        found += module(torch.cat(group)).chunk(len(group))
+        rows = len(group[0])
+        with _stacked(norms, len(group)):
+            out = module(torch.cat(group))
+        # Slices, as what `chunk` gives must not be changed in place.
+        found += [out[view * rows : (view + 1) * rows] for view in range(len(group))]
+    return found
+
+
+@contextmanager
+def _stacked(norms: Sequence[GlobalBatchNorm], views: int) -> Iterator[None]:
+    for norm in norms:
+        norm.stacked = views
+    try:
+        yield
+    finally:
         for norm in norms:
             norm.stacked = 1
-    return found
 
 
 def global_batch_norms(module: M, device: torch.device) -> M:
