@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from launches import ROOT
 from runs import sweep_file
 
 from kaizen.commands import COMMANDS, run
@@ -51,6 +52,13 @@ def test_as_many_runs_as_the_product_of_the_lists(lists: list[list[str]]) -> Non
         count *= len(words)
     assert len(found) == count
     assert found[0] == ("digits", *(words[0] for words in lists))
+
+
+@pytest.mark.parametrize(("file", "runs"), [("digits", 141), ("fashion", 39), ("fashion-ablation", 60)])
+def test_shipped_sweeps_are_what_the_readme_says(file: str, runs: int) -> None:
+    found = read_sweep(ROOT / "launch" / "sweeps" / f"{file}.txt")
+    assert len({run.name for run in found}) == runs
+    assert f"launch/sweeps/{file}.txt" in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("word", ["{0,", "1}", "{a,}", "{}", "{a,{b}", "x}{y"])
