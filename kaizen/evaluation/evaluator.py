@@ -62,6 +62,9 @@ class Evaluator:
 
         All processes call `check` before each batch of images, the main one `check_alone` while readers work; both may
         raise.
+
+        Raises:
+            TrainingFailed: features are not finite.
         """
         seen = task if task >= 0 else len(self.stream.tasks) - 1
         last = -1 if not self._learning(readers) else len(self.labelled) - 1 if "linear_probe_all" in readers else seen

@@ -149,6 +149,8 @@ def forward_all(module: nn.Module, views: Sequence[Tensor]) -> list[Tensor]:
     Where BatchNorms are `GlobalBatchNorm`s, views of one shape pass in one call, stacked, for half as many messages;
     views that have one shape on a process have one on all.
     """
+    if not (dist.is_available() and dist.is_initialized()):
+        return [module(view) for view in views]
     norms = [part for part in module.modules() if isinstance(part, GlobalBatchNorm)]
     found: list[Tensor] = []
     for _, alike in groupby(views, lambda view: view.shape):
