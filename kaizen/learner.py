@@ -18,8 +18,8 @@ from kaizen.losses import labelled_cross_entropy, promote, soft_label_distillati
 from kaizen.methods import method_class
 from kaizen.methods.base import Outputs
 from kaizen.networks.encoders import build_encoder
-from kaizen.networks.heads import mlp
-from kaizen.parallel import Batch, forward_all
+from kaizen.networks.heads import forward_all, mlp
+from kaizen.parallel import Batch
 
 TERMS = ("ssl", "distill", "classifier", "classifier_distill")
 

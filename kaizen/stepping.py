@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from kaizen.config import Config
 from kaizen.data.feed import Feed, Load
@@ -16,10 +17,11 @@ from kaizen.data.sampler import Sampler
 from kaizen.data.views import augment
 from kaizen.evaluation.features import extract_features
 from kaizen.learner import TERMS, total
+from kaizen.losses import promote
 from kaizen.methods.base import Outputs
-from kaizen.networks.heads import forget_running_statistics
+from kaizen.networks.heads import forget_running_statistics, forward_all
 from kaizen.optim import momentum_tau
-from kaizen.parallel import Batch, Parallel, forward_all, memory_format
+from kaizen.parallel import Batch, Parallel, memory_format
 from kaizen.plan import Plan
 from kaizen.state import TaskState
 
@@ -67,6 +69,7 @@ class Stepper:
         self.image = channels, height, width
         self.memory = state.memory(self.image)
         self.ids = stream.tasks[state.task].train
+        self._projections: list[Tensor] = []
         sampler = Sampler(
             config.run.seed,
             state.task,
@@ -91,6 +94,7 @@ class Stepper:
     def step(self, step: int) -> dict[str, Tensor]:
         """One optimiser step, number `step` of the task; returns the four terms, still on the device."""
         state, method = self.state, self.state.learner.method
+        self._projections = []  # no longer needed, and memory of this step's
         epoch, place = divmod(step, self.feed.sampler.steps_per_epoch)
         if place == 0:
             key = fold(self.config.run.seed, Purpose.METHOD, state.task, -1, epoch)
@@ -98,7 +102,8 @@ class Stepper:
         loads = self.feed.take(step)
         whole = Batch.joined([load.batch for load in loads])
         passed = [self._pass(load, whole) for load in loads]
-        batch = Batch.joined([part.batch for part in passed])
+        batch, outputs = Batch.joined([part.batch for part in passed]), _joined([part.outputs for part in passed])
+        self._projections = outputs.projections[:2]
         method.after_backward(batch)
         for group in state.optimizer.param_groups:
             base = group["base_lr"]
@@ -112,8 +117,21 @@ class Stepper:
                 steps = self.plan.tasks[state.task].steps
                 state.twin.update(momentum_tau(step, steps, settings.tau_base, settings.tau_final))
             with torch.no_grad():
-                method.after_step(_joined([part.outputs for part in passed]), batch)
+                method.after_step(outputs, batch)
         return {name: torch.stack([part.terms[name] for part in passed]).sum() for name in TERMS}
+
+    def projection_std(self) -> float:
+        """How far the last step's projections are from collapse; all processes call it, and get the same.
+
+        The standard deviation over the global batch of L2-normalised projections, mean over dimensions and the first
+        two views, in units of 1 / sqrt(d): 1 where they spread over the whole sphere, 0 where all are one
+        (Chen & He 2021, arXiv 2011.10566, section 4.1).
+        """
+        group, z = self.parallel.group, normalize(promote(torch.stack(self._projections)), dim=2)
+        rows = group.sum(torch.tensor(float(z.shape[1]), device=z.device))
+        mean = group.sum(z.sum(dim=1, keepdim=True)) / rows
+        variance = group.sum((z - mean).square().sum(dim=1)) / rows
+        return float(variance.sqrt().mean() * z.shape[2] ** 0.5)
 
     def _pass(self, load: Load, whole: Batch) -> _Passed:
         """Forward and backward over one part of a step's batch; gradients add up over the parts."""

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from kaizen.config import Config
 from kaizen.learner import Learner, Network, TeacherOutputs
 from kaizen.losses import promote
-from kaizen.networks.heads import forget_running_statistics
-from kaizen.parallel import Parallel, check_alike, forward_all, local
+from kaizen.networks.heads import forget_running_statistics, forward_all
+from kaizen.parallel import Parallel, check_alike, local
 from kaizen.tensors import load_into, read_tensors
 
 

@@ -171,7 +171,7 @@ class Trainer:
             self.log.advance(task, len(self.tasks), step // plan.steps_per_epoch, self.config.optim.epochs)
             last = step + 1 == plan.steps
             if last or number % self.config.log.every_steps == 0:
-                self._log(task, step, terms, weights, clock)
+                self._log(task, step, terms, stepper, clock)
             if last:
                 break
             if number % STOP_STEPS == 0 and self._stop_asked():
@@ -202,9 +202,9 @@ class Trainer:
         world, peak = self.parallel.world, self.parallel.peak_memory()
         self.parallel.on_main(lambda: self.results.write(world=world, peak_memory=peak))
 
-    def _log(self, task: int, step: int, terms: dict[str, Tensor], weights: dict[str, float], clock: Clock) -> None:
+    def _log(self, task: int, step: int, terms: dict[str, Tensor], stepper: Stepper, clock: Clock) -> None:
         plan = self.plan.tasks[task]
-        losses = self._check_finite(terms, weights)
+        losses = self._check_finite(terms, stepper.weights)
         rate = clock.lap()
         record = {
             "step": plan.first_step + step + 1,
@@ -214,6 +214,7 @@ class Trainer:
             "images_per_second": rate,
             "lr": self.plan.rate(task, step, self.plan.lr),
             **losses,
+            "projection_std": stepper.projection_std(),
         }
         self.log.line(record)
         self.log.show(losses["loss/total"], rate)

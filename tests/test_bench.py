@@ -251,13 +251,17 @@ def test_traffic_of_two_processes_is_that_counted_by_hand(tmp_path: Path, cache:
     assert found["plain"]["missing"] == "no plain loop for 2 processes"
     trained = [p for p in learner.parameters() if p.requires_grad]
     assert found["communication"]["bytes"]["gradients"] == 4 * sum(p.numel() for p in trained)
-    # Of every BatchNorm mean and variance of two views, and a count; the teacher has no distillation predictor.
-    parts = (learner, learner.encoder)
-    norms = [m.num_features for p in parts for m in p.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    # Two projections for the SSL loss, two predictions and two of the teacher's projections for the distiller.
-    rows = 6 * 12 * 6
-    assert found["communication"]["bytes"]["all_gather"] == 4 * (sum(2 * 2 * width + 1 for width in norms) + rows)
-    assert found["communication"]["messages"]["all_gather"] == len(norms) + 6
+    # Of every BatchNorm and view mean, variance and a count; two sums back, but for the teacher's and its predictor.
+    kind = nn.modules.batchnorm._BatchNorm
+    widths = [[m.num_features for m in part.modules() if isinstance(m, kind)] for part in (learner, learner.encoder)]
+    norms = sum(2 * (2 * width + 1) for part in widths for width in part) + sum(2 * 2 * width for width in widths[0])
+    # Two projections for the SSL loss, two predictions, both with gradients back for all 24 rows, and two of the
+    # teacher's projections for the distiller.
+    rows = 6 * 12 * 6 + 4 * 24 * 6
+    # The log's five terms, and rows, sums and squares of two views' projections.
+    log = 5 + 1 + 2 * 2 * 6
+    assert found["communication"]["bytes"]["gather"] == 4 * (norms + rows + log)
+    assert found["communication"]["messages"] == {"gather": 4 * len(widths[0]) + 2 * len(widths[1]) + 6 + 4 + 4}
     assert found["parts"]["communication"]["low"] > 0
 
 

@@ -5,7 +5,9 @@ usage: two_processes.py OUT RUN_ARGUMENTS...; rank r writes OUT/rank-r.json, a d
 
 import copy
 import json
+import os
 import sys
+import tempfile
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +28,9 @@ from kaizen.evaluation.evaluator import Evaluator
 from kaizen.learner import TERMS, Learner, Network, TeacherOutputs, total
 from kaizen.methods import REGISTRY
 from kaizen.methods.base import Outputs
+from kaizen.networks.heads import forward_all
 from kaizen.optim import build_optimizer, parameter_groups
-from kaizen.parallel import ALONE, Batch, Parallel, forward_all
+from kaizen.parallel import ALONE, Batch, Parallel, links
 
 SMALL = ["digits", "--encoder.width", "4", "--classifier.hidden", "[12]"]
 SMALL += ["--method.projector_hidden", "16", "--method.projector_out", "8", "--distill.hidden", "16"]
@@ -146,8 +149,8 @@ def training_gaps(parallel: Parallel, *method: str) -> dict[str, float]:
     return found
 
 
-def views_share_messages(parallel: Parallel) -> dict[str, bool]:
-    """Views of one size pass in one call, a message a BatchNorm, and give what torch's BatchNorm gives of the whole."""
+def norm_checks(parallel: Parallel) -> dict[str, bool]:
+    """BatchNorms over uneven slices give what torch's BatchNorm gives of the whole."""
     whole = [random(7, 3, 6, 6, seed=view).requires_grad_() for view in range(2)]
     rows = slice(0, 3) if parallel.is_main else slice(3, 7)
     mine = [view.detach()[rows].requires_grad_() for view in whole]
@@ -156,18 +159,7 @@ def views_share_messages(parallel: Parallel) -> dict[str, bool]:
     layers = nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.Flatten(), nn.Linear(16 * 16, 5)
     alone = nn.Sequential(*layers, nn.BatchNorm1d(5, momentum=None)).double()
     together = parallel.placed(copy.deepcopy(alone))
-    gather, messages = dist.all_gather, 0
-
-    def counted(*given: list[Tensor] | Tensor) -> None:
-        nonlocal messages
-        messages += 1
-        gather(*given)
-
-    dist.all_gather = counted
-    found, expected = forward_all(together, mine), [alone(view) for view in whole]
-    with torch.no_grad():
-        small = forward_all(copy.deepcopy(together[:2]), [*mine, mine[0][..., :5]])
-    dist.all_gather = gather
+    found, expected = forward_all(together, mine), forward_all(alone, whole)
     weights = [random(7, 5, seed=8 + view) for view in range(2)]
     sum((y * w[rows]).sum() for y, w in zip(found, weights, strict=True)).backward()
     sum((y * w).sum() for y, w in zip(expected, weights, strict=True)).backward()
@@ -176,13 +168,41 @@ def views_share_messages(parallel: Parallel) -> dict[str, bool]:
         dist.all_reduce(gradient)
     statistics = [[held for m in net for held in m.buffers()] for net in (together, alone)]
     return {
-        "stacked values": all(map(torch.allclose, found, [y[rows] for y in expected])),
-        "stacked gradients": all(map(torch.allclose, [x.grad for x in mine], [x.grad[rows] for x in whole])),
-        "stacked sums": all(map(torch.allclose, sums, [p.grad for p in alone.parameters()])),
-        "stacked statistics": all(map(torch.allclose, *statistics)),
-        "messages": messages == 2 + 2,
-        "sizes of views": [tuple(view.shape[2:]) for view in small] == [(4, 4), (4, 4), (4, 3)],
+        "norm values": all(map(torch.allclose, found, [y[rows] for y in expected])),
+        "norm gradients": all(map(torch.allclose, [x.grad for x in mine], [x.grad[rows] for x in whole])),
+        "norm sums": all(map(torch.allclose, sums, [p.grad for p in alone.parameters()])),
+        "norm statistics": all(map(torch.allclose, *statistics)),
     }
+
+
+def link_checks(parallel: Parallel) -> dict[str, bool]:
+    """Sockets and torch's group bring the same, whatever the size and type; one process without sockets is enough."""
+
+    def brought() -> bool:
+        right = True
+        for size in (0, 1, 999, links.LARGEST // 8, links.LARGEST):
+            for dtype in (torch.float64, torch.bfloat16, torch.int64, torch.bool):
+                both = [random(size, 2, seed=size + rank).mul(9).to(dtype).t() for rank in range(2)]
+                mine = both[parallel.rank]
+                right &= torch.equal(links.gather_alike(mine), torch.stack(both))
+                if dtype in (torch.float64, torch.int64):
+                    right &= torch.equal(parallel.group.sum(mine), both[0] + both[1])
+                    right &= torch.equal(parallel.group.max(mine), torch.maximum(*both))
+        scalar = torch.tensor(float(parallel.rank + 1))
+        return bool(right and parallel.group.sum(scalar) == 3 and parallel.any(parallel.is_main))
+
+    def reconnect() -> bool:
+        links.connect(parallel.rank, parallel.world, 60.0, parallel._cpu_group)
+        return links.current() is not None
+
+    found = {"links at first": links.current() is not None and brought()}
+    folder, tempfile.tempdir = tempfile.gettempdir(), "/nowhere" if parallel.is_main else None
+    found["links of one"] = not reconnect() and brought()
+    tempfile.tempdir = folder
+    world, os.environ["LOCAL_WORLD_SIZE"] = os.environ["LOCAL_WORLD_SIZE"], "1"
+    found["links of machines"] = not reconnect() and brought()
+    os.environ["LOCAL_WORLD_SIZE"] = world
+    return found | {"links again": reconnect() and brought()}
 
 
 def errors_reach_all(parallel: Parallel) -> dict[str, bool]:
@@ -258,7 +278,8 @@ if __name__ == "__main__":
         "rank": parallel.rank,
         **gather_checks(parallel),
         **errors_reach_all(parallel),
-        **views_share_messages(parallel),
+        **norm_checks(parallel),
+        **link_checks(parallel),
         "late files": late_files(parallel, out),
         "evaluation": evaluation_agrees(parallel, arguments),
         "methods": {name: training_gaps(parallel, "--method.name", name, *KEYS.get(name, ())) for name in REGISTRY},

@@ -90,12 +90,12 @@ class Session:
         return (time.perf_counter() - began) / steps
 
     def write_log(self, terms: dict[str, Tensor]) -> None:
-        """The log line of a step: one wait for the device."""
+        """The log line of a step, which waits for the device."""
         values = self.parallel.mean({**terms, "total": total(terms, self.weights)})
         rate = self.clock.lap()
         losses = {f"loss/{name}": value for name, value in values.items()}
         position = {"step": self.done, "task": self.task, "seconds": self.clock.seconds(), "images_per_second": rate}
-        self.log.line(position | losses)
+        self.log.line(position | losses | {"projection_std": self.stepper.projection_std()})
         self.log.show(values["total"], rate)
 
     def close(self) -> None:

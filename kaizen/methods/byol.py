@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from kaizen.config import Count
 from kaizen.losses import byol
 from kaizen.methods.base import Method, Outputs, TwinSettings
-from kaizen.networks.heads import mlp
-from kaizen.parallel import Batch, forward_all
+from kaizen.networks.heads import forward_all, mlp
+from kaizen.parallel import Batch
 
 
 class BYOLSettings(TwinSettings):

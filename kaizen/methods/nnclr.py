@@ -15,8 +15,8 @@ from kaizen.config import Count, MethodSettings, Positive
 from kaizen.losses import nearest_neighbour
 from kaizen.methods.base import Method, Outputs
 from kaizen.methods.queue import KeyQueue
-from kaizen.networks.heads import mlp
-from kaizen.parallel import Batch, forward_all
+from kaizen.networks.heads import forward_all, mlp
+from kaizen.parallel import Batch
 
 
 class NNCLRSettings(MethodSettings):

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from kaizen.config import Count, MethodSettings
 from kaizen.losses import simsiam
 from kaizen.methods.base import Method, Outputs
-from kaizen.networks.heads import mlp
-from kaizen.parallel import Batch, forward_all
+from kaizen.networks.heads import forward_all, mlp
+from kaizen.parallel import Batch
 
 
 class SimSiamSettings(MethodSettings):

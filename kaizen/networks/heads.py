@@ -69,3 +69,8 @@ def forget_running_statistics(module: nn.Module) -> None:
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             part.track_running_stats = False
             part.running_mean = part.running_var = part.num_batches_tracked = None
+
+
+def forward_all(module: nn.Module, views: Sequence[Tensor]) -> list[Tensor]:
+    """The module on each view in a call of its own, so that statistics of views are never pooled."""
+    return [module(view) for view in views]

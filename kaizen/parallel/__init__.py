@@ -9,7 +9,7 @@ from kaizen.parallel.batch import Batch
 from kaizen.parallel.collectives import ALONE, Group, shard
 from kaizen.parallel.launch import usable_cores
 from kaizen.parallel.layout import memory_format
-from kaizen.parallel.norm import GlobalBatchNorm, forward_all
+from kaizen.parallel.norm import GlobalBatchNorm
 from kaizen.parallel.processes import Parallel
 from kaizen.parallel.sharding import check_alike, check_encoder, local, norms, part_of, whole
 
@@ -21,7 +21,6 @@ __all__ = [
     "Parallel",
     "check_alike",
     "check_encoder",
-    "forward_all",
     "local",
     "memory_format",
     "norms",

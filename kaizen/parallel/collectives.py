@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from kaizen.parallel import links
+
 
 def shard(count: int, rank: int, world: int) -> range:
     """Positions of `count` items that belong to a rank: consecutive, disjoint, sizes differing by at most one."""
@@ -23,15 +25,13 @@ class _AllGather(torch.autograd.Function):
         largest = max(sizes)
         padded = local.new_zeros((largest, *local.shape[1:]))
         padded[: local.shape[0]] = local
-        parts = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+        every = links.gather_alike(padded)
+        return torch.cat([part[:size] for part, size in zip(every, sizes, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         # The gathered tensor was used by every process, so its gradient is the sum of theirs.
-        total = grads[0].contiguous().clone()
-        dist.all_reduce(total)
+        total = links.reduce_alike(grads[0], dist.ReduceOp.SUM)
         start = sum(ctx.sizes[: ctx.rank])
         return total[start : start + ctx.sizes[ctx.rank]], None, None
 
@@ -59,19 +59,12 @@ class Group:
     @torch.no_grad()
     def sum(self, local: Tensor) -> Tensor:
         """Sum over processes, without gradient."""
-        return self._reduced(local, dist.ReduceOp.SUM)
+        return local if self.world == 1 else links.reduce_alike(local, dist.ReduceOp.SUM)
 
     @torch.no_grad()
     def max(self, local: Tensor) -> Tensor:
         """Maximum over processes, without gradient."""
-        return self._reduced(local, dist.ReduceOp.MAX)
-
-    def _reduced(self, local: Tensor, operation: Any) -> Tensor:
-        if self.world == 1:
-            return local
-        total = local.detach().clone()
-        dist.all_reduce(total, op=operation)
-        return total
+        return local if self.world == 1 else links.reduce_alike(local, dist.ReduceOp.MAX)
 
 
 ALONE = Group()

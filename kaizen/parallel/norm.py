@@ -1,24 +1,19 @@
 """BatchNorm whose statistics are those of the global batch."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from itertools import groupby
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from kaizen.parallel import links
 
 M = TypeVar("M", bound=nn.Module)
 
 
 class _Normalised(torch.autograd.Function):
-    """Batch normalisation by the statistics of all processes' rows; torch has it for CUDA alone (SyncBatchNorm).
-
-    Rows (views x n, c, ...) of views one after the other are normalised by a mean and a variance (views, c) each.
-    """
+    """Batch normalisation by the statistics of all processes' rows; torch has it for CUDA alone (SyncBatchNorm)."""
 
     @staticmethod
     def forward(
@@ -32,48 +27,27 @@ class _Normalised(torch.autograd.Function):
         eps: float,
     ) -> Tensor:
         ctx.save_for_backward(x, weight, mean, (var + eps).rsqrt(), n)
-        out = torch.empty_like(x)
-        for part, rows, m, v in zip(_views(out, len(mean)), _views(x, len(mean)), mean, var, strict=True):
-            _normalise(rows, m, v, weight, bias, eps, part)
-        return out
+        return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, scale, n = ctx.saved_tensors
         grad, rows = grads[0].to(mean.dtype), x.to(mean.dtype)
-        parts = list(zip(_views(grad, len(mean)), _views(rows, len(mean)), mean, scale, strict=True))
-        local = torch.stack([_sums(*part) for part in parts])
+        local = _sums(grad, rows, mean, scale)
         # Mean and variance were made of every process' rows: what they pass on is the sum over all of them. Weight and
         # bias take the local sums, which DDP averages like any other gradient.
-        total = local.clone()
-        dist.all_reduce(total)
-        passed = torch.empty_like(rows)
-        for out, (g, r, m, s), (along, across) in zip(_views(passed, len(mean)), parts, total / n, strict=True):
-            # (grad - along - normalised x * across) * factor, each half in one pass.
-            factor = s if weight is None else s * weight
-            one = torch.ones_like(m)
-            _normalise(g, torch.zeros_like(m), one, factor, -along * factor, 0.0, out)
-            out -= F.batch_norm(r, m, one, s * across * factor, training=False, eps=0.0)
-        sums = local.sum(dim=0)
-        own = (None, None) if weight is None else (sums[1], sums[0])
+        along, across = links.gather_alike(local).sum(dim=0) / n
+        factor = scale if weight is None else scale * weight
+        # (grad - along - normalised x * across) * factor, each half in one pass.
+        passed = _affine(grad, torch.zeros_like(mean), factor, -along * factor)
+        passed -= _affine(rows, mean, scale * across * factor)
+        own = (None, None) if weight is None else (local[1], local[0])
         return passed.to(x.dtype), *own, None, None, None, None
 
 
-def _views(x: Tensor, count: int) -> Sequence[Tensor]:
-    """Rows (count x n, ...) as they were stacked: (n, ...), `count` times."""
-    return x.view(count, len(x) // count, *x.shape[1:]).unbind()
-
-
-def _normalise(
-    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, out: Tensor
-) -> None:
-    """What F.batch_norm gives outside training, by the same kernel, written to `out`."""
-    if x.stride() != out.stride():  # the kernel takes for granted that both lie in memory alike
-        x = torch.empty_like(out, dtype=x.dtype).copy_(x)
-    unused = mean.new_empty(0)
-    torch.ops.aten.native_batch_norm.out(
-        x, weight, bias, mean, var, False, 0.0, eps, out=out, save_mean=unused, save_invstd=unused
-    )
+def _affine(x: Tensor, mean: Tensor, factor: Tensor, shift: Tensor | None = None) -> Tensor:
+    """(x - mean) * factor + shift, a column of (n, c, ...) at a time, by torch's own kernel for BatchNorm."""
+    return F.batch_norm(x, mean, torch.ones_like(mean), factor, shift, training=False, eps=0.0)
 
 
 def _sums(grad: Tensor, x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
@@ -89,12 +63,8 @@ class GlobalBatchNorm(_BatchNorm):
     """BatchNorm over (n, c, ...) whose batch statistics are taken over the rows of all processes, on any device.
 
     Means and variances of unequal parts are merged as in Chan et al. 1979, so equal data give the statistics of one
-    process to rounding. A process may hold no row. What one message costs hardly depends on its size, so views that
-    are stacked (`forward_all`) share it, each with statistics of its own.
+    process to rounding. A process may hold no row.
     """
-
-    stacked: int = 1
-    """How many views of equal size the rows hold, one after the other."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
@@ -107,26 +77,19 @@ class GlobalBatchNorm(_BatchNorm):
             return super().forward(input)
         mean, var, n = self._statistics(input)
         if self.training and self.track_running_stats:
-            for view in zip(mean, var, strict=True):
-                self._follow(*view, n)
+            self._follow(mean, var, n)
         return _Normalised.apply(input, self.weight, self.bias, mean, var, n, self.eps)
 
     @torch.no_grad()
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and biased variance (views, c) over all processes' rows, and the number of values in a view."""
+        """Mean and biased variance (c,) over all processes' rows, and the number of values."""
         x = x.float() if x.dtype.itemsize < 4 else x
-        count = x.numel() // x.shape[1] // self.stacked
+        count = x.numel() // x.shape[1]
         # The kernel of torch's own BatchNorm, which takes a twentieth of the time; it wants rows.
-        own = x.new_zeros(self.stacked, 2, x.shape[1])
-        for view, rows in zip(own, _views(x, self.stacked), strict=True):
-            if count:
-                torch.stack(torch.batch_norm_update_stats(rows, None, None, 0.0), out=view)
-        local = torch.cat([own.flatten(), own.new_full((1,), count)])
-        parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, local)
-        every = torch.stack(parts)
-        counts = every[:, -1].view(-1, 1, 1)
-        means, variances = every[:, :-1].view(-1, *own.shape).unbind(dim=2)
+        mean, var = torch.batch_norm_update_stats(x, None, None, 0.0) if count else x.new_zeros(2, x.shape[1])
+        local = torch.cat([mean, var, mean.new_full((1,), count)])
+        every = links.gather_alike(local)
+        counts, (means, variances) = every[:, -1:], every[:, :-1].chunk(2, dim=1)
         n = counts.sum()
         mean = (means * counts).sum(dim=0) / n
         var = ((variances + (means - mean).square()) * counts).sum(dim=0) / n
@@ -141,40 +104,6 @@ class GlobalBatchNorm(_BatchNorm):
         momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
         self.running_var.lerp_((var * n / (n - 1).clamp(min=1)).to(self.running_var.dtype), momentum)
-
-
-def forward_all(module: nn.Module, views: Sequence[Tensor]) -> list[Tensor]:
-    """The module on each view (n, ...), with statistics of its own for each.
-
-    Where BatchNorms are `GlobalBatchNorm`s, views of one shape pass in one call, stacked, for half as many messages;
-    views that have one shape on a process have one on all.
-    """
-    if not (dist.is_available() and dist.is_initialized()):
-        return [module(view) for view in views]
-    norms = [part for part in module.modules() if isinstance(part, GlobalBatchNorm)]
-    found: list[Tensor] = []
-    for _, alike in groupby(views, lambda view: view.shape):
-        group = list(alike)
-        if not norms or len(group) == 1:
-            found += [module(view) for view in group]
-            continue
-        rows = len(group[0])
-        with _stacked(norms, len(group)):
-            out = module(torch.cat(group))
-        # Slices, as what `chunk` gives must not be changed in place.
-        found += [out[view * rows : (view + 1) * rows] for view in range(len(group))]
-    return found
-
-
-@contextmanager
-def _stacked(norms: Sequence[GlobalBatchNorm], views: int) -> Iterator[None]:
-    for norm in norms:
-        norm.stacked = views
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.stacked = 1
 
 
 def global_batch_norms(module: M, device: torch.device) -> M:

@@ -19,6 +19,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from kaizen.errors import ConfigError, KaizenError, Stopped, TrainingFailed
+from kaizen.parallel import links
 from kaizen.parallel.collectives import Group
 from kaizen.parallel.compiling import Compiler
 from kaizen.parallel.launch import check_launch, threads
@@ -72,6 +73,7 @@ class Parallel:
         self._step_group: Any = dist.new_group(backend="gloo", timeout=DEVICE_TIMEOUT) if self.world > 1 else None
         self._peers: Peers | None = None
         if self.world > 1:
+            links.connect(self.rank, self.world, DEVICE_TIMEOUT.total_seconds(), self._cpu_group)
             # A name of this start alone: a launcher's store may still hold what an earlier start has told.
             store = group_store(f"kaizen/{self.broadcast(uuid.uuid4().hex)}")
             self._peers = Peers(store, self.rank, self.world, look_seconds())
@@ -155,6 +157,7 @@ class Parallel:
         """Leave the group of processes, at the end of a run."""
         if self.world > 1:
             self.leave()
+            links.disconnect()
             dist.destroy_process_group()
 
     def put(self, tensor: Tensor) -> Tensor:
@@ -193,14 +196,15 @@ class Parallel:
     def mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         """Means over processes of scalar tensors, as Python numbers: one collective, one synchronisation."""
         stacked = torch.stack([value.detach().reshape(()) for value in values.values()])
-        if self.world > 1:
-            dist.all_reduce(stacked)
-        return {name: value / self.world for name, value in zip(values, stacked.tolist(), strict=True)}
+        sums = self.group.sum(stacked).tolist()
+        return {name: value / self.world for name, value in zip(values, sums, strict=True)}
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is up on any process; every process gets the same answer."""
         if self._step_group is None:
             return flag
+        if (linked := links.current()) is not None:
+            return bool(linked.gather(torch.tensor(flag)).any())
         raised = torch.tensor(int(flag))
         dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self._step_group)
         return bool(raised)
