@@ -94,7 +94,7 @@ class Stepper:
     def step(self, step: int) -> dict[str, Tensor]:
         """One optimiser step, number `step` of the task; returns the four terms, still on the device."""
         state, method = self.state, self.state.learner.method
-        self._projections = []  # no longer needed, and memory of this step's
+        self._projections = []  # makes room for this step's
         epoch, place = divmod(step, self.feed.sampler.steps_per_epoch)
         if place == 0:
             key = fold(self.config.run.seed, Purpose.METHOD, state.task, -1, epoch)

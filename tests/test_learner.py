@@ -15,6 +15,7 @@ from kaizen.distill import build_distiller
 from kaizen.learner import TERMS, Learner, TeacherOutputs, total
 from kaizen.losses import contrastive_distillation, nt_xent
 from kaizen.parallel import Batch, Parallel
+from kaizen.stepping import Stepper
 from kaizen.teacher import MomentumTwin, Teacher
 
 SMALL = ["--encoder.width", "4", "--method.projector_hidden", "16", "--method.projector_out", "8"]
@@ -159,3 +160,15 @@ def test_momentum_twin_follows_by_tau_and_keeps_buffers_of_its_own() -> None:
     twin(views())
     assert torch.equal(learner.encoder.bn1.running_mean, statistics)
     assert not torch.equal(twin.encoder.bn1.running_mean, statistics)
+
+
+def test_the_spread_of_projections_tells_of_collapse() -> None:
+    stepper = Stepper.__new__(Stepper)
+    stepper.parallel = Parallel()
+    even, one = torch.randn(4000, 16), torch.ones(4000, 16)
+    for views, expected in (([even, even], 1.0), ([one, one], 0.0), ([even, one], 0.5)):
+        stepper._projections = views
+        assert stepper.projection_std() == pytest.approx(expected, abs=0.01)
+    rows = F.normalize(even[:50] + 1, dim=1)
+    stepper._projections = [even[:50] + 1]
+    assert stepper.projection_std() == pytest.approx(float(rows.std(dim=0, correction=0).mean() * 4), rel=1e-5)

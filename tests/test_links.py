@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from contextlib import suppress
 
 import pytest
@@ -23,14 +24,17 @@ def test_a_message_may_come_in_pieces() -> None:
     raw = told.numpy().tobytes()
 
     def tell() -> None:
-        for piece in range(0, len(raw), 333):
+        # The rest comes once we must have read the beginning, and an odd number of bytes at a time.
+        theirs.sendall(raw[:333])
+        assert theirs.recv(len(raw), socket.MSG_WAITALL) == (-told).numpy().tobytes()
+        for piece in range(333, len(raw), 333):
+            time.sleep(0.002)
             theirs.sendall(raw[piece : piece + 333])
 
     thread = threading.Thread(target=tell)
     thread.start()
     assert torch.equal(links.gather(-told), torch.stack([-told, told]))
     thread.join()
-    assert theirs.recv(4 * 500, socket.MSG_WAITALL) == (-told).numpy().tobytes()
 
 
 def test_two_messages_of_the_largest_size_fit_before_the_other_process_reads() -> None:

@@ -1,4 +1,4 @@
-"""What every process holds, on every process, in small pieces: by sockets between processes of one machine.
+"""Small messages between the processes of one machine, by sockets.
 
 gloo hands each message to threads of its own. Where all cores compute, these get to run a millisecond or two later,
 and a step with BatchNorm waits for a hundred such messages, one after the other. Here the thread that has computed
@@ -18,8 +18,13 @@ from torch import Tensor
 
 LARGEST = 1 << 16
 """Bytes of a message."""
-ROOM = 4 * LARGEST
-"""Bytes that a socket holds, with what the kernel adds two messages: no process waits for another one to read."""
+ROOM = 5 * LARGEST
+"""Bytes, the kernel's own among them, that a socket holds: two messages fit, so that sending does not wait for reading.
+
+No process is further ahead than that, as it has read what the others sent with their last message but one.
+"""
+MOST = 64
+"""Processes that are linked; each message goes to every other one, and a listener holds no more than 128 calls."""
 CONNECT_SECONDS = 60.0
 
 
@@ -78,8 +83,6 @@ def connect(rank: int, world: int, seconds: float, group: Any) -> None:
     """
     global _links
     disconnect()
-    if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) != world or not hasattr(socket, "AF_UNIX"):
-        return
 
     def all_say(found: Any) -> list[Any]:
         every: list[Any] = [None] * world
@@ -88,20 +91,11 @@ def connect(rank: int, world: int, seconds: float, group: Any) -> None:
 
     sockets: dict[int, socket.socket] = {}
     with ExitStack() as stack:
-        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
-        try:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="kaizen-"))
-            address: str | None = os.path.join(folder, "link")
-            listener.bind(address or "")
-            listener.listen(world)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ROOM)
-            if listener.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) < ROOM:
-                address = None
-        except OSError:  # above all a folder whose name is too long for an address
-            address = None
+        listener, address = _listen(stack) if _alone_here(world) else (None, None)
         addresses = all_say(address)
         linked = all(all_say(None not in addresses and _reach(addresses[:rank], rank, sockets)))
         if linked:
+            assert listener is not None
             listener.settimeout(CONNECT_SECONDS)
             for _ in range(rank + 1, world):
                 held, _ = listener.accept()
@@ -113,11 +107,32 @@ def connect(rank: int, world: int, seconds: float, group: Any) -> None:
         found.close()
 
 
+def _alone_here(world: int) -> bool:
+    """Whether all processes run on this machine, as the launcher tells, which may know sockets with an address."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == world <= MOST and hasattr(socket, "AF_UNIX")
+
+
+def _listen(stack: ExitStack) -> tuple[socket.socket | None, str | None]:
+    """A socket that others can call, and its address; none where the system does not let us."""
+    try:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="kaizen-"))
+        address = os.path.join(folder, "link")
+        listener.bind(address)
+        listener.listen(MOST)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ROOM)
+        room = listener.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    except OSError as error:  # above all a folder whose name is too long for an address
+        print(f"note: messages between processes take longer, as sockets in {tempfile.gettempdir()} fail ({error})")
+        return None, None
+    return (listener, address) if room >= ROOM else (None, None)
+
+
 def _reach(addresses: list[str], rank: int, sockets: dict[int, socket.socket]) -> bool:
     """Whether the processes before this one could be connected to, and told who calls."""
     for other, address in enumerate(addresses):
-        sockets[other] = socket.socket(socket.AF_UNIX)
         try:
+            sockets[other] = socket.socket(socket.AF_UNIX)
             sockets[other].connect(address)
             sockets[other].sendall(rank.to_bytes(4, "little"))
         except OSError:  # another machine or container after all
@@ -150,10 +165,11 @@ def gather_alike(local: Tensor) -> Tensor:
 
 def reduce_alike(local: Tensor, operation: Any) -> Tensor:
     """Sum or maximum (dist.ReduceOp) of tensors of one shape and type over all processes, without graph."""
+    local = local.detach().contiguous()
     if _links is not None and _fits(local):
-        every = _links.gather(local.detach().contiguous())
-        return every.sum(dim=0) if operation == dist.ReduceOp.SUM else every.amax(dim=0)
-    total = local.detach().contiguous().clone()
+        every = _links.gather(local)
+        return every.amax(dim=0) if operation == dist.ReduceOp.MAX else every.sum(dim=0, dtype=local.dtype)
+    total = local.clone()
     dist.all_reduce(total, op=operation)
     return total
 

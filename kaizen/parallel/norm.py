@@ -38,16 +38,12 @@ class _Normalised(torch.autograd.Function):
         # bias take the local sums, which DDP averages like any other gradient.
         along, across = links.gather_alike(local).sum(dim=0) / n
         factor = scale if weight is None else scale * weight
-        # (grad - along - normalised x * across) * factor, each half in one pass.
-        passed = _affine(grad, torch.zeros_like(mean), factor, -along * factor)
-        passed -= _affine(rows, mean, scale * across * factor)
+        # (grad - along - normalised x * across) * factor, in two passes; the first by torch's own kernel for BatchNorm.
+        one = torch.ones_like(mean)
+        passed = F.batch_norm(rows, mean, one, -scale * across * factor, -along * factor, training=False, eps=0.0)
+        passed.addcmul_(grad, factor.view(-1, *[1] * (x.dim() - 2)))
         own = (None, None) if weight is None else (local[1], local[0])
         return passed.to(x.dtype), *own, None, None, None, None
-
-
-def _affine(x: Tensor, mean: Tensor, factor: Tensor, shift: Tensor | None = None) -> Tensor:
-    """(x - mean) * factor + shift, a column of (n, c, ...) at a time, by torch's own kernel for BatchNorm."""
-    return F.batch_norm(x, mean, torch.ones_like(mean), factor, shift, training=False, eps=0.0)
 
 
 def _sums(grad: Tensor, x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:

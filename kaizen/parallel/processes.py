@@ -73,7 +73,8 @@ class Parallel:
         self._step_group: Any = dist.new_group(backend="gloo", timeout=DEVICE_TIMEOUT) if self.world > 1 else None
         self._peers: Peers | None = None
         if self.world > 1:
-            links.connect(self.rank, self.world, DEVICE_TIMEOUT.total_seconds(), self._cpu_group)
+            if not self.compiler.on:  # whose graphs Python's sockets would cut into pieces
+                links.connect(self.rank, self.world, DEVICE_TIMEOUT.total_seconds(), self._cpu_group)
             # A name of this start alone: a launcher's store may still hold what an earlier start has told.
             store = group_store(f"kaizen/{self.broadcast(uuid.uuid4().hex)}")
             self._peers = Peers(store, self.rank, self.world, look_seconds())
@@ -175,6 +176,7 @@ class Parallel:
             "gradient_accumulation_steps": self.accumulation,
             "mixed_precision": self.accelerator.mixed_precision,
             "compiled": self.compiler.on,
+            "linked": links.current() is not None,
             "device": self.device.type,
         }
 
@@ -196,8 +198,7 @@ class Parallel:
     def mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         """Means over processes of scalar tensors, as Python numbers: one collective, one synchronisation."""
         stacked = torch.stack([value.detach().reshape(()) for value in values.values()])
-        sums = self.group.sum(stacked).tolist()
-        return {name: value / self.world for name, value in zip(values, sums, strict=True)}
+        return {k: v / self.world for k, v in zip(values, self.group.sum(stacked).tolist(), strict=True)}
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is up on any process; every process gets the same answer."""
