@@ -14,8 +14,10 @@ from runs import run_of, snapshots, status_of, wait_for_step
 from safetensors.numpy import load_file
 
 from kaizen.commands.train import main
+from kaizen.errors import ConfigError
 from kaizen.methods import REGISTRY
 from kaizen.parallel import Batch, shard
+from kaizen.parallel.launch import check_launch
 
 
 @given(st.integers(0, 300), st.integers(1, 64))
@@ -131,3 +133,8 @@ def test_a_launch_of_another_size_or_device_than_the_job_asked_for_is_refused(
     error = capsys.readouterr().err
     assert re.search(f"^error: {key}: is '{asked}', but this launch has ({found}); allowed: ", error)
     assert not run_of(tiny).exists()
+
+
+def test_fp16_is_refused_on_a_cpu() -> None:
+    with pytest.raises(ConfigError, match="mixed_precision: is fp16, which does not train on a CPU"):
+        check_launch(1, "cpu", "fp16")

@@ -18,12 +18,15 @@ def threads() -> int:
     return int(asked) or max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def check_launch(world: int, device: str) -> None:
+def check_launch(world: int, device: str, precision: str) -> None:
     """Refuse to train as another number of processes, or on another device, than the launch was meant to be.
 
     Raises:
-        ConfigError: what was started, or what a batch job asked for, is not `world` processes on a `device`.
+        ConfigError: what was started, or what a batch job asked for, is not `world` processes on a `device`; or the
+            device does not train in Accelerate's mixed precision.
     """
+    if precision == "fp16" and device == "cpu":
+        raise ConfigError("mixed_precision", "is fp16, which does not train on a CPU; allowed there: no, bf16")
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != world:
         raise ConfigError(

@@ -19,9 +19,9 @@ from torch import Tensor
 LARGEST = 1 << 16
 """Bytes of a message."""
 ROOM = 5 * LARGEST
-"""Bytes, the kernel's own among them, that a socket holds: two messages fit, so that sending does not wait for reading.
+"""Bytes, the kernel's own among them, that a socket holds, so that sending does not wait for reading.
 
-No process is further ahead than that, as it has read what the others sent with their last message but one.
+A process sends only when it has all of the message before, so at most two of its own are still to be read.
 """
 MOST = 64
 """Processes that are linked; each message goes to every other one, and a listener holds no more than 128 calls."""
@@ -103,8 +103,10 @@ def connect(rank: int, world: int, seconds: float, group: Any) -> None:
     found = Links(dict(sorted(sockets.items())), rank, seconds)
     if linked:
         _links = found
-    else:
-        found.close()
+        return
+    found.close()
+    if rank == 0 and _alone_here(world):
+        print(f"note: processes cannot open sockets in {tempfile.gettempdir()} to each other: each step takes longer")
 
 
 def _alone_here(world: int) -> bool:
@@ -122,8 +124,7 @@ def _listen(stack: ExitStack) -> tuple[socket.socket | None, str | None]:
         listener.listen(MOST)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ROOM)
         room = listener.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
-    except OSError as error:  # above all a folder whose name is too long for an address
-        print(f"note: messages between processes take longer, as sockets in {tempfile.gettempdir()} fail ({error})")
+    except OSError:  # above all a folder whose name is too long for an address
         return None, None
     return (listener, address) if room >= ROOM else (None, None)
 

@@ -59,9 +59,7 @@ class Parallel:
         self.sharded = is_sharded(self.accelerator)
         self.is_main = self.accelerator.is_main_process
         self.accumulation = self.accelerator.gradient_accumulation_steps
-        check_launch(self.world, self.device.type)
-        if self.accelerator.mixed_precision == "fp16" and self.device.type == "cpu":
-            raise ConfigError("mixed_precision", "is fp16, which does not train on a CPU; allowed there: no, bf16")
+        check_launch(self.world, self.device.type, self.accelerator.mixed_precision)
         self._fresh_scaler = self.scaler_state()
         self.compiler = Compiler(self.accelerator)
         self.threads = threads()
@@ -72,8 +70,10 @@ class Parallel:
         self._cpu_group: Any = dist.new_group(backend="gloo", timeout=timedelta(hours=24)) if self.world > 1 else None
         self._step_group: Any = dist.new_group(backend="gloo", timeout=DEVICE_TIMEOUT) if self.world > 1 else None
         self._peers: Peers | None = None
+        # Said of 1x1 kernels, whose strides differ in name only (pytorch issue 47163).
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
         if self.world > 1:
-            if not self.compiler.on:  # whose graphs Python's sockets would cut into pieces
+            if self.device.type == "cpu" and not self.compiler.on:  # whose graphs sockets would cut into pieces
                 links.connect(self.rank, self.world, DEVICE_TIMEOUT.total_seconds(), self._cpu_group)
             # A name of this start alone: a launcher's store may still hold what an earlier start has told.
             store = group_store(f"kaizen/{self.broadcast(uuid.uuid4().hex)}")
