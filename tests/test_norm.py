@@ -37,9 +37,8 @@ def test_a_group_of_one_is_torchs_batch_norm(dims: int, affine: bool, kind: str)
         weights = weights.transpose(0, -1).contiguous().transpose(0, -1)
     held: Any = torch.float32 if dtype == torch.bfloat16 else dtype
     ours = GlobalBatchNorm(5, affine=affine).to(held)
-    theirs = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[dims](5, affine=affine).to(
-        held
-    )
+    kinds: Any = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+    theirs = kinds[dims](5, affine=affine).to(held)
     if affine:
         for norm in (ours, theirs):
             torch.manual_seed(1)

@@ -110,7 +110,7 @@ def connect(rank: int, world: int, seconds: float, group: Any) -> None:
 
 
 def _alone_here(world: int) -> bool:
-    """Whether all processes run on this machine, as the launcher tells, which may know sockets with an address."""
+    """Whether all processes run on this machine, as the launcher tells, and the machine has UNIX sockets."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == world <= MOST and hasattr(socket, "AF_UNIX")
 
 
@@ -159,18 +159,17 @@ def gather_alike(local: Tensor) -> Tensor:
     local = local.detach().contiguous()
     if _links is not None and _fits(local):
         return _links.gather(local)
-    parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, local)
-    return torch.stack(parts)
+    every = local.new_empty((dist.get_world_size(), *local.shape))
+    dist.all_gather(list(every.unbind()), local)
+    return every
 
 
 def reduce_alike(local: Tensor, operation: Any) -> Tensor:
     """Sum or maximum (dist.ReduceOp) of tensors of one shape and type over all processes, without graph."""
-    local = local.detach().contiguous()
     if _links is not None and _fits(local):
-        every = _links.gather(local)
+        every = _links.gather(local.detach().contiguous())
         return every.amax(dim=0) if operation == dist.ReduceOp.MAX else every.sum(dim=0, dtype=local.dtype)
-    total = local.clone()
+    total = local.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total, op=operation)
     return total
 

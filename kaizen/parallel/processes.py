@@ -70,9 +70,9 @@ class Parallel:
         self._cpu_group: Any = dist.new_group(backend="gloo", timeout=timedelta(hours=24)) if self.world > 1 else None
         self._step_group: Any = dist.new_group(backend="gloo", timeout=DEVICE_TIMEOUT) if self.world > 1 else None
         self._peers: Peers | None = None
-        # Said of 1x1 kernels, whose strides differ in name only (pytorch issue 47163).
-        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
         if self.world > 1:
+            # Said of 1x1 kernels, whose strides differ in name only (pytorch issue 47163).
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
             if self.device.type == "cpu" and not self.compiler.on:  # whose graphs sockets would cut into pieces
                 links.connect(self.rank, self.world, DEVICE_TIMEOUT.total_seconds(), self._cpu_group)
             # A name of this start alone: a launcher's store may still hold what an earlier start has told.
