@@ -138,12 +138,13 @@ class Trainer:
         self.directory.cut_log(steps_done)
         self.log = RunLog(self.path, self.config, self.parallel, steps=self.plan.steps, done=steps_done)
         try:
-            for task in range(-1, done):
-                if lacking := self.results.lacking(task, readers):
-                    self.evaluate(task, lacking)
-            for task in range(done, len(self.tasks)):
-                self.train_task(task, found if task == done else None)
-                self.evaluate(task, readers)
+            for task in range(len(self.tasks)):
+                if task >= done:
+                    self.train_task(task, found if task == done else None)
+                # The untrained network comes from the seed: no first step waits until it has been looked at.
+                for row in (-1, 0) if task == 0 else (task,):
+                    if lacking := self.results.lacking(row, readers):
+                        self.evaluate(row, lacking)
         finally:
             self.writer.close()
             self.log.close()
@@ -188,7 +189,7 @@ class Trainer:
         self.parallel.release()
 
     def evaluate(self, task: int, readers: Sequence[str]) -> None:
-        """These readers' accuracies after a task (-1: before the first), from its snapshot, into results.json."""
+        """These readers' accuracies after a task (-1: untrained), from its snapshot, into results.json."""
         began = time.perf_counter()
         network = self.evaluator.network(self.path, task)
         row = self.evaluator.row(network, task, readers, self._stop_if_asked, self.stop.check)

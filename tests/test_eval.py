@@ -10,6 +10,7 @@ import pytest
 from conftest import TINY, Launcher
 from runs import TASKS, run_of, snapshots
 
+import kaizen.trainer
 from kaizen.commands import COMMANDS, run
 from kaizen.commands.train import main
 
@@ -125,6 +126,31 @@ def test_a_reader_that_is_no_longer_asked_for_keeps_its_rows(
     assert found["classifier"]["final_accuracy"] is None
     assert main([*tiny, "--eval.readers", ALL]) == 0
     assert results_of(path)["readers"] == expected
+
+
+def test_the_untrained_network_is_looked_at_after_the_first_task_and_once(
+    tiny: list[str], undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No first step waits for it, and a run that dies right after it does not look again."""
+    order: list[str] = []
+
+    class Watched(kaizen.trainer.Trainer):
+        def train_task(self, task: int, *args: Any) -> None:
+            order.append(f"train {task}")
+            super().train_task(task, *args)
+
+        def evaluate(self, task: int, *args: Any) -> None:
+            order.append(f"evaluate {task}")
+            super().evaluate(task, *args)
+            if len(order) == 2:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(kaizen.trainer, "Trainer", Watched)
+    assert main(tiny) == 75
+    assert order == ["train 0", "evaluate -1"]
+    assert main(tiny) == 0
+    assert order[2:5] == ["evaluate 0", "train 1", "evaluate 1"]
+    assert results_of(run_of(tiny))["readers"] == results_of(undisturbed)["readers"]
 
 
 MISTAKES = {

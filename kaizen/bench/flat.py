@@ -8,7 +8,7 @@ from typing import Any
 
 from kaizen.bench.session import Session
 from kaizen.bench.spread import Spread, interleaved, ratio, spread
-from kaizen.bench.synthetic import choose_stream, make_source, save_source
+from kaizen.bench.synthetic import choose_stream, make_source, save_source, saved_keys
 from kaizen.config import Config
 from kaizen.data.load import Stream
 from kaizen.errors import ConfigError
@@ -43,9 +43,7 @@ def small_tasks(config: Config, steps: int, synthetic: bool, folder: Path, paral
     if data != config.data.source:
         source = make_source(config)
         parallel.on_main(lambda: save_source(source, folder))
-        columns = {"image_column": "image", "label_column": "label", "train_split": "train", "test_split": "test"}
-        place = {"source": f"disk:{folder}", "image_size": source.image_size, "cache_dir": str(folder / "cache")}
-        changed["data"] = config.data.model_copy(update=columns | place)
+        changed["data"] = config.data.model_copy(update=saved_keys(source, folder))
         config = config.model_copy(update=changed)
         stream = parallel.main_first(lambda: choose_stream(config, False))[0]
     batch = min(config.optim.batch, *stream.train_sizes)

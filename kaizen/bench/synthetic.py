@@ -3,6 +3,7 @@
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -79,3 +80,10 @@ def save_source(source: Source, folder: Path) -> None:
             rows = {"image": list(split.images.transpose(0, 2, 3, 1)), "label": split.labels, "domain": split.domains}
             parts[name] = datasets.Dataset.from_dict(rows, features=datasets.Features(columns))
         datasets.DatasetDict(parts).save_to_disk(str(folder))
+
+
+def saved_keys(source: Source, folder: Path) -> dict[str, Any]:
+    """The keys of section `data` that name what `save_source` wrote, with a cache beside it."""
+    columns = {"image_column": "image", "label_column": "label", "domain_column": "domain"}
+    place = {"source": f"disk:{folder}", "image_size": source.image_size, "cache_dir": str(folder / "cache")}
+    return {**place, **columns, "train_split": "train", "test_split": "test"}

@@ -1,9 +1,14 @@
-"""`python -m kaizen bench [RECIPE]`: what a training step costs, and what in it."""
+"""`python -m kaizen bench [RECIPE]`: what a training step costs, and what in it; what tasks and the start cost."""
 
+import argparse
 import importlib.util
 import json
 import os
+import shlex
+import shutil
+import signal
 import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -11,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from kaizen.cli import parse_arguments, resolve
 from kaizen.commands.parser import Parser, at_least_one
+from kaizen.commands.sweep import TRAIN
 from kaizen.config import Config
 from kaizen.errors import ConfigError
 
@@ -28,6 +34,7 @@ classes. Keys are those of training (python train.py --help). Under a launcher t
 Shares of parts are of a pass that waits for the device at every border; the step itself is timed without.
 
   python -m kaizen bench digits --tasks 10
+  python -m kaizen bench cifar100-simclr --start 'accelerate launch -q --num_processes 4'
   python -m kaizen bench cifar100-mocov2plus --encoder.width 16 --optim.batch 64 --synthetic --against pil
   accelerate launch -q --num_processes 4 -m kaizen bench cifar100-simclr --json bench.json
 
@@ -51,13 +58,17 @@ def main(tokens: Sequence[str]) -> int:
     if given.tasks:
         arguments.overrides["stream.tasks"] = str(given.tasks)
     recipe, config = resolve(*arguments)
-    if given.tasks and (given.against or given.checkpoints):
-        key = "--against" if given.against else "--checkpoints"
-        raise ConfigError(key, "is given with --tasks, which measures nothing else; allowed: one of the two")
+    _check_alone(given)
     if "kornia" in given.against and importlib.util.find_spec("kornia") is None:
         raise ConfigError("--against", "is kornia, which is not installed; allowed: pil, or pip install kornia")
     if given.json not in (None, "-") and not Path(given.json).expanduser().parent.is_dir():
         raise ConfigError("--json", f"is {given.json!r}, whose directory does not exist; allowed: a file, or -")
+    if given.start is not None:
+        found = _start(recipe, config, rest, given)
+        from kaizen.bench.table import start_lines
+
+        _tell(found, start_lines(found), given.json)
+        return 0
     from kaizen.bench.measure import Options, measure
     from kaizen.bench.table import flat_lines, lines
     from kaizen.parallel import Parallel
@@ -92,6 +103,21 @@ def main(tokens: Sequence[str]) -> int:
     return 0
 
 
+def _check_alone(given: argparse.Namespace) -> None:
+    """Refuse options that do not go together, and a launcher that is none."""
+    alone = [f"--{name}" for name in ("tasks", "start") if getattr(given, name) is not None]
+    others = [f"--{name}" for name in ("against", "checkpoints") if getattr(given, name)]
+    if alone and (more := [*alone, *others][1:]):
+        raise ConfigError(more[0], f"is given with {alone[0]}, which measures nothing else; allowed: one of the two")
+    if given.start is None:
+        return
+    if not given.start or shutil.which(given.start[0]) is None:
+        found = shlex.join(given.start[:1]) or "empty"
+        raise ConfigError("--start", f"is {found}, which is no program; allowed: a command as accelerate launch -q")
+    if "WORLD_SIZE" in os.environ:
+        raise ConfigError("--start", "starts processes itself; allowed: python -m kaizen bench without a launcher")
+
+
 def _parser() -> Parser:
     parser = Parser(USAGE, ABOUT, CLOSING)
     parser.add_argument("--repetitions", metavar="N", type=at_least_one, default=20, help="of each measurement [20]")
@@ -113,6 +139,13 @@ def _parser() -> Parser:
         type=at_least_one,
         help="instead of all else, train N small tasks: seconds a step of the last over those of task 1, peak memory "
         "and evaluation's share of each",
+    )
+    parser.add_argument(
+        "--start",
+        metavar="COMMAND",
+        type=shlex.split,
+        help="instead of all else, start training with this launcher: seconds from its call to the end of the first "
+        "step, the data in the cache; and those of --help and of a wrong key",
     )
     parser.add_argument("--json", metavar="FILE", help="write all numbers to FILE; -: print them in the table's place")
     return parser
@@ -147,6 +180,21 @@ def _flat(recipe: str, config: Config, turns: int, synthetic: bool, parallel: "P
         with redirect_stdout(sys.stderr):
             Watched(recipe, small, place / "run", StopRequest()).run()
     return {"schema": 1, "recipe": recipe, "config_hash": small.hash(), "data": data, **found}
+
+
+def _start(recipe: str, config: Config, rest: Sequence[str], given: argparse.Namespace) -> dict[str, Any]:
+    """Launch training and wait for its first step."""
+    from kaizen.bench.start import measure_start
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    # As Ctrl-C: whoever ends the bench ends what it has launched.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with tempfile.TemporaryDirectory(prefix="kaizen-bench-", ignore_cleanup_errors=True) as place:
+        sizes = given.synthetic, given.repetitions, Path(place)
+        found = measure_start(given.start, ["-m", TRAIN, *rest], config, *sizes, say)
+    return {"schema": 1, "recipe": recipe, "config_hash": config.hash(), **found}
 
 
 def _tell(found: dict[str, Any], text: Iterable[str], file: str | None) -> None:
