@@ -153,6 +153,10 @@ class RunLog:
             self._bar.set_description(f"task {task} of {tasks}, epoch {epoch + 1}/{epochs}", refresh=False)
             self._bar.update()
 
+    def evaluating(self, network: str) -> None:
+        """The bar stands still meanwhile."""
+        self._bar.set_description(f"evaluating {network}")
+
     def show(self, loss: float, images_per_second: float) -> None:
         """Latest loss and throughput on the bar."""
         self._bar.set_postfix_str(f"loss {loss:.3f}, {images_per_second:.0f} images/s", refresh=False)

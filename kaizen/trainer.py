@@ -191,6 +191,7 @@ class Trainer:
     def evaluate(self, task: int, readers: Sequence[str]) -> None:
         """These readers' accuracies after a task (-1: untrained), from its snapshot, into results.json."""
         began = time.perf_counter()
+        self.log.evaluating(f"task {task} of {len(self.tasks)}" if task >= 0 else "the untrained network")
         network = self.evaluator.network(self.path, task)
         row = self.evaluator.row(network, task, readers, self._stop_if_asked, self.stop.check)
         self.results.add_row(task, row)
