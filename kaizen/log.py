@@ -5,8 +5,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from kaizen.config import Config
 from kaizen.errors import ConfigError
 from kaizen.parallel import Parallel
 
+FIRST_STEP = "first step          {:.1f} s after the program began"
 LIBRARIES = ("torch", "torchvision", "accelerate", "datasets", "safetensors", "numpy")
 
 
@@ -153,9 +154,12 @@ class RunLog:
             self._bar.set_description(f"task {task} of {tasks}, epoch {epoch + 1}/{epochs}", refresh=False)
             self._bar.update()
 
-    def evaluating(self, network: str) -> None:
-        """The bar stands still meanwhile."""
-        self._bar.set_description(f"evaluating {network}")
+    @contextmanager
+    def evaluating(self, task: int, tasks: int) -> Iterator[None]:
+        """Name the network on the bar, which stands still while it is evaluated: that of a task, or -1, untrained."""
+        self._bar.set_description(f"evaluating task {task} of {tasks}" if task >= 0 else "evaluating untrained network")
+        yield
+        self._bar.set_description("")
 
     def show(self, loss: float, images_per_second: float) -> None:
         """Latest loss and throughput on the bar."""

@@ -18,9 +18,9 @@ from kaizen.evaluation.evaluator import Evaluator
 from kaizen.evaluation.results import Results
 from kaizen.evaluation.table import print_results, save_picture
 from kaizen.learner import total
-from kaizen.log import Clock, RunLog, versions
+from kaizen.log import FIRST_STEP, Clock, RunLog, versions
 from kaizen.networks.encoders import build_encoder
-from kaizen.parallel import Parallel, check_encoder
+from kaizen.parallel import Parallel, check_encoder, synchronize
 from kaizen.plan import describe, make_plan, term_weights
 from kaizen.state import TaskState, checkpoint_directory, task_directory
 from kaizen.stepping import Stepper
@@ -112,6 +112,8 @@ class Trainer:
         self.stop.defer()
         described = {"recipe": self.recipe, "preset": self.preset, "config_hash": config.hash()}
         self.results = Results(self.path / "results.json", described, config.stream.kind, self.tasks)
+        # One reading for all: `kaizen eval` may replace the file between those of two processes.
+        self.results.content = self.parallel.broadcast(self.results.content)
         self.parallel.announce(f"run directory       {self.path}")
         for line in (*self.stream.describe(), *describe(config, self.plan, *sizes)):
             self.parallel.announce(line)
@@ -141,7 +143,7 @@ class Trainer:
             for task in range(len(self.tasks)):
                 if task >= done:
                     self.train_task(task, found if task == done else None)
-                # The untrained network comes from the seed: no first step waits until it has been looked at.
+                # The untrained network comes from the seed and can wait until a first task is safe; its user cannot.
                 for row in (-1, 0) if task == 0 else (task,):
                     if lacking := self.results.lacking(row, readers):
                         self.evaluate(row, lacking)
@@ -165,7 +167,8 @@ class Trainer:
             terms = stepper.step(step)
             if self._first:
                 self._first = False
-                self.log.say(f"first step          {time.time() - kaizen.STARTED:.1f} s after the program began")
+                synchronize(self.parallel.device)
+                self.log.say(FIRST_STEP.format(time.time() - kaizen.STARTED))
             number = plan.first_step + step + 1
             self.directory.position = (task, number)
             clock.count(plan.batch)
@@ -191,9 +194,9 @@ class Trainer:
     def evaluate(self, task: int, readers: Sequence[str]) -> None:
         """These readers' accuracies after a task (-1: untrained), from its snapshot, into results.json."""
         began = time.perf_counter()
-        self.log.evaluating(f"task {task} of {len(self.tasks)}" if task >= 0 else "the untrained network")
-        network = self.evaluator.network(self.path, task)
-        row = self.evaluator.row(network, task, readers, self._stop_if_asked, self.stop.check)
+        with self.log.evaluating(task, len(self.tasks)):
+            network = self.evaluator.network(self.path, task)
+            row = self.evaluator.row(network, task, readers, self._stop_if_asked, self.stop.check)
         self.results.add_row(task, row)
         if task >= 0:
             plan, trained = self.plan.tasks[task], self.directory.train_seconds(task)

@@ -128,29 +128,36 @@ def test_a_reader_that_is_no_longer_asked_for_keeps_its_rows(
     assert results_of(path)["readers"] == expected
 
 
+@pytest.mark.parametrize("dies_at", ["train 0", "evaluate -1", "evaluate 0"])
 def test_the_untrained_network_is_looked_at_after_the_first_task_and_once(
-    tiny: list[str], undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+    dies_at: str, tiny: list[str], undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No first step waits for it, and a run that dies right after it does not look again."""
+    """No first step waits for it, and a run that ends before, between or after the looks goes on with the next one."""
     order: list[str] = []
+    parts = ["train 0", "evaluate -1", "evaluate 0", "train 1", "evaluate 1"]
+
+    def done(part: str) -> None:
+        order.append(part)
+        if order[-1] == dies_at:
+            raise KeyboardInterrupt
 
     class Watched(kaizen.trainer.Trainer):
         def train_task(self, task: int, *args: Any) -> None:
-            order.append(f"train {task}")
             super().train_task(task, *args)
+            done(f"train {task}")
 
         def evaluate(self, task: int, *args: Any) -> None:
-            order.append(f"evaluate {task}")
             super().evaluate(task, *args)
-            if len(order) == 2:
-                raise KeyboardInterrupt
+            done(f"evaluate {task}")
 
     monkeypatch.setattr(kaizen.trainer, "Trainer", Watched)
     assert main(tiny) == 75
-    assert order == ["train 0", "evaluate -1"]
+    assert order == parts[: parts.index(dies_at) + 1]
     assert main(tiny) == 0
-    assert order[2:5] == ["evaluate 0", "train 1", "evaluate 1"]
-    assert results_of(run_of(tiny))["readers"] == results_of(undisturbed)["readers"]
+    assert order[:5] == parts
+    found, expected = results_of(run_of(tiny)), results_of(undisturbed)
+    assert found["readers"] == expected["readers"]
+    assert len(found["seconds"]["evaluate"]) == TASKS
 
 
 MISTAKES = {

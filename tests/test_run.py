@@ -1,5 +1,6 @@
 """Whole runs on bundled digits: the files they leave, what is logged and measured, how they fail."""
 
+import io
 import json
 import math
 from pathlib import Path
@@ -198,3 +199,19 @@ def test_a_finished_run_shows_its_table_again(
 def test_wandb_writes_offline(tiny: list[str], launcher: Launcher) -> None:
     assert launcher.run([*tiny, "--stream.tasks", "1", "--log.wandb", "offline"]) == 0
     assert list((run_of(tiny) / "wandb").glob("offline-run-*"))
+
+
+def test_the_bar_names_what_goes_on(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Terminal()
+    monkeypatch.setattr("sys.stderr", screen)
+    assert main([*tiny, "--stream.tasks", "2"]) == 0
+    shown = [state.partition(":")[0].strip() for state in screen.getvalue().split("\r")]
+    named = [name for name, following in zip(shown, [*shown[1:], None], strict=True) if name != following and name]
+    parts = ["task 0 of 2, epoch", "evaluating untrained network", "evaluating task 0 of 2", "task 1 of 2, epoch"]
+    found = [next(part for part in [*parts, name] if name.startswith(part)) for name in named]
+    assert [part for part in dict.fromkeys(found) if part in parts] == parts
+    assert "evaluating" not in shown[-1], "a finished run evaluates nothing any more"

@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from kaizen.bench.session import Session, synchronize
-from kaizen.parallel import links
+from kaizen.bench.session import Session
+from kaizen.parallel import links, synchronize
 
 PARTS = ("data", "views", "student", "momentum", "teacher", "losses", "backward", "optimizer", "communication", "log")
 REST = "other"

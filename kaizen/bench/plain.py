@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kaizen.bench.session import Session, synchronize
+from kaizen.bench.session import Session
 from kaizen.optim import build_optimizer, parameter_groups
-from kaizen.parallel import memory_format
+from kaizen.parallel import memory_format, synchronize
 
 METHODS = ("simclr", "mocov2plus", "byol", "vicreg")
 DISTILLERS = ("none", "contrastive", "predictive", "predictive_mse")

@@ -5,8 +5,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kaizen.bench.session import Session, synchronize
+from kaizen.bench.session import Session
 from kaizen.bench.spread import interleaved, ratio, spread
+from kaizen.parallel import synchronize
 from kaizen.state import checkpoint_directory
 from kaizen.writer import Writer
 

@@ -3,24 +3,17 @@
 import time
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from kaizen.config import Config
 from kaizen.data.load import Stream
 from kaizen.learner import total
 from kaizen.log import Clock, RunLog
-from kaizen.parallel import Parallel
+from kaizen.parallel import Parallel, synchronize
 from kaizen.plan import Plan, term_weights
 from kaizen.state import TaskState, task_directory
 from kaizen.stepping import Stepper
 from kaizen.stop import STOP_STEPS
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for what the device is doing."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def begin_run(config: Config, stream: Stream, plan: Plan, run: Path, parallel: Parallel) -> int:

@@ -8,22 +8,29 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from queue import Empty, Queue
+from threading import Thread
+from typing import IO, Any
 
 from kaizen.bench.spread import spread
 from kaizen.bench.synthetic import choose_stream, save_source, saved_keys
 from kaizen.config import Config
-from kaizen.errors import TrainingFailed
+from kaizen.errors import ConfigError, TrainingFailed
+from kaizen.log import FIRST_STEP
 
-FIRST_STEP = re.compile(r"first step +([0-9.]+) s after the program began")
-"""What a run prints when its first step is done."""
+TOLD = re.compile(re.escape(FIRST_STEP).replace(re.escape("{:.1f}"), "([0-9.]+)"))
 FEWEST, PART = 3, 4
-"""Launches at least, and the part of the other measurements' turns that there are of them."""
+"""Launches: one for every PART of --repetitions, at least FEWEST."""
+MOST_SECONDS = 1800.0
+"""That a launch may take to its first step."""
+LEAVE_SECONDS = 10.0
+"""Time to end in, after a signal."""
 SHOWN = 20
-"""Lines of a failed launch's output that are shown."""
+"""Lines of a failed command's output that are shown."""
 
 
 def measure_start(
@@ -35,78 +42,111 @@ def measure_start(
     folder: Path,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Seconds of launches, of --help and of a wrong key, in turns; a launch before them fills the cache of images.
+    """Seconds of launches, of --help and of a wrong key, in turns.
+
+    A launch before them does not count: it fills the cache of random images, and warms the machine.
 
     Args:
-        launcher: words that start processes, such as accelerate launch.
+        launcher: words that start processes, such as accelerate launch; none: a plain process.
         train: words that train, to follow them: -m, a module, recipe and overrides.
         config: what these mean.
         folder: for runs, and for random images.
         say: takes a line of progress.
 
     Raises:
-        ConfigError: the data are there and cannot be used.
-        TrainingFailed: a launch ended before its first step.
+        ConfigError: the data are there and cannot be used, or the launcher cannot be run.
+        TrainingFailed: a launch ended before its first step, or has not come to it.
     """
     stream, data = choose_stream(config, synthetic)
     say(f"data: {data}")
-    keys = {"log.wandb": "disabled"}
+    keys = {"log.wandb": "disabled", "run.resume": "auto"}
     if data != config.data.source:
         save_source(stream.source, folder / "data")
         keys |= {f"data.{key}": str(value) for key, value in saved_keys(stream.source, folder / "data").items()}
-    words = [*train, *(word for key, value in keys.items() for word in (f"--{key}", value))]
     del stream
+    alone = [sys.executable, *train]
+    others = (([*alone, "--help"], 0), ([*alone, "--optim.rate", "1"], 2))
+    command = [*(launcher or [sys.executable]), *train, *(word for key in keys for word in (f"--{key}", keys[key]))]
     count = max(FEWEST, turns // PART)
-    say(f"{count} launches, after one that fills the cache")
-    starts = [start_seconds([*launcher, *words], folder / f"run-{turn}") for turn in range(count + 1)][1:]
-    plain = [sys.executable, *train]
-    return {
-        "data": data,
-        "command": shlex.join([*launcher, *train]),
-        "first_step": spread([seconds for seconds, _ in starts]),
-        "program": spread([program for _, program in starts]),
-        "help": spread([command_seconds([*plain, "--help"], 0) for _ in range(count)]),
-        "wrong_key": spread([command_seconds([*plain, "--optim.rate", "1"], 2) for _ in range(count)]),
-    }
+    say(f"{count} launches, after one that does not count")
+    taken: list[tuple[float, ...]] = []
+    for turn in range(count + 1):
+        launched = start_seconds(command, folder / f"run-{turn}")
+        taken.append((*launched, *(command_seconds(words, code) for words, code in others)))
+    names = ("first_step", "program", "help", "wrong_key")
+    measured = {name: spread(seconds) for name, seconds in zip(names, zip(*taken[1:], strict=True), strict=True)}
+    return {"data": data, "command": shlex.join([*launcher, *train]), **measured}
 
 
 def start_seconds(command: Sequence[str], run: Path) -> tuple[float, float]:
     """Seconds from a launch to the end of its first step, and how many of them its main process has lived.
 
+    Args:
+        command: a launch without --run.dir.
+        run: its run directory, gone afterwards; what launchers leave behind goes beside it.
+
     Raises:
-        TrainingFailed: it ended before; the end of what it printed is on stderr.
+        ConfigError: it cannot be run.
+        TrainingFailed: it ended before, or took too long; the end of what it printed is on stderr.
     """
-    began, lines = time.perf_counter(), []
-    with subprocess.Popen(
-        [*command, "--run.dir", str(run)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    ) as process:
-        assert process.stdout
-        try:
-            for line in process.stdout:
-                if found := FIRST_STEP.search(line):
-                    return time.perf_counter() - began, float(found[1])
-                lines.append(line)
-        finally:
-            _end(process, run)
-    print("".join(lines[-SHOWN:]), end="", file=sys.stderr)
-    code = process.returncode
-    raise TrainingFailed(f"--start: {shlex.join(command)} ended with code {code} before its first step, as shown above")
-
-
-def _end(process: "subprocess.Popen[str]", run: Path) -> None:
-    """End a launch and all that it started, and take its run away."""
-    if run.is_dir():
-        (run / "stop").touch()  # for processes of sessions of their own, where the system does not end them
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    began = time.perf_counter()
+    try:
+        process = subprocess.Popen(
+            [*command, "--run.dir", str(run)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env={**os.environ, "TMPDIR": str(run.parent)},
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise ConfigError("--start", f"is {command[0]!r}, which cannot be run ({error.strerror})") from None
     assert process.stdout
-    for _ in process.stdout:  # until nobody holds it any more
-        pass
+    lines: Queue[str | None] = Queue()
+    reader = Thread(target=_read, args=(process.stdout, lines), daemon=True)
+    reader.start()
+    last: deque[str] = deque(maxlen=SHOWN)
+    signals = [signal.SIGTERM, signal.SIGKILL]
+    try:
+        while line := lines.get(timeout=max(0.0, began + MOST_SECONDS - time.perf_counter())):
+            if found := TOLD.search(line):
+                # By now its processes end with their launcher; a request to stop would have them save first.
+                signals = [signal.SIGKILL]
+                return time.perf_counter() - began, float(found[1])
+            last.append(line)
+        problem = "ended without telling of a first step"
+    except Empty:
+        problem = f"has told of no first step for {MOST_SECONDS:.0f} s"
+    finally:
+        _end(process, run, reader, signals)
+    print("".join(last), end="", file=sys.stderr)
+    raise TrainingFailed(f"--start: {shlex.join(command)} {problem}; the end of its output is above")
+
+
+def _read(pipe: IO[str], lines: "Queue[str | None]") -> None:
+    for line in pipe:
+        lines.put(line)
+    lines.put(None)
+
+
+def _end(process: "subprocess.Popen[str]", run: Path, reader: Thread, signals: Sequence[signal.Signals]) -> None:
+    """End a launch and all that it started, and take its run away."""
+    for number in signals:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(LEAVE_SECONDS)
+        reader.join(LEAVE_SECONDS)  # until nobody holds the pipe any more
+        if not reader.is_alive():
+            break
+    else:
+        # Processes in sessions of their own, which no signal of ours reaches: the file stops them.
+        with suppress(OSError):
+            run.mkdir(parents=True, exist_ok=True)
+            (run / "stop").touch()
+        reader.join(LEAVE_SECONDS)
     shutil.rmtree(run, ignore_errors=True)
 
 
@@ -114,12 +154,15 @@ def command_seconds(command: Sequence[str], code: int) -> float:
     """Seconds of a command that ends by itself, with this code.
 
     Raises:
-        TrainingFailed: it ended with another one.
+        TrainingFailed: it ended with another one; the end of what it printed is on stderr.
     """
     began = time.perf_counter()
-    ended = subprocess.run(command, capture_output=True, text=True)
+    ended = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    )
     taken = time.perf_counter() - began
     if ended.returncode != code:
-        problem = f"ended with code {ended.returncode}, not {code}: {ended.stderr.strip()}"
+        print("".join(ended.stdout.splitlines(keepends=True)[-SHOWN:]), end="", file=sys.stderr)
+        problem = f"ended with code {ended.returncode}, not {code}; the end of its output is above"
         raise TrainingFailed(f"--start: {shlex.join(command)} {problem}")
     return taken

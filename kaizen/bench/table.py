@@ -65,10 +65,10 @@ def start_lines(found: dict[str, Any]) -> Iterator[str]:
     """The numbers of `measure_start`."""
     yield _row("recipe", f"{found['recipe']}, {found['data']}")
     yield _row("command", found["command"])
-    yield _row("first step", f"{_shown(found['first_step'])} seconds from the command to its end")
+    yield _row("first step", f"{_shown(found['first_step'])} seconds from the command to the end of the first step")
     yield _row("  of the program", f"{_shown(found['program'])} seconds, the rest is the launcher's")
-    yield _row("--help", f"{_shown(found['help'])} seconds")
-    yield _row("a wrong key", f"{_shown(found['wrong_key'])} seconds")
+    yield _row("--help", f"{_shown(found['help'])} seconds, without a launcher")
+    yield _row("a wrong key", f"{_shown(found['wrong_key'])} seconds, likewise")
 
 
 def _row(name: str, value: str) -> str:

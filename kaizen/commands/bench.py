@@ -4,21 +4,21 @@ import argparse
 import importlib.util
 import json
 import os
-import shlex
-import shutil
 import signal
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kaizen.cli import parse_arguments, resolve
-from kaizen.commands.parser import Parser, at_least_one
+from kaizen.commands.parser import Parser, at_least_one, launcher
 from kaizen.commands.sweep import TRAIN
 from kaizen.config import Config
 from kaizen.errors import ConfigError
+from kaizen.stop import LAUNCHED
 
 if TYPE_CHECKING:
     from kaizen.parallel import Parallel
@@ -38,7 +38,7 @@ Shares of parts are of a pass that waits for the device at every border; the ste
   python -m kaizen bench cifar100-mocov2plus --encoder.width 16 --optim.batch 64 --synthetic --against pil
   accelerate launch -q --num_processes 4 -m kaizen bench cifar100-simclr --json bench.json
 
-Exit codes: 0 done, 2 a key, an option or the data are wrong."""
+Exit codes: 0 done, 2 a key, an option or the data are wrong, 3 training failed."""
 
 
 def main(tokens: Sequence[str]) -> int:
@@ -46,6 +46,7 @@ def main(tokens: Sequence[str]) -> int:
 
     Raises:
         ConfigError: a key, an option or the data are wrong.
+        TrainingFailed: with --tasks a loss is not finite; with --start a launch came to no first step.
     """
     parser = _parser()
     if {"-h", "--help"} & set(tokens):
@@ -58,7 +59,7 @@ def main(tokens: Sequence[str]) -> int:
     if given.tasks:
         arguments.overrides["stream.tasks"] = str(given.tasks)
     recipe, config = resolve(*arguments)
-    _check_alone(given)
+    _check_options(given)
     if "kornia" in given.against and importlib.util.find_spec("kornia") is None:
         raise ConfigError("--against", "is kornia, which is not installed; allowed: pil, or pip install kornia")
     if given.json not in (None, "-") and not Path(given.json).expanduser().parent.is_dir():
@@ -103,18 +104,13 @@ def main(tokens: Sequence[str]) -> int:
     return 0
 
 
-def _check_alone(given: argparse.Namespace) -> None:
-    """Refuse options that do not go together, and a launcher that is none."""
+def _check_options(given: argparse.Namespace) -> None:
+    """Refuse options that do not go together, or not with a launcher."""
     alone = [f"--{name}" for name in ("tasks", "start") if getattr(given, name) is not None]
     others = [f"--{name}" for name in ("against", "checkpoints") if getattr(given, name)]
     if alone and (more := [*alone, *others][1:]):
         raise ConfigError(more[0], f"is given with {alone[0]}, which measures nothing else; allowed: one of the two")
-    if given.start is None:
-        return
-    if not given.start or shutil.which(given.start[0]) is None:
-        found = shlex.join(given.start[:1]) or "empty"
-        raise ConfigError("--start", f"is {found}, which is no program; allowed: a command as accelerate launch -q")
-    if "WORLD_SIZE" in os.environ:
+    if given.start is not None and any(name in os.environ for name in LAUNCHED):
         raise ConfigError("--start", "starts processes itself; allowed: python -m kaizen bench without a launcher")
 
 
@@ -143,9 +139,10 @@ def _parser() -> Parser:
     parser.add_argument(
         "--start",
         metavar="COMMAND",
-        type=shlex.split,
-        help="instead of all else, start training with this launcher: seconds from its call to the end of the first "
-        "step, the data in the cache; and those of --help and of a wrong key",
+        type=launcher,
+        help="instead of all else, start training with this launcher, a quarter of --repetitions times: seconds from "
+        "its call to the end of the first step, the data in the cache; and those of --help and of a wrong key without "
+        "it; an empty one starts a plain process",
     )
     parser.add_argument("--json", metavar="FILE", help="write all numbers to FILE; -: print them in the table's place")
     return parser
@@ -186,14 +183,14 @@ def _start(recipe: str, config: Config, rest: Sequence[str], given: argparse.Nam
     """Launch training and wait for its first step."""
     from kaizen.bench.start import measure_start
 
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
-    # As Ctrl-C: whoever ends the bench ends what it has launched.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # As Ctrl-C, also where a terminal goes away: who ends the bench ends what it has launched.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
+    say = partial(print, file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(prefix="kaizen-bench-", ignore_cleanup_errors=True) as place:
-        sizes = given.synthetic, given.repetitions, Path(place)
-        found = measure_start(given.start, ["-m", TRAIN, *rest], config, *sizes, say)
+        train = ["-m", TRAIN, *rest]
+        found = measure_start(given.start, train, config, given.synthetic, given.repetitions, Path(place), say)
     return {"schema": 1, "recipe": recipe, "config_hash": config.hash(), **found}
 
 

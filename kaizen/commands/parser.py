@@ -1,6 +1,8 @@
 """Command lines of the commands that take more than a recipe and overrides."""
 
 import argparse
+import shlex
+import shutil
 from typing import NoReturn
 
 from kaizen.errors import ConfigError
@@ -37,3 +39,18 @@ def at_least_one(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"is {text!r}; allowed: a number of at least 1")
     return int(text)
+
+
+def launcher(text: str) -> list[str]:
+    """Words of a command that starts processes, such as accelerate launch -q; none: a plain process. For `type=`.
+
+    Raises:
+        ArgumentTypeError: its first word is no program.
+    """
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"is {text!r}, which cannot be read: {error}") from None
+    if words and shutil.which(words[0]) is None:
+        raise argparse.ArgumentTypeError(f"is {words[0]!r}, which is no program; allowed: as accelerate launch -q")
+    return words

@@ -8,7 +8,6 @@ import fcntl
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from kaizen.commands.parser import Parser, at_least_one
+from kaizen.commands.parser import Parser, at_least_one, launcher
 from kaizen.errors import ConfigError, Stopped, TrainingFailed
 from kaizen.stop import StopRequest
 from kaizen.sweep import SweepRun, read_sweep
@@ -55,7 +54,7 @@ def main(tokens: Sequence[str]) -> int:
     parser.add_argument(
         "--launcher",
         metavar="COMMAND",
-        type=shlex.split,
+        type=launcher,
         default=[],
         help="starts each run, as 'accelerate launch -q --num_processes 4' [none: one process]",
     )
@@ -65,8 +64,6 @@ def main(tokens: Sequence[str]) -> int:
         print(parser.format_help(), end="")
         return 0
     given = parser.parse_args(tokens)
-    if given.launcher and shutil.which(given.launcher[0]) is None:
-        raise ConfigError("--launcher", f"is {given.launcher[0]!r}, which is no program; allowed: as accelerate launch")
     stop = StopRequest()
     try:
         stop.install()

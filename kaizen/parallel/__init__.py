@@ -7,6 +7,7 @@ loss, whatever the number of processes and however uneven their slices.
 
 from kaizen.parallel.batch import Batch
 from kaizen.parallel.collectives import ALONE, Group, shard
+from kaizen.parallel.device import synchronize
 from kaizen.parallel.launch import usable_cores
 from kaizen.parallel.layout import memory_format
 from kaizen.parallel.norm import GlobalBatchNorm
@@ -26,6 +27,7 @@ __all__ = [
     "norms",
     "part_of",
     "shard",
+    "synchronize",
     "usable_cores",
     "whole",
 ]
