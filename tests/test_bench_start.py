@@ -94,15 +94,15 @@ def test_a_launch_is_ended_with_all_its_processes_and_its_run_is_gone(
 ) -> None:
     """One of them in a session of its own, which no signal to the launch reaches."""
     monkeypatch.setattr("kaizen.bench.start.LEAVE_SECONDS", 0.5)
-    monkeypatch.setattr("kaizen.bench.start.MOST_SECONDS", 3.0)
     run, began = tmp_path / "run", time.monotonic()
-    told = f"print('0 %| |' + {FIRST_STEP.format(1.5)!r}, flush=True);" if comes_to_it else ""
-    command = [sys.executable, "-c", f"{LAUNCHER}\n{told} time.sleep(100)"]
+    told = f"print('0 %| |' + {FIRST_STEP.format(1.5)!r}, flush=True)" if comes_to_it else ""
+    command = [sys.executable, "-c", f"{LAUNCHER}\n{told}\ntime.sleep(100)"]
     if comes_to_it:
         seconds, inside = start_seconds(command, run)
         assert inside == 1.5
-        assert 0 < seconds < 3
+        assert 0 < seconds < 50
     else:
+        monkeypatch.setattr("kaizen.bench.start.MOST_SECONDS", 3.0)
         with pytest.raises(TrainingFailed, match="no first step for 3 s"):
             start_seconds(command, run)
         assert capsys.readouterr().err == "ready\n"
