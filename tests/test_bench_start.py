@@ -115,18 +115,20 @@ def test_a_launch_is_ended_with_all_its_processes_and_its_run_is_gone(
 def test_who_ends_the_bench_ends_what_it_has_launched(number: signal.Signals, tmp_path: Path, cache: str) -> None:
     script = tmp_path / "launch.py"
     script.write_text("import sys, time; open(sys.argv[0] + '.began', 'w').close(); time.sleep(100)")
-    # What the bench launches is run with its own interpreter and this script's name before `-m`.
     command = ["bench", "digits", "--data.cache_dir", cache, "--start", f"{sys.executable} {script}"]
-    environment = {"TMPDIR": str(tmp_path / "work")}
-    (tmp_path / "work").mkdir()
-    process = start([], "-m", "kaizen", *command, **environment)
+    work = tmp_path / "work"
+    work.mkdir()
+    # Tests that run in the background of a shell inherit that it ignores some signals.
+    held = signal.signal(number, signal.SIG_DFL)
+    process = start([], "-m", "kaizen", *command, TMPDIR=str(work))
+    signal.signal(number, held)
     while not script.with_name("launch.py.began").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
     process.send_signal(number)
     assert process.wait(20) == 130
     assert not processes_of(tmp_path)
-    assert not list((tmp_path / "work").iterdir())
+    assert not list(work.iterdir())
 
 
 def test_a_command_that_ends_with_another_code_is_told(capsys: pytest.CaptureFixture[str]) -> None:
