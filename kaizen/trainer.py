@@ -111,9 +111,9 @@ class Trainer:
         self.directory.claim(self.recipe, self.preset, self.source.digest())
         self.stop.defer()
         described = {"recipe": self.recipe, "preset": self.preset, "config_hash": config.hash()}
-        self.results = Results(self.path / "results.json", described, config.stream.kind, self.tasks)
+        results = Results(self.path / "results.json", described, config.stream.kind, self.tasks)
         # One reading for all: `kaizen eval` may replace the file between those of two processes.
-        self.results.content = self.parallel.broadcast(self.results.content)
+        self.results = self.parallel.broadcast(results)
         self.parallel.announce(f"run directory       {self.path}")
         for line in (*self.stream.describe(), *describe(config, self.plan, *sizes)):
             self.parallel.announce(line)

@@ -263,36 +263,3 @@ def test_traffic_of_two_processes_is_that_counted_by_hand(tmp_path: Path, cache:
     assert found["communication"]["bytes"]["gather"] == 4 * (norms + rows + log)
     assert found["communication"]["messages"] == {"gather": 4 * len(widths[0]) + 2 * len(widths[1]) + 6 + 4 + 4}
     assert found["parts"]["communication"]["low"] > 0
-
-
-@pytest.mark.parametrize(
-    ("tokens", "words"),
-    [
-        (["--against", "dali"], ("--against", "'pil', 'kornia'")),
-        (["--repetitions", "0"], ("--repetitions", "at least 1")),
-        (["--tasks", "2"], ("--tasks", "at least 3")),
-        (["--tasks", "3", "--stream.kind", "joint"], ("joint", "allowed")),
-        (["--tasks", "3", "--against", "pil"], ("--against", "--tasks")),
-        (["--tasks", "3", "--checkpoints"], ("--checkpoints", "--tasks")),
-        (["--tasks", "11"], ("stream.tasks", "1 to 10")),
-        (["--json", "/nowhere/bench.json"], ("--json", "directory")),
-        (["--optim.lr", "fast"], ("optim.lr", "'fast'")),
-        (["--jsn", "x"], ("--jsn", "section.key")),
-        (["--data.source", "parquet:/nowhere"], ("data.source", "/nowhere is not a directory")),
-    ],
-)
-def test_mistakes_end_with_code_2_and_one_line(
-    tokens: list[str], words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(["bench", "digits", *tokens], COMMANDS) == 2
-    error = capsys.readouterr().err.strip()
-    assert len(error.splitlines()) == 1
-    assert all(word in error for word in words)
-
-
-def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["bench", "--help"], COMMANDS) == 0
-    out = capsys.readouterr().out
-    assert out.count("\n  python -m kaizen bench") >= 2
-    for option in ("--json", "--against", "--tasks", "--start", "--synthetic", "--checkpoints"):
-        assert option in out

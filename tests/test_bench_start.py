@@ -31,32 +31,6 @@ def processes_of(path: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("tokens", "words"),
-    [
-        (["--start", "nosuch launch"], ("--start", "nosuch", "accelerate launch")),
-        (["--start", "accelerate 'launch"], ("--start", "quotation")),
-        (["--start", "", "--tasks", "3"], ("--start", "--tasks")),
-        (["--start", sys.executable, "--against", "pil"], ("--against", "--start")),
-        (["--start", sys.executable, "--checkpoints"], ("--checkpoints", "--start")),
-        (["--start", sys.executable, "--optim.lr", "fast"], ("optim.lr", "'fast'")),
-    ],
-)
-def test_mistakes_end_with_code_2_and_one_line(
-    tokens: list[str], words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(["bench", "digits", *tokens], COMMANDS) == 2
-    error = capsys.readouterr().err.strip()
-    assert len(error.splitlines()) == 1
-    assert all(word in error for word in words)
-
-
-def test_under_a_launcher_it_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    assert run(["bench", "digits", "--start", sys.executable], COMMANDS) == 2
-    assert "without a launcher" in capsys.readouterr().err
-
-
 def test_a_file_that_is_no_program_is_told(tmp_path: Path) -> None:
     file = tmp_path / "launch"
     file.write_bytes(b"\x00 no program")

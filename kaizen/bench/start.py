@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, Queue
@@ -31,6 +31,13 @@ LEAVE_SECONDS = 10.0
 """Time to end in, after a signal."""
 SHOWN = 20
 """Lines of a failed command's output that are shown."""
+PIPED: dict[str, Any] = {
+    "stdin": subprocess.DEVNULL,
+    "stdout": subprocess.PIPE,
+    "stderr": subprocess.STDOUT,
+    "text": True,
+    "errors": "replace",
+}
 
 
 def measure_start(
@@ -93,13 +100,9 @@ def start_seconds(command: Sequence[str], run: Path) -> tuple[float, float]:
     try:
         process = subprocess.Popen(
             [*command, "--run.dir", str(run)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
             env={**os.environ, "TMPDIR": str(run.parent)},
             start_new_session=True,
+            **PIPED,
         )
     except OSError as error:
         raise ConfigError("--start", f"is {command[0]!r}, which cannot be run ({error.strerror})") from None
@@ -121,8 +124,7 @@ def start_seconds(command: Sequence[str], run: Path) -> tuple[float, float]:
         problem = f"has told of no first step for {MOST_SECONDS:.0f} s"
     finally:
         _end(process, run, reader, signals)
-    print("".join(last), end="", file=sys.stderr)
-    raise TrainingFailed(f"--start: {shlex.join(command)} {problem}; the end of its output is above")
+    raise _failure(command, problem, last)
 
 
 def _read(pipe: IO[str], lines: "Queue[str | None]") -> None:
@@ -157,12 +159,15 @@ def command_seconds(command: Sequence[str], code: int) -> float:
         TrainingFailed: it ended with another one; the end of what it printed is on stderr.
     """
     began = time.perf_counter()
-    ended = subprocess.run(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-    )
+    ended = subprocess.run(command, **PIPED)
     taken = time.perf_counter() - began
     if ended.returncode != code:
-        print("".join(ended.stdout.splitlines(keepends=True)[-SHOWN:]), end="", file=sys.stderr)
-        problem = f"ended with code {ended.returncode}, not {code}; the end of its output is above"
-        raise TrainingFailed(f"--start: {shlex.join(command)} {problem}")
+        problem = f"ended with code {ended.returncode}, not {code}"
+        raise _failure(command, problem, ended.stdout.splitlines(keepends=True)[-SHOWN:])
     return taken
+
+
+def _failure(command: Sequence[str], problem: str, last: Iterable[str]) -> TrainingFailed:
+    """The error, with the last lines of the command's output on stderr before it."""
+    print("".join(last), end="", file=sys.stderr)
+    return TrainingFailed(f"--start: {shlex.join(command)} {problem}; the end of its output is above")
