@@ -24,6 +24,7 @@ FREE_KEYS = (
     "run.resume",
     "run.checkpoint_every",
     "run.keep_checkpoints",
+    "run.graph",
     "data.cache_dir",
     "teacher.shard",
     "eval.readers",
@@ -45,6 +46,11 @@ class RunConfig(Section):
     )
     checkpoint_every: int = Field(500, ge=0, description="steps between checkpoints; 0: only at task ends")
     keep_checkpoints: Count = Field(2, description="newest checkpoints kept")
+    graph: Literal["auto", "off", "must"] = Field(
+        "auto",
+        description="steps on one GPU; auto: recorded as a CUDA graph and replayed where that can be done; off: "
+        "ordinary steps; must: recorded, or refused",
+    )
 
 
 class DataConfig(Section):

@@ -4,7 +4,7 @@ One forward gives the four terms of the loss (Tang et al. 2024, arXiv 2303.17235
 through this forward, where the hooks of DDP and FSDP fire.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -84,6 +84,7 @@ class Learner(Network):
         batch: Batch,
         twin: list[Tensor] | None = None,
         old: TeacherOutputs | None = None,
+        join: Callable[[], None] | None = None,
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
         """The four terms of the loss, unweighted, and the projections.
 
@@ -94,6 +95,7 @@ class Learner(Network):
             batch: where these images stand in the global batch.
             twin: outputs of the momentum twin, for methods that have one.
             old: outputs of the teacher for the first two views, from task 1 on.
+            join: called before `twin` and `old` are read, which may still be computed beside the student until then.
 
         Returns:
             Scalars by name (see TERMS; each process' share, the mean over processes is the global value), and
@@ -107,6 +109,8 @@ class Learner(Network):
         if self.distiller is not None and old is not None:
             inputs = [self.method.distill_input(z) for z in projections[:2]]
             predictions = [promote(p) for p in forward_all(self.distill_predictor, inputs)]
+        if join is not None:
+            join()
         # Losses are computed in float32 or wider, whatever the networks' precision.
         with torch.autocast(views[0].device.type, enabled=False):
             terms = self._classifier_terms(logits, labels, batch, old)

@@ -1,6 +1,7 @@
 """LARS, parameter groups and schedules; rates and tau are plain functions of the step."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,12 +10,17 @@ from torch import Tensor, nn
 from kaizen.parallel import local, norms
 
 
+TENSOR_RATE = "tensor_rate"
+"""Key of a group of parameters: whether its rate is a tensor on its device, so that a recorded step can read it."""
+
+
 class LARS(torch.optim.Optimizer):
     """SGD with momentum and layer-wise rates (You et al. 2017, arXiv 1708.03888).
 
     For a parameter p with more than one dimension and gradient g: s = eta |p| / (|g| + wd |p| + 1e-8), with `clip`
     s = min(s / lr, 1), g <- (g + wd p) s, then SGD. One-dimensional parameters (with `exclude_1d`) and those with
     |p| = 0 or |g| = 0 take the plain gradient, and so does a group with `adapt` False. Gradients are not changed.
+    A group's rate may be a tensor () on its device.
     """
 
     def __init__(
@@ -28,18 +34,19 @@ class LARS(torch.optim.Optimizer):
         exclude_1d: bool = True,
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-        super().__init__(params, {**defaults, "eta": eta, "clip": clip, "exclude_1d": exclude_1d, "adapt": True})
+        own = {"eta": eta, "clip": clip, "exclude_1d": exclude_1d, "adapt": True, TENSOR_RATE: True}
+        super().__init__(params, {**defaults, **own})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One step; a group whose rate is 0 stays as it is."""
+        """One step; a group whose rate is the number 0 stays as it is."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
             held = [p for p in group["params"] if p.grad is not None]
-            if held and group["lr"] != 0:
+            if held and (isinstance(group["lr"], Tensor) or group["lr"] != 0):
                 _momentum_step(self, group, held, _scaled_gradients(group, held))
         return loss
 
@@ -85,7 +92,28 @@ def _momentum_step(
         torch._foreach_mul_(held, group["momentum"])
         torch._foreach_add_(held, arrived)
     buffers = [local(optimizer.state[p]["momentum_buffer"]) for p in params]
-    torch._foreach_add_([local(p) for p in params], buffers, alpha=-group["lr"])
+    if isinstance(group["lr"], Tensor):
+        add_scaled_([local(p) for p in params], buffers, -group["lr"])
+    else:
+        torch._foreach_add_([local(p) for p in params], buffers, alpha=-group["lr"])
+
+
+def add_scaled_(tensors: list[Tensor], others: Sequence[Tensor], factor: Tensor) -> None:
+    """Add factor () times others to tensors, in place; on a CPU as with a Python number for a factor, bit for bit."""
+    if factor.device.type == "cpu":
+        for tensor, other in zip(tensors, others, strict=True):
+            tensor.addcmul_(other, factor)
+    else:
+        torch._foreach_add_(tensors, torch._foreach_mul(list(others), factor))
+
+
+def set_rates(optimizer: torch.optim.Optimizer, on_device: Tensor, numbers: Sequence[float]) -> None:
+    """Give each group its rate: of on_device (groups,) where it takes a tensor, else of the same numbers."""
+    for index, group in enumerate(optimizer.param_groups):
+        if group.get(TENSOR_RATE):
+            group["lr"] = on_device[index].to(group["params"][0].dtype)
+        else:
+            group["lr"] = numbers[index]
 
 
 def warmup_cosine(step: int, steps: int, warmup_steps: int, base: float, start: float, minimum: float) -> float:
@@ -156,11 +184,22 @@ def parameter_groups(
 
 
 def build_optimizer(
-    name: str, groups: list[dict[str, Any]], momentum: float, eta: float, lr: float
+    name: str, groups: list[dict[str, Any]], momentum: float, eta: float, lr: float, *, fused: bool = False
 ) -> torch.optim.Optimizer:
-    """sgd, lars or adamw over parameter groups; `momentum` and `eta` where the optimiser has them."""
+    """sgd, lars or adamw over parameter groups; `momentum` and `eta` where the optimiser has them.
+
+    Args:
+        fused: take torch's fused kernels for sgd and adamw, whose rates are tensors on the device.
+    """
     if name == "lars":
         return LARS(groups, lr=lr, momentum=momentum, eta=eta)
-    if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum)
-    return torch.optim.AdamW(groups, lr=lr)
+    groups = [{**group, TENSOR_RATE: fused} for group in groups]
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, fused=fused or None, capturable=fused)
+    sgd = torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=fused or None)
+    if fused and momentum:
+        # The fused kernel takes a first step for all parameters of a group or for none, and some start frozen. From
+        # zero, momentum takes up the first gradient as it is.
+        for parameter in (p for group in sgd.param_groups for p in group["params"]):
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
+    return sgd

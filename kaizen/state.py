@@ -95,7 +95,8 @@ class TaskState:
 
         def build() -> torch.optim.Optimizer:
             groups = parameter_groups(self.learner, *rates, constant, plain)
-            return build_optimizer(config.optim.name, groups, config.optim.momentum, config.optim.eta, lr)
+            momentum, eta = config.optim.momentum, config.optim.eta
+            return build_optimizer(config.optim.name, groups, momentum, eta, lr, fused=parallel.fuses)
 
         networks: list[nn.Module] = [self.learner]
         networks += [self.twin] if self.twin is not None else []

@@ -1,7 +1,6 @@
-"""The steps of one task: draw images, make views, train the student, advance what follows it."""
+"""The steps of one task: which images, which numbers; the arithmetic is the device's (`DeviceStep`)."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -9,46 +8,30 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from kaizen.config import Config
-from kaizen.data.feed import Feed, Load
+from kaizen.data.feed import Feed, resident
 from kaizen.data.load import Stream
 from kaizen.data.random import Purpose, fold, hash_rows
 from kaizen.data.replay import Memory, choose
 from kaizen.data.sampler import Sampler
-from kaizen.data.views import augment
+from kaizen.device_step import DeviceStep, Done
 from kaizen.evaluation.features import extract_features
-from kaizen.learner import TERMS, total
 from kaizen.losses import promote
-from kaizen.methods.base import Outputs
 from kaizen.networks.heads import forget_running_statistics, forward_all
 from kaizen.optim import momentum_tau
-from kaizen.parallel import Batch, Parallel, memory_format
+from kaizen.parallel import Batch, Parallel
 from kaizen.plan import Plan
+from kaizen.recording import make_recorder
 from kaizen.state import TaskState
-
-
-@dataclass(frozen=True)
-class _Passed:
-    """What one part of a step's batch gave: its part of the four terms, outputs without graph, and its place."""
-
-    terms: dict[str, Tensor]
-    outputs: Outputs
-    batch: Batch
-
-
-def _joined(outputs: Sequence[Outputs]) -> Outputs:
-    """Outputs of a step's whole batch from those of its parts."""
-    if len(outputs) == 1:
-        return outputs[0]
-    projections = [torch.cat(view) for view in zip(*(part.projections for part in outputs), strict=True)]
-    twin = [torch.cat(view) for view in zip(*(part.twin for part in outputs), strict=True)]
-    return Outputs(projections, twin, torch.cat([part.labels for part in outputs]))
 
 
 class Stepper:
     """Trains a task's state, a step at a time; a step is a function of its number and of that state.
 
+    This is the half of a step that runs on the host: which images, which numbers. `DeviceStep` is the other one.
+
     Args:
         weights: weights of the four terms.
+        recording: whether to record steps (see `kaizen.recording`); False leaves all steps ordinary.
     """
 
     def __init__(
@@ -59,17 +42,19 @@ class Stepper:
         state: TaskState,
         weights: dict[str, float],
         parallel: Parallel,
+        *,
+        recording: bool = True,
     ) -> None:
         self.config, self.source, self.plan, self.weights = config, stream.source, plan, weights
         self.labels = stream.labels
         self.state, self.parallel = state, parallel
-        self._layout = memory_format(state.learner.encoder, parallel.device)
-        self.mean, self.std = (moment.to(parallel.device) for moment in stream.moments)
         _, channels, height, width = self.source.train.images.shape
         self.image = channels, height, width
         self.memory = state.memory(self.image)
         self.ids = stream.tasks[state.task].train
-        self._projections: list[Tensor] = []
+        images = self.source.train.images
+        store = resident(images, self.ids, self.memory, parallel.device)
+        self.device_step = DeviceStep(config, state, weights, parallel, stream.moments, self.source.image_size, store)
         sampler = Sampler(
             config.run.seed,
             state.task,
@@ -84,41 +69,54 @@ class Stepper:
         )
         self.feed = Feed(
             sampler,
-            self.source.train.images,
+            images if store is None else None,
             self.labels,
             self.memory,
             steps=plan.tasks[state.task].steps,
+            numbers=self._numbers,
             pinned=parallel.device.type == "cuda",
         )
+        self.recorder = make_recorder(self.device_step) if recording else None
+        self._done: Done | None = None
 
     def step(self, step: int) -> dict[str, Tensor]:
-        """One optimiser step, number `step` of the task; returns the four terms, still on the device."""
-        state, method = self.state, self.state.learner.method
-        self._projections = []  # makes room for this step's
+        """One optimiser step, number `step` of the task; returns the four terms, on the device until the next step."""
+        method = self.state.learner.method
+        self._done = None  # makes room for this step's
         epoch, place = divmod(step, self.feed.sampler.steps_per_epoch)
         if place == 0:
-            key = fold(self.config.run.seed, Purpose.METHOD, state.task, -1, epoch)
+            key = fold(self.config.run.seed, Purpose.METHOD, self.state.task, -1, epoch)
             method.begin_epoch(key, self._project_task, self.parallel.group)
-        loads = self.feed.take(step)
-        whole = Batch.joined([load.batch for load in loads])
-        passed = [self._pass(load, whole) for load in loads]
-        batch, outputs = Batch.joined([part.batch for part in passed]), _joined([part.outputs for part in passed])
-        self._projections = outputs.projections[:2]
-        method.after_backward(batch)
-        for group in state.optimizer.param_groups:
-            base = group["base_lr"]
-            group["lr"] = self.plan.rate(state.task, step, base) if group["scheduled"] else base
-        state.optimizer.step()
-        state.optimizer.zero_grad()
-        # A step that a gradient scaler skipped advances nothing.
-        if not self.parallel.accelerator.optimizer_step_was_skipped:
-            if state.twin is not None:
-                settings = self.config.method
-                steps = self.plan.tasks[state.task].steps
-                state.twin.update(momentum_tau(step, steps, settings.tau_base, settings.tau_final))
-            with torch.no_grad():
-                method.after_step(outputs, batch)
-        return {name: torch.stack([part.terms[name] for part in passed]).sum() for name in TERMS}
+        loads, phase = self.feed.take(step), method.phase(epoch)
+        if self.recorder is not None:
+            following = self.feed.take if step + 1 < self.plan.tasks[self.state.task].steps else None
+            self._done = self.recorder.step(step, loads, phase, following)
+        else:
+            self._done = self.device_step.step(loads, phase)
+        if not self.device_step.skipped:
+            method.count_step(Batch.joined([load.batch for load in loads]))
+        return self._done.terms
+
+    def close(self) -> None:
+        """Give back what only steps need, at a task's end."""
+        self.feed.close()
+        self._done = None
+        if self.recorder is not None:
+            self.recorder.close()
+        self.device_step.store = None
+
+    def _numbers(self, step: int, batch: Batch) -> list[float]:
+        """What the device reads of a step and of a part of its batch, in the order of `kaizen.numbers`."""
+        task, settings, method = self.state.task, self.config.method, self.state.learner.method
+        rates = [
+            self.plan.rate(task, step, group["base_lr"]) if group["scheduled"] else group["base_lr"]
+            for group in self.state.optimizer.param_groups
+        ]
+        follow = 0.0
+        if self.state.twin is not None:
+            follow = 1.0 - momentum_tau(step, self.plan.tasks[task].steps, settings.tau_base, settings.tau_final)
+        share = batch.world / max(batch.labelled, 1)
+        return [*rates, follow, share, *method.schedule(step // self.feed.sampler.steps_per_epoch)]
 
     def projection_std(self) -> float:
         """How far the last step's projections are from collapse; all processes call it, and get the same.
@@ -127,34 +125,12 @@ class Stepper:
         two views, in units of 1 / sqrt(d): 1 where they spread over the whole sphere, 0 where all are one
         (Chen & He 2021, arXiv 2011.10566, section 4.1).
         """
-        group, z = self.parallel.group, normalize(promote(torch.stack(self._projections)), dim=2)
+        assert self._done is not None
+        group, z = self.parallel.group, normalize(promote(torch.stack(self._done.projections)), dim=2)
         rows = group.sum(torch.tensor(float(z.shape[1]), device=z.device))
         mean = group.sum(z.sum(dim=1, keepdim=True)) / rows
         variance = group.sum((z - mean).square().sum(dim=1)) / rows
         return float(variance.sqrt().mean() * z.shape[2] ** 0.5)
-
-    def _pass(self, load: Load, whole: Batch) -> _Passed:
-        """Forward and backward over one part of a step's batch; gradients add up over the parts."""
-        state, method, accelerator = self.state, self.state.learner.method, self.parallel.accelerator
-        images, labels, keys = (self.parallel.put(tensor) for tensor in (load.images, load.labels, load.keys))
-        assert load.batch.places is not None
-        batch = replace(load.batch, places=self.parallel.put(load.batch.places))
-        views = self._views(images, keys)
-        with accelerator.accumulate(state.wrapped):
-            with torch.no_grad(), accelerator.autocast():
-                twin = state.twin([views[v] for v in method.twin_views]) if state.twin is not None else []
-                old = state.teacher(views[:2]) if state.teacher is not None else None
-            with accelerator.autocast():
-                terms, projections = state.wrapped(views, labels, batch, twin, old)
-            # Means over the step's images (or those that count) from those of its parts.
-            part = dict.fromkeys(TERMS, batch.size / whole.size)
-            part["ssl"] = method.counted(batch) / method.counted(whole)
-            part["classifier"] = batch.labelled / max(whole.labelled, 1)
-            terms = {name: term * part[name] for name, term in terms.items()}
-            # Accelerate takes a mean over the parts.
-            accelerator.backward(total(terms, self.weights) * self.parallel.accumulation)
-        held = {name: term.detach() for name, term in terms.items()}
-        return _Passed(held, Outputs(projections, twin, labels), batch)
 
     def remember(self) -> Callable[[], Memory]:
         """Choose what the replay memory holds after the task, on all processes; returns what makes it.
@@ -162,7 +138,7 @@ class Stepper:
         Raises:
             TrainingFailed: names processes that chose otherwise.
         """
-        images, moments = self.source.train.images, (self.mean, self.std)
+        images, moments = self.source.train.images, (self.device_step.mean, self.device_step.std)
 
         def features(ids: np.ndarray) -> np.ndarray:
             encoder = self.state.copied("encoder")["encoder"]
@@ -181,14 +157,6 @@ class Stepper:
         self.parallel.agree("the choice for the replay memory", choice.digest)
         return lambda: choice.applied(self.memory, images, self.labels, self.state.task)
 
-    def _views(self, images: Tensor, keys: Tensor) -> list[Tensor]:
-        size = self.source.image_size
-        views = [
-            augment(images, keys, number, view, view.size or size, self.mean, self.std)
-            for number, view in enumerate(self.config.views)
-        ]
-        return [view.contiguous(memory_format=self._layout) for view in views]
-
     @torch.no_grad()
     def _project_task(self) -> list[Tensor]:
         """Projections (images, d) of all of the task's images, a tensor for each of the first two views.
@@ -204,7 +172,7 @@ class Stepper:
         for rows in torch.arange(len(ids)).tensor_split(max(1, len(ids) // self.feed.sampler.batch)):
             mine = rows[group.shard(len(rows))]
             images = self.parallel.put(torch.from_numpy(self.source.train.images[ids[mine].numpy()]))
-            views = self._views(images, self.parallel.put(keys[mine]))[:2]
+            views = self.device_step.views(images, self.parallel.put(keys[mine]))[:2]
             projections = forward_all(networks["projector"], forward_all(networks["encoder"], views))
             parts.append([group.gather(z, group.sizes(len(rows))) for z in projections])
         return [torch.cat(view) for view in zip(*parts, strict=True)]

@@ -10,6 +10,7 @@ from kaizen.config import Config
 from kaizen.learner import Learner, Network, TeacherOutputs
 from kaizen.losses import promote
 from kaizen.networks.heads import forget_running_statistics, forward_all
+from kaizen.optim import add_scaled_
 from kaizen.parallel import Parallel, check_alike, local
 from kaizen.tensors import load_into, read_tensors
 
@@ -88,7 +89,7 @@ class MomentumTwin(nn.Module):
             return forward_all(self.head, [promote(z) for z in projections])
 
     @torch.no_grad()
-    def update(self, tau: float) -> None:
-        """Move every parameter: tau x twin + (1 - tau) x student."""
+    def update(self, follow: Tensor) -> None:
+        """Move every parameter: (1 - follow) x twin + follow x student; follow: a tensor () on their device."""
         own, students = self._pairs
-        torch._foreach_lerp_(own, students, 1.0 - tau)
+        add_scaled_(own, torch._foreach_sub(students, own), follow.to(own[0].dtype))

@@ -71,8 +71,9 @@ def load_optimizer(
         if owner is None or (tensor.dim() and tensor.shape != owner.shape):
             wanted = "the networks have no such parameter" if owner is None else f"the parameter is {list(owner.shape)}"
             raise ConfigError(str(source), f"holds {name!r} {list(tensor.shape)}; {wanted}")
-        # Step counters stay on the CPU, where the optimizers of torch keep them.
-        value = tensor
+        # Step counters stay on the CPU, where the optimizers of torch keep them unless they are fused.
+        fused = any(group.get("fused") for group in optimizer.param_groups)
+        value = tensor.to(owner.device) if fused else tensor
         if tensor.dim():
             # In the parameter's own layout, as the optimizer would have made it.
             value = torch.empty_like(owner, requires_grad=False)

@@ -22,6 +22,7 @@ from kaizen.log import FIRST_STEP, Clock, RunLog, versions
 from kaizen.networks.encoders import build_encoder
 from kaizen.parallel import Parallel, check_encoder, synchronize
 from kaizen.plan import describe, make_plan, term_weights
+from kaizen.recording import check_recording
 from kaizen.state import TaskState, checkpoint_directory, task_directory
 from kaizen.stepping import Stepper
 from kaizen.stop import STOP_STEPS, StopRequest
@@ -107,6 +108,7 @@ class Trainer:
         sizes = self.parallel.world, self.parallel.accumulation
         self.plan = make_plan(config, self.stream.train_sizes, *sizes)
         self._check_sharding()
+        recording = check_recording(config, self.parallel)
         self.evaluator = Evaluator(config, self.stream, self.parallel)
         self.directory.claim(self.recipe, self.preset, self.source.digest())
         self.stop.defer()
@@ -115,7 +117,7 @@ class Trainer:
         # One reading for all: `kaizen eval` may replace the file between those of two processes.
         self.results = self.parallel.broadcast(results)
         self.parallel.announce(f"run directory       {self.path}")
-        for line in (*self.stream.describe(), *describe(config, self.plan, *sizes)):
+        for line in (*self.stream.describe(), *describe(config, self.plan, *sizes), *filter(None, [recording])):
             self.parallel.announce(line)
 
     def _check_sharding(self) -> None:
@@ -188,6 +190,7 @@ class Trainer:
         path, position = task_directory(self.path, task), self._position(clock)
         self.parallel.on_main(self.directory.check_lock)
         self.log.sync()
+        stepper.close()
         state.save_task_end(path, stepper.remember(), stepper.image, position)
         self.parallel.release()
 

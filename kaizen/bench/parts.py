@@ -74,7 +74,7 @@ def _seams(session: Session) -> Iterator[tuple[str, Any, str]]:
     """Part, owner and attribute of every call at which a step is taken apart."""
     stepper, state, learner = session.stepper, session.state, session.state.learner
     method = learner.method
-    yield from (("data", stepper.feed, "take"), ("data", session.parallel, "put"), ("views", stepper, "_views"))
+    yield from (("data", stepper.feed, "take"), ("data", session.parallel, "put"), ("views", stepper.device_step, "views"))
     yield "student", state.wrapped, "forward"
     for head in method.children():
         yield "student", head, "forward"

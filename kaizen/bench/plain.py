@@ -39,11 +39,12 @@ class PlainLoop:
     def __init__(self, session: Session) -> None:
         config, state, stepper = session.config, session.state, session.stepper
         self.config, self.weights, self.device = config, session.weights, session.parallel.device
-        load, put = stepper.feed.take(0)[0], session.parallel.put
+        load = stepper.feed.take(0)[0]
         self.labelled = max(1, load.batch.labelled)
         self.bf16 = session.parallel.accelerator.mixed_precision == "bf16"
         layout = memory_format(state.learner.encoder, self.device)
-        self.labels, self.views = put(load.labels), stepper._views(put(load.images), put(load.keys))
+        inputs = stepper.device_step.inputs_of(load)
+        self.labels, self.views = inputs.told.labels.clone(), inputs.views
         # A learner without Accelerate's hooks, whose parts are called one by one.
         self.net: Any = type(state.learner)(config, session.num_classes, state.learner.distiller).to(self.device)
         self.net.load_state_dict(state.learner.state_dict())
@@ -55,7 +56,8 @@ class PlainLoop:
         groups = parameter_groups(self.net, lr, optim.classifier_lr, optim.weight_decay)
         for group in groups:
             group["lr"] = session.plan.rate(session.task, 0, group["base_lr"])
-        self.optimizer = build_optimizer(optim.name, groups, optim.momentum, optim.eta, lr)
+        fused = session.parallel.fuses
+        self.optimizer = build_optimizer(optim.name, groups, optim.momentum, optim.eta, lr, fused=fused)
         if self.twin is not None:
             self.averages: list[Tensor] = [
                 p for part in (self.twin.encoder, self.twin.projector) for p in part.parameters()

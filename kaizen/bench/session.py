@@ -23,6 +23,7 @@ def begin_run(config: Config, stream: Stream, plan: Plan, run: Path, parallel: P
     weights = term_weights(config, stream.tasks, 0)
     state = TaskState(config, stream.source.num_classes, 0, plan.tasks[0].images, plan.lr, weights, run, parallel)
     stepper = Stepper(config, stream, plan, state, weights, parallel)
+    stepper.close()
     state.save_task_end(task_directory(run, 0), stepper.remember(), stepper.image, {"task": 0, "step": 0})
     parallel.release()
     return 1
@@ -35,6 +36,7 @@ class Session:
         task: index of the task.
         logs: directory of the log; another one than the run's leaves that one's log alone.
         steps: steps that will be taken, for the progress bar.
+        recording: record steps where a run would.
     """
 
     def __init__(
@@ -48,13 +50,14 @@ class Session:
         *,
         logs: Path,
         steps: int,
+        recording: bool = True,
     ) -> None:
         self.config, self.plan, self.task, self.parallel = config, plan, task, parallel
         self.tasks, self.num_classes = len(stream.tasks), stream.source.num_classes
         self.weights = term_weights(config, stream.tasks, task)
         sizes = self.num_classes, task, plan.tasks[task].images
         self.state = TaskState(config, *sizes, plan.lr, self.weights, run, parallel)
-        self.stepper = Stepper(config, stream, plan, self.state, self.weights, parallel)
+        self.stepper = Stepper(config, stream, plan, self.state, self.weights, parallel, recording=recording)
         self.clock, self.done = Clock(0.0), 0
         logs.mkdir(parents=True, exist_ok=True)
         self.log = RunLog(logs, config, parallel, steps=steps, done=0)
@@ -92,5 +95,6 @@ class Session:
         self.log.show(values["total"], rate)
 
     def close(self) -> None:
-        """Close the log."""
+        """Give back what steps need, and close the log."""
+        self.stepper.close()
         self.log.close()

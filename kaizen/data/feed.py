@@ -1,5 +1,6 @@
 """What each step trains on, gathered one step ahead while the one before is computed."""
 
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -9,58 +10,111 @@ from torch import Tensor
 
 from kaizen.data.replay import Memory
 from kaizen.data.sampler import Draw, Sampler
+from kaizen.numbers import pack
 from kaizen.parallel import Batch
+
+Numbers = Callable[[int, Batch], Sequence[float]]
+"""Step of the task, part of its batch -> rates, follow, label_share and the method's numbers (see kaizen.numbers)."""
+RESIDENT_PART = 4
+"""A task's images lie on the device where they take less than one in so many of its free bytes."""
+CHUNK = 1024
+"""Images sent at a time."""
 
 
 @dataclass(frozen=True)
 class Load:
     """This process' images of one part of a step, on the CPU: [current images ; replay images].
 
-    images: uint8 (n, 3, h, w); labels: int64 (n,), -1 = not available; keys: int64 (n,), random keys of their views.
+    packed: the buffer that `kaizen.numbers` takes apart; numbers: those in it; images: uint8 (n, 3, h, w), or None
+    where the device holds the task's images and finds these by their rows.
     """
 
-    images: Tensor
-    labels: Tensor
-    keys: Tensor
+    packed: Tensor
+    numbers: Sequence[float]
+    images: Tensor | None
     batch: Batch
+
+    @property
+    def count(self) -> int:
+        """Images of this process."""
+        assert self.batch.places is not None
+        return len(self.batch.places)
+
+
+def resident(images: np.ndarray, ids: np.ndarray, memory: Memory, device: torch.device) -> Tensor | None:
+    """A task's images and those of the memory on the device, uint8 (n + m, 3, h, w); None where they take too much."""
+    if device.type != "cuda":
+        return None
+    shape = (len(ids) + len(memory), *images.shape[1:])
+    if int(np.prod(shape)) * RESIDENT_PART > torch.cuda.mem_get_info(device)[0]:
+        return None
+    held = torch.empty(shape, dtype=torch.uint8, device=device)
+    for first in range(0, len(ids), CHUNK):
+        held[first : first + CHUNK][: len(ids) - first] = torch.from_numpy(images[ids[first : first + CHUNK]]).to(device)
+    held[len(ids) :] = memory.images.to(device)
+    return held
 
 
 class Feed:
     """Loads of one task's steps; what a step gets is a function of its number, whether it was gathered ahead or not.
 
     Args:
-        images, labels: uint8 (N, 3, h, w) and int64 (N,) of the source's train split.
+        images, labels: uint8 (N, 3, h, w) and int64 (N,) of the source's train split; no images: the device has them.
         steps: of the task.
+        numbers: gives the numbers of a step.
         pinned: gather into pinned memory, from which copies to a GPU wait for nothing.
     """
 
     def __init__(
-        self, sampler: Sampler, images: np.ndarray, labels: np.ndarray, memory: Memory, *, steps: int, pinned: bool
+        self,
+        sampler: Sampler,
+        images: np.ndarray | None,
+        labels: np.ndarray,
+        memory: Memory,
+        *,
+        steps: int,
+        numbers: Numbers,
+        pinned: bool,
     ) -> None:
         self.sampler, self._images, self._labels, self._memory = sampler, images, labels, memory
-        self._steps, self._pinned = steps, pinned
+        self._steps, self._numbers, self._pinned = steps, numbers, pinned
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kaizen-feed")
-        self._ahead: tuple[int, Future[list[Load]]] | None = None
+        self._ahead: dict[int, Future[list[Load]]] = {}
 
     def take(self, step: int) -> list[Load]:
         """The loads of a step of the task, one for each part of its batch; those of the next step are begun."""
-        if self._ahead is None or self._ahead[0] != step:
-            self._begin(step)
-        assert self._ahead is not None
-        loads = self._ahead[1].result()
+        loads = self._begun(step).result()
+        self._ahead = {number: future for number, future in self._ahead.items() if number >= step}
         if step + 1 < self._steps:
-            self._begin(step + 1)
+            self._begun(step + 1)
         return loads
 
-    def _begin(self, step: int) -> None:
-        self._ahead = step, self._thread.submit(lambda: [self._gather(draw) for draw in self.sampler.draw(step)])
+    def _begun(self, step: int) -> Future[list[Load]]:
+        if step not in self._ahead:
+            self._ahead[step] = self._thread.submit(self._gather, step)
+        return self._ahead[step]
 
-    def _gather(self, draw: Draw) -> Load:
-        ids, rows = draw.sample_ids.numpy(), draw.memory_rows.numpy()
+    def _gather(self, step: int) -> list[Load]:
+        return [self._load(step, draw) for draw in self.sampler.draw(step)]
+
+    def _load(self, step: int, draw: Draw) -> Load:
+        ids, rows, places = draw.sample_ids.numpy(), draw.memory_rows.numpy(), draw.batch.places
+        assert places is not None
+        labels = torch.cat([torch.from_numpy(self._labels[ids]), self._memory.labels[draw.memory_rows]])
+        # The device's store is [the task's images ; the memory's].
+        held = torch.cat([places[: len(ids)], len(self.sampler.sample_ids) + draw.memory_rows])
+        numbers, key = self._numbers(step, draw.batch), draw.batch.key
+        assert isinstance(key, int)
+        packed = pack((labels, draw.keys, places, held), key, numbers, pinned=self._pinned)
+        if self._images is None:
+            return Load(packed, numbers, None, draw.batch)
         shape = (len(ids) + len(rows), *self._images.shape[1:])
         images = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pinned)
         # NumPy's own copy, as torch's would start threads of its own here; in range, so nothing is clipped.
         np.take(self._images, ids, axis=0, out=images[: len(ids)].numpy(), mode="clip")
         np.take(self._memory.images.numpy(), rows, axis=0, out=images[len(ids) :].numpy(), mode="clip")
-        labels = torch.cat([torch.from_numpy(self._labels[ids]), self._memory.labels[draw.memory_rows]])
-        return Load(images, labels, draw.keys, draw.batch)
+        return Load(packed, numbers, images, draw.batch)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown(wait=True, cancel_futures=True)

@@ -39,12 +39,14 @@ def fold(*parts: int) -> int:
     return _signed(key)
 
 
-def hash_rows(key: int, *columns: Tensor) -> Tensor:
+def hash_rows(key: int | Tensor, *columns: Tensor) -> Tensor:
     """Hash of a key and each row of one or more int64 columns (n,), as int64 (n,) on their device.
+
+    A key that differs from step to step is an int64 tensor () on that device, so that a recorded step can read it.
 
     hash_rows(fold(a), b) is fold(a, b_i) in each row; for one column, different entries never give the same hash.
     """
-    hashed = torch.full_like(columns[0], _signed(key))
+    hashed = key.expand_as(columns[0]) if isinstance(key, Tensor) else torch.full_like(columns[0], _signed(key))
     for column in columns:
         hashed = _mix_rows(_mix_rows(column * _signed(GOLDEN) + hashed) + hashed + _signed(GOLDEN))
     return hashed
@@ -56,7 +58,7 @@ def uniform(keys: Tensor, count: int, stream: int = 0) -> Tensor:
     return _shift(_mix_rows(_mix_rows(keys)[:, None] + places), 64 - BITS).to(torch.float32) * 2.0**-BITS
 
 
-def permutation(n: int, key: int, device: torch.device | str = "cpu") -> Tensor:
+def permutation(n: int, key: int | Tensor, device: torch.device | str = "cpu") -> Tensor:
     """The permutation of range(n) that belongs to a key, int64 (n,)."""
     return torch.argsort(hash_rows(key, torch.arange(n, device=device)), stable=True)
 

@@ -81,7 +81,7 @@ class Sampler:
         (a, b), (c, d) = _ends(len(current), part, self.parts), _ends(len(rows), part, self.parts)
         labels = torch.cat([self.labels[current[a:b]], self.memory_labels[rows[c:d]]])
         key = fold(self.seed, Purpose.METHOD, self.task, step)
-        batch = Batch(b - a, d - c, int((labels >= 0).sum()), self.group.rank, self.group.world, epoch, key)
+        batch = Batch(b - a, d - c, int((labels >= 0).sum()), self.group.rank, self.group.world, key)
         new, old = batch.slices(self.group.rank)
         mine = torch.arange(a + new.start, a + new.stop)
         memory = torch.arange(c + old.start - batch.current, c + old.stop - batch.current)

@@ -216,7 +216,7 @@ def deepcluster(scores: Tensor, assignments: Tensor, temperature: float) -> Tens
 
 @in_float32
 def dino(
-    student: Tensor, teacher: Tensor, center: Tensor, student_temperature: float, teacher_temperature: float
+    student: Tensor, teacher: Tensor, center: Tensor, student_temperature: float, teacher_temperature: float | Tensor
 ) -> Tensor:
     """Cross-entropy to the centred, sharpened teacher of the other view (Caron et al. 2021, arXiv 2104.14294, eq. 1).
 

@@ -1,7 +1,7 @@
 """What the learner asks of an SSL method."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -84,6 +84,18 @@ class Method(nn.Module, ABC):
         """Make room for the state of one task of that many images."""
         return
 
+    def phase(self, epoch: int) -> Hashable:
+        """What decides, besides tensors, how the steps of an epoch are computed: the same for many steps on end.
+
+        Steps of one phase run the same operations on tensors of the same shapes, so that one of them can be recorded
+        and replayed. A method whose operations change puts what they depend on here and reads it from `batch.phase`.
+        """
+        return None
+
+    def schedule(self, epoch: int) -> tuple[float, ...]:
+        """Numbers of the loss that change from epoch to epoch, which the loss reads from `batch.numbers`."""
+        return ()
+
     def begin_epoch(self, key: int, fill: Callable[[], list[Tensor]], group: Group = ALONE) -> None:
         """Before an epoch's first step; `fill` gives projections (images, d) of the task's images, a tensor a view."""
         return
@@ -94,6 +106,10 @@ class Method(nn.Module, ABC):
 
     def after_step(self, outputs: Outputs, batch: Batch) -> None:
         """Advance the method's state (queues, centres) once the optimiser has stepped; `outputs` carry no graph."""
+        return
+
+    def count_step(self, batch: Batch) -> None:
+        """Keep count of a step of the global batch on the host; a recorded step calls nothing else of the method."""
         return
 
 

@@ -18,6 +18,9 @@ from kaizen.methods.base import Method, Outputs, TwinSettings, drop_gradients
 from kaizen.networks.heads import Prototypes, mlp
 from kaizen.parallel import Batch
 
+FROZEN, TRAINED = "last layer frozen", "last layer trained"
+"""Phases."""
+
 
 class DINOSettings(TwinSettings):
     name: Literal["dino"] = "dino"
@@ -73,11 +76,18 @@ class DINO(Method):
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         student = torch.cat([self.twin_head(z) for z in outputs.projections])
-        temperature = self.teacher_temperature(batch.epoch)
+        assert batch.numbers is not None
+        temperature = batch.numbers[0].to(student.dtype)
         return batch.share(dino(student, torch.cat(outputs.twin), self.center, self.settings.temperature, temperature))
 
+    def phase(self, epoch: int) -> str:
+        return FROZEN if epoch < self.settings.freeze_epochs else TRAINED
+
+    def schedule(self, epoch: int) -> tuple[float, ...]:
+        return (self.teacher_temperature(epoch),)
+
     def after_backward(self, batch: Batch) -> None:
-        if batch.epoch < self.settings.freeze_epochs:
+        if batch.phase == FROZEN:
             drop_gradients(self.twin_head)
 
     def after_step(self, outputs: Outputs, batch: Batch) -> None:

@@ -36,14 +36,14 @@ class KeyQueue(nn.Module):
 
 
 class GrowingQueue(KeyQueue):
-    """A queue that starts empty: `filled()` is the part that was written."""
+    """A queue that starts empty; the host counts along how many of its rows were written."""
 
     full: Tensor
 
     def __init__(self, size: int, dim: int) -> None:
         super().__init__(size, dim)
         self.register_buffer("full", torch.zeros((), dtype=torch.bool))
-        self._seen_full = False
+        self._filled: int | None = None
 
     @torch.no_grad()
     def push(self, keys: Tensor) -> None:
@@ -51,8 +51,14 @@ class GrowingQueue(KeyQueue):
         self.full.logical_or_(self.next + keys.shape[0] >= self.keys.shape[0])
         super().push(keys)
 
-    def filled(self) -> Tensor:
-        """Keys (at most size, dim)."""
-        # Once it was full it stays so, and the host need not wait for the device to tell.
-        self._seen_full = self._seen_full or bool(self.full)
-        return self.keys if self._seen_full else self.keys[: int(self.next)]
+    def filled(self) -> int:
+        """Rows that were written, from the first one on."""
+        if self._filled is None:
+            # Read from the device once, at the beginning of a task or after a restart.
+            self._filled = len(self.keys) if bool(self.full) else int(self.next)
+        return self._filled
+
+    def count(self, rows: int) -> None:
+        """Count rows that were pushed."""
+        if self._filled is not None:
+            self._filled = min(len(self.keys), self._filled + rows)

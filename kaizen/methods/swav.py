@@ -5,7 +5,7 @@ epsilon 0.05 and 3 rounds; views beyond the first two are small crops. Needs fro
 scores of the global batch (assignments) and its projections in global order, after the loss (queues).
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -29,6 +29,13 @@ class SwAVSettings(MethodSettings):
     queue_size: int = Field(3840, ge=0, description="projections in each of the two queues; 0: none")
     queue_epoch: int = Field(15, ge=0, description="epoch of a task from which the queues take part")
     freeze_epochs: int = Field(1, ge=0, description="first epochs of each task in which the prototypes stay")
+
+
+class Phase(NamedTuple):
+    """frozen: the prototypes stay; rows: of each queue that take part in the assignments."""
+
+    frozen: bool
+    rows: int
 
 
 class SwAV(Method):
@@ -60,11 +67,16 @@ class SwAV(Method):
     def _assign(self, scores: Tensor, view: int, batch: Batch) -> Tensor:
         """Assignments of the local rows, balanced over the global batch and the queue, whose own are thrown away."""
         mine, rows, group = scores, batch.size, batch.group
-        if self.queues and batch.epoch >= self.settings.queue_epoch:
-            queue = self._queue(view).filled()
+        assert isinstance(batch.phase, Phase)
+        if batch.phase.rows:
+            queue = self._queue(view).keys[: batch.phase.rows]
             mine, rows = torch.cat([scores, self.heads(queue[group.shard(len(queue))])]), rows + len(queue)
         s = self.settings
         return sinkhorn_knopp(mine, s.epsilon, s.iterations, rows, group.sum, group.max)[: len(scores)]
+
+    def phase(self, epoch: int) -> Phase:
+        joined = len(self.queues) > 0 and epoch >= self.settings.queue_epoch
+        return Phase(epoch < self.settings.freeze_epochs, self._queue(0).filled() if joined else 0)
 
     def _queue(self, view: int) -> GrowingQueue:
         queue = self.queues[view]
@@ -72,9 +84,14 @@ class SwAV(Method):
         return queue
 
     def after_backward(self, batch: Batch) -> None:
-        if batch.epoch < self.settings.freeze_epochs:
+        assert isinstance(batch.phase, Phase)
+        if batch.phase.frozen:
             drop_gradients(self.heads)
 
     def after_step(self, outputs: Outputs, batch: Batch) -> None:
         for view in range(len(self.queues)):
             self._queue(view).push(F.normalize(batch.gather(outputs.projections[view]), dim=1))
+
+    def count_step(self, batch: Batch) -> None:
+        for view in range(len(self.queues)):
+            self._queue(view).count(batch.size)

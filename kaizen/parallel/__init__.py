@@ -8,6 +8,7 @@ loss, whatever the number of processes and however uneven their slices.
 from kaizen.parallel.batch import Batch
 from kaizen.parallel.collectives import ALONE, Group, shard
 from kaizen.parallel.device import synchronize
+from kaizen.parallel.graphs import Branches, CudaLanes
 from kaizen.parallel.launch import usable_cores
 from kaizen.parallel.layout import memory_format
 from kaizen.parallel.norm import GlobalBatchNorm
@@ -17,6 +18,8 @@ from kaizen.parallel.sharding import check_alike, check_encoder, local, norms, p
 __all__ = [
     "ALONE",
     "Batch",
+    "Branches",
+    "CudaLanes",
     "GlobalBatchNorm",
     "Group",
     "Parallel",

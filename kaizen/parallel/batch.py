@@ -1,6 +1,6 @@
 """Where a process' images stand in the global batch."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -17,8 +17,12 @@ class Batch:
     With gradient accumulation a step's batch comes in parts, each a batch of its own for networks and losses.
 
     current, replay: sizes of the global parts; labelled: images of the global batch whose label is available;
-    epoch: of the task; key: random key of the step; places: int64 (n,), the index of each of this process' images among
-    the images of the task, -1 for replay; parts: the batches that this one came in, none if it came as one.
+    key: random key of the step; phase: the method's (see `Method.phase`); parts: the batches that this one came in,
+    none if it came as one.
+
+    What differs from step to step lies on the device for those who compute there, so that a recorded step need not
+    know it. places: int64 (n,), the index of each of this process' images among the images of the task, -1 for replay;
+    label_share: world / labelled; numbers: float64 (k,), the method's (see `Method.schedule`).
     """
 
     current: int
@@ -26,9 +30,11 @@ class Batch:
     labelled: int
     rank: int = 0
     world: int = 1
-    epoch: int = 0
-    key: int = 0
+    key: int | Tensor = 0
+    phase: Hashable = None
     places: Tensor | None = None
+    label_share: Tensor | None = None
+    numbers: Tensor | None = None
     parts: tuple["Batch", ...] = ()
 
     @staticmethod
@@ -90,6 +96,8 @@ class Batch:
 
     def share_labelled(self, local_sum: Tensor) -> Tensor:
         """This process' share of a global mean over labelled images, from a sum over its own; 0 if none is labelled."""
+        if self.label_share is not None:
+            return local_sum * self.label_share.to(local_sum.dtype)
         return local_sum * (self.world / max(self.labelled, 1))
 
 

@@ -23,6 +23,8 @@ class Compiler:
     def __init__(self, accelerator: Accelerator) -> None:
         self._plugin = accelerator.state.dynamo_plugin
         self.on = self._plugin.backend != DynamoBackend.NO
+        self.mode = self._plugin.mode
+        self.records = self.on and self.mode in ("reduce-overhead", "max-autotune")
 
     def compile(self, network: nn.Module, block_names: Sequence[str]) -> None:
         """Compile the encoder and the projector of a network in place, or, by regions, the blocks of its encoder."""

@@ -79,6 +79,14 @@ class Parallel:
             store = group_store(f"kaizen/{self.broadcast(uuid.uuid4().hex)}")
             self._peers = Peers(store, self.rank, self.world, look_seconds())
 
+    @property
+    def fuses(self) -> bool:
+        """Whether optimizers take fused kernels here.
+
+        Not with a gradient scaler: a fused kernel skips a step without telling, and then the twin must not follow.
+        """
+        return self.device.type == "cuda" and not self.sharded and self.accelerator.scaler is None
+
     def broadcast(self, value: T) -> T:
         """A Python value of the main process, on every process."""
         if self._cpu_group is None:
