@@ -25,6 +25,7 @@ FREE_KEYS = (
     "run.checkpoint_every",
     "run.keep_checkpoints",
     "run.graph",
+    "run.deterministic",
     "data.cache_dir",
     "teacher.shard",
     "eval.readers",
@@ -50,6 +51,9 @@ class RunConfig(Section):
         "auto",
         description="steps on one GPU; auto: recorded as a CUDA graph and replayed where that can be done; off: "
         "ordinary steps; must: recorded, or refused",
+    )
+    deterministic: bool = Field(
+        False, description="on GPUs, only kernels that give the same bits in every run, which are slower"
     )
 
 

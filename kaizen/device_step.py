@@ -74,13 +74,13 @@ class DeviceStep:
         self.store = store
         self._layout = memory_format(state.learner.encoder, parallel.device)
 
-    def step(self, loads: Sequence[Load], phase: Hashable) -> Done:
+    def step(self, loads: Sequence[Load], phase: Hashable, branches: Branches | None = None) -> Done:
         """An ordinary step: one optimizer step on a batch that comes in these parts."""
         whole = Batch.joined([load.batch for load in loads])
         passed = []
         for load in loads:
             inputs = self.inputs_of(load)
-            passed.append(self.forward_backward(inputs, load.batch, whole, phase))
+            passed.append(self.forward_backward(inputs, load.batch, whole, phase, branches))
         return self.update(passed, inputs.told, loads[0].numbers)
 
     def inputs_of(self, load: Load) -> Inputs:
@@ -112,7 +112,7 @@ class DeviceStep:
         Args:
             branches: twin and teacher run there, beside the student; None: before it.
         """
-        state, method, accelerator = self.state, self.state.learner.method, self.parallel.accelerator
+        state, accelerator = self.state, self.parallel.accelerator
         views, told = inputs.views, inputs.told
         parts = self._weights_of_part(batch, whole)
         batch = replace(batch, phase=phase, key=told.key, places=told.places)

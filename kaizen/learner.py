@@ -18,7 +18,7 @@ from kaizen.losses import labelled_cross_entropy, promote, soft_label_distillati
 from kaizen.methods import method_class
 from kaizen.methods.base import Outputs
 from kaizen.networks.encoders import build_encoder
-from kaizen.networks.heads import forward_all, mlp
+from kaizen.networks.heads import encode_all, forward_all, mlp
 from kaizen.parallel import Batch
 
 TERMS = ("ssl", "distill", "classifier", "classifier_distill")
@@ -101,7 +101,7 @@ class Learner(Network):
             Scalars by name (see TERMS; each process' share, the mean over processes is the global value), and
             detached projections (n, d), a tensor a view.
         """
-        features = forward_all(self.encoder, views)
+        features = encode_all(self.encoder, views)
         projections = [promote(z) for z in forward_all(self.projector, features)]
         read = [f.detach() for f in features[:2]] if self.stop_gradient else features[:2]
         logits = forward_all(self.classifier, read)

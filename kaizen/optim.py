@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from kaizen.parallel import local, norms
 
-
 TENSOR_RATE = "tensor_rate"
 """Key of a group of parameters: whether its rate is a tensor on its device, so that a recorded step can read it."""
 
@@ -195,7 +194,10 @@ def build_optimizer(
         return LARS(groups, lr=lr, momentum=momentum, eta=eta)
     groups = [{**group, TENSOR_RATE: fused} for group in groups]
     if name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, fused=fused or None, capturable=fused)
+        adamw = torch.optim.AdamW(groups, lr=lr, fused=fused or None, capturable=fused)
+        # torch warns of a step that could be recorded and is not; the first few never are.
+        adamw._warned_capturable_if_run_uncaptured = True
+        return adamw
     sgd = torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=fused or None)
     if fused and momentum:
         # The fused kernel takes a first step for all parameters of a group or for none, and some start frozen. From

@@ -5,6 +5,7 @@ same kernels on the same numbers.
 """
 
 from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -56,8 +57,13 @@ def make_recorder(device_step: DeviceStep) -> "Recorder | None":
     """A recorder of a task's steps, or None where they are ordinary ones."""
     if why_ordinary(device_step.config, device_step.parallel):
         return None
-    device = device_step.parallel.device
-    return Recorder(device_step, CudaLanes(device), Branches(device, 2))
+    return Recorder(device_step, *_streams(device_step.parallel.device))
+
+
+# Made once, as libraries keep a workspace for each stream that they have seen.
+@lru_cache
+def _streams(device: torch.device) -> tuple[CudaLanes, Branches]:
+    return CudaLanes(device), Branches(device, 2)
 
 
 class Recorder:
@@ -104,7 +110,7 @@ class Recorder:
             self._phase, self._ordinary = phase, 0
         if self.refused is not None or self._ordinary < WARM_UP:
             self._ordinary += 1
-            return self.lanes.aside(lambda: self.device_step.step(loads, phase))
+            return self.lanes.aside(lambda: self.device_step.step(loads, phase, self.branches))
         if self._training is None and not self._try_to_record(loads[0], phase):
             return self.step(step, loads, phase, following)
         if self._prepared != step:
@@ -140,7 +146,9 @@ class Recorder:
                 problem = f"is must, but a step of this encoder cannot be recorded ({self.refused})"
                 raise ConfigError("run.graph", f"{problem}; allowed: auto, off") from error
             parallel = self.device_step.parallel
-            parallel.announce(f"steps               ordinary ones from here on, as recording one failed: {self.refused}")
+            parallel.announce(
+                f"steps               ordinary ones from here on, as recording one failed: {self.refused}"
+            )
             return False
         return True
 

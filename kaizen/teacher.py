@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from kaizen.config import Config
 from kaizen.learner import Learner, Network, TeacherOutputs
 from kaizen.losses import promote
-from kaizen.networks.heads import forget_running_statistics, forward_all
+from kaizen.networks.heads import encode_all, forget_running_statistics, forward_all
 from kaizen.optim import add_scaled_
 from kaizen.parallel import Parallel, check_alike, local
 from kaizen.tensors import load_into, read_tensors
@@ -52,7 +52,7 @@ class Teacher:
     @torch.no_grad()
     def __call__(self, views: list[Tensor]) -> TeacherOutputs:
         """Views (n, 3, h, w) -> projections (n, d) and classifier logits (n, classes) of each."""
-        features = forward_all(self.network.encoder, views)
+        features = encode_all(self.network.encoder, views)
         projections = forward_all(self.network.projector, features)
         logits = forward_all(self.network.classifier, features) if self._reads else []
         return TeacherOutputs([promote(z) for z in projections], [promote(g) for g in logits], self.prototypes)
@@ -83,7 +83,7 @@ class MomentumTwin(nn.Module):
     @torch.no_grad()
     def forward(self, views: list[Tensor]) -> list[Tensor]:
         """Views (n, 3, h, w) -> outputs of projector and head (n, d), float32 or wider."""
-        projections = forward_all(self.projector, forward_all(self.encoder, views))
+        projections = forward_all(self.projector, encode_all(self.encoder, views))
         # The student's head belongs to its loss, which is computed in float32 or wider.
         with torch.autocast(views[0].device.type, enabled=False):
             return forward_all(self.head, [promote(z) for z in projections])

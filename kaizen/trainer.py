@@ -11,7 +11,7 @@ from torch import Tensor
 
 import kaizen
 from kaizen.config import Config
-from kaizen.data.load import load_stream
+from kaizen.data.load import Stream, load_stream
 from kaizen.directory import RunDirectory
 from kaizen.errors import ConfigError, KaizenError, Stopped, TrainingFailed, explained
 from kaizen.evaluation.evaluator import Evaluator
@@ -46,7 +46,8 @@ class Trainer:
     def __init__(self, recipe: str, config: Config, path: Path, stop: StopRequest, preset: str | None = None) -> None:
         self.recipe, self.preset, self.config, self.path, self.stop = recipe, preset, config, path, stop
         self.versions, self.writer, self._first = versions(), Writer(), True
-        self.parallel = Parallel(log_with="wandb" if config.log.wandb != "disabled" else None)
+        tracker = "wandb" if config.log.wandb != "disabled" else None
+        self.parallel = Parallel(log_with=tracker, deterministic=config.run.deterministic)
         self.directory = RunDirectory(path, config, self.parallel)
         self.directory.lock()
         self.parallel.watch(self.directory.write_failure, lambda: stop.signalled)
@@ -78,6 +79,14 @@ class Trainer:
             self.directory.release()
         self.parallel.close()
 
+    def load(self) -> Stream:
+        """The data, cut into tasks.
+
+        Raises:
+            ConfigError: they are not there, or cannot be cut so.
+        """
+        return load_stream(self.config, self.stop.check)
+
     def _end_stopped(self, stopped: Stopped) -> None:
         agreed = self.stop.deferred
         self.stop.defer()
@@ -102,7 +111,7 @@ class Trainer:
     def _prepare(self) -> None:
         """Everything that can be refused, before any work."""
         config = self.config
-        self.stream = self.parallel.main_first(lambda: load_stream(config, self.stop.check))
+        self.stream = self.parallel.main_first(self.load)
         self.parallel.agree(f"the data that {config.data.source} holds", self.stream.source.digest)
         self.source, self.tasks = self.stream.source, self.stream.tasks
         sizes = self.parallel.world, self.parallel.accumulation

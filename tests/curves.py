@@ -17,19 +17,20 @@ import kaizen.teacher
 from kaizen.cli import parse_arguments, resolve
 from kaizen.data.load import load_stream
 from kaizen.data.views import normalize
+from kaizen.device_step import DeviceStep
 from kaizen.learner import Learner, Network
 from kaizen.parallel import Parallel
 from kaizen.plan import make_plan
 from kaizen.state import TaskState, task_directory
 from kaizen.stepping import Stepper
 
+VIEWS = DeviceStep.views
 FIRST, SECOND = 4, 16
 """Steps of task 0 and of task 1, where teacher, distillers and replay take part."""
 
 
-class DoubleStepper(Stepper):
-    def _views(self, images: Tensor, keys: Tensor) -> list[Tensor]:
-        return [view.double() for view in super()._views(images, keys)]
+def double_views(self: DeviceStep, images: Tensor, keys: Tensor) -> list[Tensor]:
+    return [view.double() for view in VIEWS(self, images, keys)]
 
 
 def curve(method: str, run: Path, cache: str, parallel: Parallel) -> list[dict[str, float]]:
@@ -43,7 +44,7 @@ def curve(method: str, run: Path, cache: str, parallel: Parallel) -> list[dict[s
     found = []
     for task, steps in enumerate((FIRST, SECOND)):
         state = TaskState(config, 10, task, plan.tasks[task].images, plan.lr, WEIGHTS, run, parallel)
-        stepper = DoubleStepper(config, stream, plan, state, WEIGHTS, parallel)
+        stepper = Stepper(config, stream, plan, state, WEIGHTS, parallel)
         for step in range(steps):
             found.append(parallel.mean(stepper.step(step)) | {"projection_std": stepper.projection_std()})
         state.save_task_end(task_directory(run, task), stepper.remember(), stepper.image, {"task": task, "step": 0})
@@ -54,6 +55,7 @@ def curve(method: str, run: Path, cache: str, parallel: Parallel) -> list[dict[s
 if __name__ == "__main__":
     out, cache, methods = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
     # In float32 rounding grows along a curve until nothing can be told.
+    DeviceStep.views = double_views  # type: ignore[method-assign]
     kaizen.state.Learner = lambda *args: Learner(*args).double()  # type: ignore[misc,assignment]
     kaizen.teacher.Network = lambda *args: Network(*args).double()  # type: ignore[misc,assignment]
     kaizen.evaluation.features.normalize = lambda *args: normalize(*args).double()

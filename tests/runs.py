@@ -3,10 +3,15 @@
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from kaizen.methods import method_class
+from kaizen.methods.base import Method
+from kaizen.parallel import Batch
 
 TASKS, STEPS = 5, 6
 """Tasks of a tiny run, and steps of each."""
@@ -51,6 +56,12 @@ def settings_of(name: str, **keys: Any) -> Any:
     if name == "wmse":
         small["whitening_size"] = 10
     return method_class(name).Settings(**small, **keys)
+
+
+def in_epoch(batch: Batch, method: Method, epoch: int) -> Batch:
+    """The batch as it is in an epoch of a task."""
+    numbers = torch.tensor(method.schedule(epoch), dtype=torch.float64)
+    return replace(batch, phase=method.phase(epoch), numbers=numbers)
 
 
 def short(tiny: list[str]) -> list[str]:

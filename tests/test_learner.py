@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from kaizen.cli import parse_arguments, resolve
 from kaizen.config import Config
+from kaizen.device_step import Done
 from kaizen.distill import build_distiller
 from kaizen.learner import TERMS, Learner, TeacherOutputs, total
 from kaizen.losses import contrastive_distillation, nt_xent
@@ -153,7 +154,7 @@ def test_momentum_twin_follows_by_tau_and_keeps_buffers_of_its_own() -> None:
     with torch.no_grad():
         for p in learner.parameters():
             p.add_(1.0)
-    twin.update(0.75)
+    twin.update(torch.tensor(0.25))
     for moved, before in zip(twin.parameters(), start, strict=True):
         assert torch.allclose(moved, before + 0.25, atol=1e-6)
     statistics = learner.encoder.bn1.running_mean.clone()
@@ -167,8 +168,8 @@ def test_the_spread_of_projections_tells_of_collapse() -> None:
     stepper.parallel = Parallel()
     even, one = torch.randn(4000, 16), torch.ones(4000, 16)
     for views, expected in (([even, even], 1.0), ([one, one], 0.0), ([even, one], 0.5)):
-        stepper._projections = views
+        stepper._done = Done({}, views)
         assert stepper.projection_std() == pytest.approx(expected, abs=0.01)
     rows = F.normalize(even[:50] + 1, dim=1)
-    stepper._projections = [even[:50] + 1]
+    stepper._done = Done({}, [even[:50] + 1])
     assert stepper.projection_std() == pytest.approx(float(rows.std(dim=0, correction=0).mean() * 4), rel=1e-5)

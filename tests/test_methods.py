@@ -1,7 +1,6 @@
 """SSL methods: the registry, queues, and what each step leaves behind."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import run_of, settings_of
+from runs import in_epoch, run_of, settings_of
 from torch.nn import functional as F
 
 from kaizen.commands.train import main
@@ -82,7 +81,7 @@ def outputs_of(name: str, n: int, views: int = 2) -> tuple[Any, Outputs, Batch]:
     labels = torch.arange(n) % 4 - 1
     places = torch.cat([torch.arange(n - 2), torch.full((2,), -1)])
     batch = Batch(n - 2, 2, int((labels >= 0).sum()), key=5, places=places)
-    return method, Outputs(projections, twin, labels), batch
+    return method, Outputs(projections, twin, labels), in_epoch(batch, method, 0)
 
 
 @pytest.mark.parametrize("name", REGISTRY)
@@ -156,18 +155,25 @@ def test_swav_takes_small_crops_freezes_its_prototypes_and_uses_the_filled_part_
     assert method.heads.direction.grad.abs().sum() > 0
     method.after_backward(batch)
     assert method.heads.direction.grad is None
-    queue = GrowingQueue(6, 2)
-    assert queue.filled().shape == (0, 2)
-    queue.push(torch.ones(4, 2))
-    assert queue.filled().shape == (4, 2)
-    queue.push(torch.ones(3, 2))
-    assert queue.filled().shape == (6, 2)
-    late = replace(batch, epoch=99)
-    empty = method.loss(outputs, late).item()
+    empty = method.loss(outputs, in_epoch(batch, method, 99)).item()
     for part in method.queues:
         part.push(F.normalize(torch.randn(5, 8), dim=1))
+        part.count(5)
+    late = in_epoch(batch, method, 99)
+    assert late.phase.rows == 5
     assert method.loss(outputs, late).item() != empty
     assert method.loss(outputs, batch).item() == empty, "before its epoch the queue takes no part"
+
+
+def test_the_host_counts_along_what_a_growing_queue_holds() -> None:
+    queue, restored = GrowingQueue(6, 2), GrowingQueue(6, 2)
+    assert queue.filled() == 0
+    for rows, filled in ((4, 4), (3, 6), (2, 6)):
+        queue.push(torch.ones(rows, 2))
+        queue.count(rows)
+        assert queue.filled() == filled
+    restored.load_state_dict(queue.state_dict())
+    assert restored.filled() == 6
 
 
 def test_dinos_temperature_rises_over_the_first_epochs_and_its_last_layer_rests() -> None:
@@ -176,7 +182,7 @@ def test_dinos_temperature_rises_over_the_first_epochs_and_its_last_layer_rests(
     temperatures = [method.teacher_temperature(epoch) for epoch in (0, 2, 4, 9)]
     assert temperatures == pytest.approx([0.04, 0.055, 0.07, 0.07])
     method.loss(outputs, batch).backward()
-    method.after_backward(replace(batch, epoch=1))
+    method.after_backward(in_epoch(batch, method, 1))
     assert method.twin_head.prototypes.direction.grad is not None
     method.after_backward(batch)
     assert method.twin_head.prototypes.direction.grad is None

@@ -3,14 +3,13 @@
 from pathlib import Path
 
 import pytest
-import torch
 from sessions import begin, changed_by_steps, equal, small, terms_of
-from tape import Tape, TapeLanes
+from tape import TapeLanes
 
 from kaizen.bench.session import Session
 from kaizen.methods import REGISTRY
 from kaizen.parallel import Parallel
-from kaizen.recording import WARM_UP, Recorder
+from kaizen.recording import Recorder
 
 STEPS = 20
 

@@ -203,7 +203,7 @@ def test_a_twin_follows_a_vit() -> None:
     with torch.no_grad():
         learner.encoder.pos_embed.add_(1.0)
     before = twin.encoder.pos_embed.clone()
-    twin.update(0.75)
+    twin.update(torch.tensor(0.25))
     assert torch.allclose(twin.encoder.pos_embed, before + 0.25, atol=1e-6)
 
 

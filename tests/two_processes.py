@@ -15,6 +15,7 @@ from typing import get_args
 
 import torch
 import torch.distributed as dist
+from runs import in_epoch
 from torch import Tensor, nn
 
 import kaizen.parallel.processes
@@ -99,11 +100,11 @@ class Training:
         draws = [random(size, 3, 8, 8, seed=100 * number + i) for i in range(2)]
         draws += [random(size, self.dim, seed=100 * number + i) for i in range(2, 6)]
         draws += [random(size, 10, seed=100 * number + i) for i in range(6, 8)]
-        batch = Batch(CURRENT, REPLAY, int((LABELS >= 0).sum()), self.rank, self.world, epoch=number, key=number)
+        batch = Batch(CURRENT, REPLAY, int((LABELS >= 0).sum()), self.rank, self.world, key=number)
         rows = batch.rows(self.parallel.device)
         rows = torch.arange(size) if rows is None else rows
         places = torch.cat([torch.arange(CURRENT) * 2, torch.full((REPLAY,), -1)])
-        batch = replace(batch, places=places[rows])
+        batch = in_epoch(replace(batch, places=places[rows]), self.learner.method, number)
         mine = [draw[rows].to(self.dtype) for draw in draws]
         method = self.learner.method
         views, twin = mine[:2], [method.twin_head(mine[2 + v]).detach() for v in method.twin_views]
@@ -120,6 +121,7 @@ class Training:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.learner.method.after_step(Outputs(projections, twin, LABELS[rows]), batch)
+        self.learner.method.count_step(batch)
         return values, gradient
 
     def state(self) -> Tensor:

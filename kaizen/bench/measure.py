@@ -15,6 +15,7 @@ from kaizen.bench.against import compare_views
 from kaizen.bench.memory import peak_memory, reset_peak
 from kaizen.bench.parts import MatrixProduct, flops_by_part, seconds_by_part, traffic
 from kaizen.bench.plain import PlainLoop, lacking
+from kaizen.bench.profile import PROFILED, profile
 from kaizen.bench.saving import compare_checkpoints
 from kaizen.bench.session import Session, begin_run
 from kaizen.bench.spread import WARM_UP, Spread, interleaved, inverse, ratio, spread
@@ -24,6 +25,7 @@ from kaizen.data.load import Stream
 from kaizen.log import environment
 from kaizen.parallel import Parallel
 from kaizen.plan import make_plan
+from kaizen.recording import why_ordinary
 
 BLOCK_SECONDS = 0.5
 """A repetition is as many steps as fit, so that neither the clock nor a single log line decides."""
@@ -32,9 +34,10 @@ DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured: how often, on random images or the recipe's, beside which pipelines of views, checkpoints."""
+    """What is measured: how often, with a profile, on which images, beside which pipelines of views, checkpoints."""
 
     repetitions: int = 20
+    profile: bool = False
     synthetic: bool = False
     against: tuple[str, ...] = ()
     checkpoints: bool = False
@@ -72,6 +75,9 @@ def measure(recipe: str, config: Config, options: Options, parallel: Parallel, s
         session = Session(config, stream, plan, task, run, parallel, logs=run / "logs", steps=plan.tasks[task].steps)
         try:
             found = _measured(session, options, say)
+            if options.profile:
+                say(f"profile of {PROFILED} steps")
+                found["profile"] = profile(session, PROFILED)
             if options.checkpoints:
                 say("steps with a checkpoint every 50 and without")
                 found["checkpoints"] = compare_checkpoints(session, run, options.repetitions)
@@ -107,7 +113,7 @@ def _measured(session: Session, options: Options, say: Say) -> dict[str, Any]:
     """The numbers, in the order of measurement: what needs a process without the plain loop's networks comes first."""
     parallel, turns = session.parallel, options.repetitions
     first = session.seconds(1)
-    session.seconds(WARM_UP)
+    session.seconds(2 * WARM_UP)
     block = parallel.broadcast(max(1, int(BLOCK_SECONDS / session.seconds(WARM_UP))))
     say(f"parts of a step, {turns} times")
     parts, peaks = _profile(session, turns)
@@ -117,8 +123,14 @@ def _measured(session: Session, options: Options, say: Say) -> dict[str, Any]:
     missing = lacking(session)
     beside = "" if missing else " of ours and of the plain loop, in turns"
     say(f"whole steps, {turns} times {block}{beside}")
-    loops = [session.seconds, product.seconds, *([] if missing else [PlainLoop(session).seconds])]
-    ours, products, *plain = interleaved(loops, turns, block)
+    recorder = session.stepper.recorder
+    loops = {"ours": session.seconds, "product": product.seconds}
+    if not missing:
+        loops["plain"] = PlainLoop(session).seconds
+    if recorder is not None and recorder.recorded:
+        loops["ordinary"] = session.ordinary_seconds
+    taken = dict(zip(loops, interleaved(list(loops.values()), turns, block), strict=True))
+    ours, products = taken["ours"], taken["product"]
     seconds = spread(ours)
     model = sum(count for part, count in flops.items() if part != "views")
     return {
@@ -139,9 +151,24 @@ def _measured(session: Session, options: Options, say: Say) -> dict[str, Any]:
         },
         "memory": {"peak_bytes": peaks},
         "communication": sent,
-        "plain": {"missing": missing} if missing else {"seconds": spread(plain[0]), "ratio": ratio(ours, plain[0])},
+        "plain": {"missing": missing} if missing else _beside(taken["plain"], ours),
+        "graph": _recorded(session, taken.get("ordinary"), ours),
         "views": {},
     }
+
+
+def _beside(seconds: list[float], ours: list[float]) -> dict[str, Spread]:
+    """Another loop's seconds, and ours over them."""
+    return {"seconds": spread(seconds), "ratio": ratio(ours, seconds)}
+
+
+def _recorded(session: Session, ordinary: list[float] | None, ours: list[float]) -> dict[str, Any]:
+    """Whether steps were recorded, beside ordinary ones if they were, and else why not."""
+    if ordinary is not None:
+        return {"recorded": True, "seconds": spread(ordinary), "ratio": ratio(ordinary, ours)}
+    recorder = session.stepper.recorder
+    why = why_ordinary(session.config, session.parallel) if recorder is None else recorder.refused
+    return {"recorded": False, "why": why or "the steps at hand are too few"}
 
 
 def _profile(session: Session, turns: int) -> tuple[dict[str, Spread], Spread]:

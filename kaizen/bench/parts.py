@@ -74,7 +74,11 @@ def _seams(session: Session) -> Iterator[tuple[str, Any, str]]:
     """Part, owner and attribute of every call at which a step is taken apart."""
     stepper, state, learner = session.stepper, session.state, session.state.learner
     method = learner.method
-    yield from (("data", stepper.feed, "take"), ("data", session.parallel, "put"), ("views", stepper.device_step, "views"))
+    yield from (
+        ("data", stepper.feed, "take"),
+        ("data", session.parallel, "put"),
+        ("views", stepper.device_step, "views"),
+    )
     yield "student", state.wrapped, "forward"
     for head in method.children():
         yield "student", head, "forward"
@@ -99,6 +103,8 @@ def taken_apart(session: Session, read: Callable[[], float]) -> Iterator[Meter]:
     """A meter of what the session's steps spend; what they call is put back afterwards."""
     meter = Meter(read)
     with ExitStack() as undo:
+        # Of a recorded step Python sees nothing.
+        undo.enter_context(session.ordinary())
         for name, owner, attribute in _seams(session):
             undo.callback(_put_back, owner, attribute, vars(owner).get(attribute))
             vars(owner)[attribute] = meter.watched(name, getattr(owner, attribute))

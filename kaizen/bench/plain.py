@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from kaizen.bench.session import Session
 from kaizen.optim import build_optimizer, parameter_groups
-from kaizen.parallel import memory_format, synchronize
+from kaizen.parallel import CudaGraph, CudaLanes, memory_format, synchronize
+from kaizen.recording import WARM_UP
 
 METHODS = ("simclr", "mocov2plus", "byol", "vicreg")
 DISTILLERS = ("none", "contrastive", "predictive", "predictive_mse")
@@ -34,7 +35,10 @@ def lacking(session: Session) -> str | None:
 
 
 class PlainLoop:
-    """Copies of a session's networks, trained on one batch with the rates of the task's first step."""
+    """Copies of a session's networks, trained on one batch with the rates of the task's first step.
+
+    Where the session records its steps, this loop is recorded as well: both as they would be used.
+    """
 
     def __init__(self, session: Session) -> None:
         config, state, stepper = session.config, session.state, session.stepper
@@ -58,6 +62,8 @@ class PlainLoop:
             group["lr"] = session.plan.rate(session.task, 0, group["base_lr"])
         fused = session.parallel.fuses
         self.optimizer = build_optimizer(optim.name, groups, optim.momentum, optim.eta, lr, fused=fused)
+        self._recorded: CudaGraph[dict[str, Tensor]] | None = None
+        self._lanes = CudaLanes(self.device) if stepper.recorder is not None else None
         if self.twin is not None:
             self.averages: list[Tensor] = [
                 p for part in (self.twin.encoder, self.twin.projector) for p in part.parameters()
@@ -68,10 +74,15 @@ class PlainLoop:
 
     def seconds(self, steps: int) -> float:
         """Seconds a step, over so many steps."""
+        if self._lanes is not None and self._recorded is None:
+            for _ in range(WARM_UP):
+                self._lanes.aside(self.step)
+            self._recorded = self._lanes.record_training(self.step)
+        step = self.step if self._recorded is None else self._recorded.replay
         synchronize(self.device)
         began = time.perf_counter()
         for _ in range(steps):
-            self.step()
+            step()
         synchronize(self.device)
         return (time.perf_counter() - began) / steps
 
@@ -99,7 +110,7 @@ class PlainLoop:
         if self.config.method.name == "mocov2plus":
             for queue, rows in zip((self.net.method.queue1, self.net.method.queue2), keys, strict=True):
                 queue.push(rows)
-        return terms
+        return {name: term.detach() for name, term in terms.items()}
 
     @torch.no_grad()
     def _targets(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

@@ -1,6 +1,8 @@
 """A task under way, stepped as the trainer steps it, but for checkpoints."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
@@ -84,6 +86,20 @@ class Session:
             self.step()
         synchronize(self.parallel.device)
         return (time.perf_counter() - began) / steps
+
+    @contextmanager
+    def ordinary(self) -> Iterator[None]:
+        """Take ordinary steps inside, where others are recorded."""
+        held, self.stepper.recorder = self.stepper.recorder, None
+        try:
+            yield
+        finally:
+            self.stepper.recorder = held
+
+    def ordinary_seconds(self, steps: int) -> float:
+        """Seconds an ordinary step, over so many steps."""
+        with self.ordinary():
+            return self.seconds(steps)
 
     def write_log(self, terms: dict[str, Tensor]) -> None:
         """The log line of a step, which waits for the device."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,11 @@ BATCHES = 2
 """Batches in a task at least."""
 
 
-def choose_stream(config: Config, synthetic: bool) -> tuple[Stream, str]:
+def choose_stream(config: Config, synthetic: bool, *, whole: bool = False) -> tuple[Stream, str]:
     """The recipe's data where they lie on this machine, otherwise random images; and a line that says which.
+
+    Args:
+        whole: as many random images as the known source has, however many bytes they take.
 
     Raises:
         ConfigError: the data are there and cannot be used, or random images cannot be cut into the recipe's tasks.
@@ -35,7 +39,7 @@ def choose_stream(config: Config, synthetic: bool) -> tuple[Stream, str]:
             known = KNOWN_SOURCES.get(config.data.source)
             if error.key != "data.source" or known is None or known.hub is None:
                 raise
-    source = make_source(config, MOST_BYTES)
+    source = make_source(config, MOST_BYTES if not whole else sys.maxsize)
     why = "as asked" if synthetic else f"as {config.data.source} is not on this machine"
     images = f"{len(source.train.labels)} random images of {source.image_size} px in {source.num_classes} classes"
     return make_stream(config, source), f"{images}, {why}"

@@ -15,7 +15,8 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     teacher = "a teacher" if found["teacher"] else "no teacher"
     images = f"{batch['current']} images of {batch['image_size']} px and {batch['replay']} of the replay memory"
     yield _row("step", f"{images}, in task {found['task']}, with {teacher}")
-    yield _row("images/s", _shown(step["images_per_second"]) + ", replay not counted")
+    rate = f"{flops['per_second']['median'] / 1e12:.4g} TFLOP/s"
+    yield _row("images/s", f"{_shown(step['images_per_second'])}, replay not counted; {rate}")
     yield _row("first step", f"{step['first_seconds']:.3g} seconds, with what it allocates and compiles")
     yield _row("seconds a step", _shown(step["seconds"]))
     whole = sum(part["median"] for part in found["parts"].values())
@@ -35,6 +36,14 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     else:
         yield _row("plain loop", f"{_shown(plain['seconds'])} seconds a step, without data, views and log")
         yield _row("ours / plain", _shown(plain["ratio"]) + ", 90 % interval")
+    graph = found["graph"]
+    if graph["recorded"]:
+        yield _row("steps", f"recorded; ordinary ones {_shown(graph['seconds'])} seconds")
+        yield _row("ordinary / recorded", _shown(graph["ratio"]) + ", 90 % interval")
+    else:
+        yield _row("steps", f"ordinary ones: {graph['why']}")
+    if profiled := found.get("profile"):
+        yield from _profile_lines(profiled)
     if saved := found.get("checkpoints"):
         yield _row("checkpoint", f"{saved['bytes'] / 2**20:.1f} MiB every {saved['every_steps']} steps")
         yield _row("with / without", _shown(saved["ratio"]) + ", 90 % interval")
@@ -42,6 +51,14 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
         yield _row("views/s, ours", _shown(views["ours_images_per_second"]) + " two-view images on one thread")
         yield _row(f"views/s, {name}", _shown(views["theirs_images_per_second"]))
         yield _row(f"ours / {name}", _shown(views["ratio"]) + ", 90 % interval")
+
+
+def _profile_lines(found: dict[str, Any]) -> Iterator[str]:
+    if found["idle_share"] is not None:
+        yield _row("idle", f"{found['idle_share']:.1%} of the time the device runs nothing")
+    yield _row("kernels a step", f"{found['kernels']:.0f}; those that take most:")
+    for top in found["top"]:
+        yield f"  {top['share']:6.1%} {top['calls']:7.1f} x {1e6 * top['seconds']:8.1f} us  {top['name'][:80]}"
 
 
 def _messages(traffic: dict[str, Any], kind: str) -> str:

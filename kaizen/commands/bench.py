@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kaizen.cli import parse_arguments, resolve
-from kaizen.commands.parser import Parser, at_least_one, launcher
+from kaizen.commands.parser import Parser, at_least_one, at_least_two, launcher
 from kaizen.commands.sweep import TRAIN
 from kaizen.config import Config
 from kaizen.errors import ConfigError
@@ -58,6 +58,8 @@ def main(tokens: Sequence[str]) -> int:
     arguments = parse_arguments(rest)
     if given.tasks:
         arguments.overrides["stream.tasks"] = str(given.tasks)
+    if given.graph:
+        arguments.overrides["run.graph"] = given.graph
     recipe, config = resolve(*arguments)
     _check_options(given)
     if "kornia" in given.against and importlib.util.find_spec("kornia") is None:
@@ -87,11 +89,18 @@ def main(tokens: Sequence[str]) -> int:
     if given.tasks:
         found = _flat(recipe, config, given.repetitions, given.synthetic, parallel)
         text = flat_lines(found)
+    elif given.whole:
+        from kaizen.bench.whole import measure_whole, whole_lines
+
+        # What a run prints is progress here.
+        with redirect_stdout(sys.stderr):
+            found = measure_whole(recipe, config, given.whole, given.synthetic, parallel)
+        text = whole_lines(found)
     else:
         found = measure(
             recipe,
             config,
-            Options(given.repetitions, given.synthetic, tuple(given.against), given.checkpoints),
+            Options(given.repetitions, given.profile, given.synthetic, tuple(given.against), given.checkpoints),
             parallel,
             say,
         )
@@ -99,15 +108,15 @@ def main(tokens: Sequence[str]) -> int:
     # A training run has left the group of processes by now, so nothing can be agreed on any more.
     if parallel.is_main:
         _tell(found, text, given.json)
-    if not given.tasks:
+    if not given.tasks and not given.whole:
         parallel.close()
     return 0
 
 
 def _check_options(given: argparse.Namespace) -> None:
     """Refuse options that do not go together, or not with a launcher."""
-    alone = [f"--{name}" for name in ("tasks", "start") if getattr(given, name) is not None]
-    others = [f"--{name}" for name in ("against", "checkpoints") if getattr(given, name)]
+    alone = [f"--{name}" for name in ("tasks", "start", "whole") if getattr(given, name) is not None]
+    others = [f"--{name}" for name in ("profile", "against", "checkpoints") if getattr(given, name)]
     if alone and (more := [*alone, *others][1:]):
         raise ConfigError(more[0], f"is given with {alone[0]}, which measures nothing else; allowed: one of the two")
     if given.start is not None and any(name in os.environ for name in LAUNCHED):
@@ -118,6 +127,16 @@ def _parser() -> Parser:
     parser = Parser(USAGE, ABOUT, CLOSING)
     parser.add_argument("--repetitions", metavar="N", type=at_least_one, default=20, help="of each measurement [20]")
     parser.add_argument("--synthetic", action="store_true", help="random images, whatever data there are")
+    parser.add_argument(
+        "--graph",
+        choices=("auto", "off"),
+        help="auto: on a GPU recorded steps, with ordinary ones beside them; off: ordinary ones [run.graph]",
+    )
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="also say how long the device runs nothing, how many kernels a step has, and which take most",
+    )
     parser.add_argument(
         "--against",
         metavar="|".join(AGAINST),
@@ -135,6 +154,13 @@ def _parser() -> Parser:
         type=at_least_one,
         help="instead of all else, train N small tasks: seconds a step of the last over those of task 1, peak memory "
         "and evaluation's share of each",
+    )
+    parser.add_argument(
+        "--whole",
+        metavar="EPOCHS",
+        type=at_least_two,
+        help="instead of all else, train all tasks of the recipe for so many epochs each (2 or more): hours that it "
+        "takes with its own number of epochs",
     )
     parser.add_argument(
         "--start",

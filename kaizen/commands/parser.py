@@ -41,6 +41,17 @@ def at_least_one(text: str) -> int:
     return int(text)
 
 
+def at_least_two(text: str) -> int:
+    """A number of at least 2, for `type=`.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"is {text!r}; allowed: a number of at least 2")
+    return int(text)
+
+
 def launcher(text: str) -> list[str]:
     """Words of a command that starts processes, such as accelerate launch -q; none: a plain process. For `type=`.
 

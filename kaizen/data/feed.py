@@ -50,7 +50,9 @@ def resident(images: np.ndarray, ids: np.ndarray, memory: Memory, device: torch.
         return None
     held = torch.empty(shape, dtype=torch.uint8, device=device)
     for first in range(0, len(ids), CHUNK):
-        held[first : first + CHUNK][: len(ids) - first] = torch.from_numpy(images[ids[first : first + CHUNK]]).to(device)
+        held[first : first + CHUNK][: len(ids) - first] = torch.from_numpy(images[ids[first : first + CHUNK]]).to(
+            device
+        )
     held[len(ids) :] = memory.images.to(device)
     return held
 

@@ -70,6 +70,7 @@ class ResNet(nn.Module):
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.feature_dim = channels
+        self.mixes_images = norm == "batch"
         self.block_names = (block.__name__,)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

@@ -74,3 +74,14 @@ def forget_running_statistics(module: nn.Module) -> None:
 def forward_all(module: nn.Module, views: Sequence[Tensor]) -> list[Tensor]:
     """The module on each view in a call of its own, so that statistics of views are never pooled."""
     return [module(view) for view in views]
+
+
+def encode_all(encoder: nn.Module, views: Sequence[Tensor]) -> list[Tensor]:
+    """Features of each view; a GPU takes views of one size in one call where images do not mix, as without BatchNorm.
+
+    The results are the same; a GPU has fewer and larger kernels to run.
+    """
+    alike = len({view.shape for view in views}) == 1
+    if encoder.mixes_images or not alike or views[0].device.type != "cuda":
+        return forward_all(encoder, views)
+    return list(encoder(torch.cat(list(views))).chunk(len(views)))

@@ -8,7 +8,7 @@ loss, whatever the number of processes and however uneven their slices.
 from kaizen.parallel.batch import Batch
 from kaizen.parallel.collectives import ALONE, Group, shard
 from kaizen.parallel.device import synchronize
-from kaizen.parallel.graphs import Branches, CudaLanes
+from kaizen.parallel.graphs import Branches, CudaGraph, CudaLanes
 from kaizen.parallel.launch import usable_cores
 from kaizen.parallel.layout import memory_format
 from kaizen.parallel.norm import GlobalBatchNorm
@@ -19,6 +19,7 @@ __all__ = [
     "ALONE",
     "Batch",
     "Branches",
+    "CudaGraph",
     "CudaLanes",
     "GlobalBatchNorm",
     "Group",

@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class CudaGraph(Generic[T]):
-    """The kernels that some work launches, recorded on a stream; `result` is what it returned, rewritten by each replay.
+    """The kernels that some work launches, recorded on a stream; each replay rewrites `result`, what it returned.
 
     Args:
         work: launches kernels and waits for nothing; it is called once, and its kernels do not run yet.
@@ -84,7 +84,11 @@ class CudaLanes:
 
 
 class Branches:
-    """Streams on which parts of a recorded step run side by side, such as networks that do not wait for each other."""
+    """Streams on which parts of a step run side by side, such as networks that do not wait for each other.
+
+    A branch begins after all that the current stream was given before, so memory that one of them gives back is not
+    written while the other still reads it.
+    """
 
     def __init__(self, device: torch.device, count: int) -> None:
         self._streams = [torch.cuda.Stream(device) for _ in range(count)]

@@ -22,6 +22,7 @@ from kaizen.errors import ConfigError, KaizenError, Stopped, TrainingFailed
 from kaizen.parallel import links
 from kaizen.parallel.collectives import Group
 from kaizen.parallel.compiling import Compiler
+from kaizen.parallel.device import choose_kernels
 from kaizen.parallel.launch import check_launch, threads
 from kaizen.parallel.layout import memory_format
 from kaizen.parallel.norm import global_batch_norms
@@ -47,7 +48,7 @@ class Parallel:
             than KAIZEN_PROCESSES and KAIZEN_DEVICE say.
     """
 
-    def __init__(self, *, log_with: str | None = None) -> None:
+    def __init__(self, *, log_with: str | None = None, deterministic: bool = False) -> None:
         # Buffers (queues, statistics) are each process' own and saved by one: sending them at every step is waste.
         ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
         group = InitProcessGroupKwargs(timeout=DEVICE_TIMEOUT)
@@ -55,6 +56,7 @@ class Parallel:
         self.rank = self.accelerator.process_index
         self.world = self.accelerator.num_processes
         self.device = self.accelerator.device
+        choose_kernels(self.device, deterministic)
         self.group = Group(self.rank, self.world)
         self.sharded = is_sharded(self.accelerator)
         self.is_main = self.accelerator.is_main_process
@@ -125,7 +127,12 @@ class Parallel:
             # torch 2.14 wants another name for broadcast_buffers, which earlier versions do not know.
             warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
             with self.compiler.left_out():
-                wrapped, prepared = self.accelerator.prepare(learner, optimizer)
+                if self.world == 1 and not self.sharded:
+                    # Accelerate would wrap the only process of a distributed launch in DDP as well.
+                    wrapped = self.accelerator.prepare_model(learner, evaluation_mode=True)
+                    prepared = self.accelerator.prepare(optimizer)
+                else:
+                    wrapped, prepared = self.accelerator.prepare(learner, optimizer)
         # Accelerate finds the shards of parameters by their address, which those without a row on this process share.
         held = dict(learner.named_parameters())
         for group, members in zip(optimizer.param_groups, groups, strict=True):
@@ -186,6 +193,7 @@ class Parallel:
             "compiled": self.compiler.on,
             "linked": links.current() is not None,
             "device": self.device.type,
+            "deterministic": self.device.type == "cpu" or torch.are_deterministic_algorithms_enabled(),
         }
 
     def peak_memory(self) -> int:

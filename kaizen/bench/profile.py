@@ -1,0 +1,71 @@
+"""Where the device's time goes, kernel by kernel, over some steps as they are used."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity
+
+from kaizen.bench.session import Session
+from kaizen.parallel import synchronize
+
+PROFILED, TOP = 10, 10
+"""Steps that are profiled, and kernels that are named."""
+
+
+def profile(session: Session, steps: int) -> dict[str, Any]:
+    """What the device runs in a step; on a CPU operations stand for kernels, which leave no gaps to be told.
+
+    idle_share: part of the time from the first kernel to the last in which none runs; kernels: a step; top: those that
+    take most, by name, with their share of the time of all kernels, calls a step, and seconds of one call.
+    """
+    device = session.parallel.device
+    on_gpu = device.type == "cuda"
+    activities = [ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
+    synchronize(device)
+    with torch.profiler.profile(activities=activities) as profiler:
+        for _ in range(steps):
+            session.step()
+        synchronize(device)
+    if not on_gpu:
+        found = [(e.key, e.count, e.self_cpu_time_total * 1e-6) for e in profiler.key_averages()]
+        return {"idle_share": None, **_shares(found, steps)}
+    spans = []
+    by_name: dict[str, list[float]] = defaultdict(list)
+    for event in profiler.profiler.kineto_results.events():
+        if event.device_type() == DeviceType.CUDA and event.duration_ns() > 0 and not _annotates(event):
+            spans.append((event.start_ns(), event.start_ns() + event.duration_ns()))
+            by_name[event.name()].append(event.duration_ns() * 1e-9)
+    found = [(name, len(seconds), sum(seconds)) for name, seconds in by_name.items()]
+    return {"idle_share": idle_share(spans), **_shares(found, steps)}
+
+
+def _annotates(event: Any) -> bool:
+    """Whether an event is a name that Python gave to a stretch of time, and no kernel."""
+    return bool(getattr(event, "is_user_annotation", lambda: False)())
+
+
+def idle_share(spans: Iterable[tuple[float, float]]) -> float:
+    """Part of the time from the first beginning to the last end that no span covers."""
+    busy, first, last = 0.0, None, 0.0
+    for begin, end in sorted(spans):
+        if first is None:
+            first = last = begin
+        busy += max(0.0, end - max(begin, last))
+        last = max(last, end)
+    return 1 - busy / (last - first) if first is not None and last > first else 0.0
+
+
+def _shares(found: list[tuple[str, int, float]], steps: int) -> dict[str, Any]:
+    """Kernels a step, and those that take most, of (name, calls, seconds) over all steps."""
+    whole = sum(seconds for _, _, seconds in found) or 1.0
+    top = sorted(found, key=lambda one: -one[2])[:TOP]
+    return {
+        "kernels": sum(calls for _, calls, _ in found) / steps,
+        "top": [
+            {"name": name, "share": seconds / whole, "calls": calls / steps, "seconds": seconds / calls}
+            for name, calls, seconds in top
+        ],
+    }

@@ -1,0 +1,83 @@
+"""What a whole recipe takes: its tasks are trained for a few epochs, from which its own number of epochs follows."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kaizen.bench.measure import workplace
+from kaizen.bench.synthetic import choose_stream
+from kaizen.config import Config
+from kaizen.data.load import Stream
+from kaizen.parallel import Parallel
+from kaizen.stop import StopRequest
+from kaizen.trainer import Trainer
+
+
+def measure_whole(recipe: str, config: Config, epochs: int, synthetic: bool, parallel: Parallel) -> dict[str, Any]:
+    """Train a recipe's tasks for so many epochs each, and evaluate them, in a temporary directory.
+
+    Args:
+        epochs: at least 2, as the first one of a task tells of its start.
+        synthetic: on random images, whatever data there are.
+
+    Raises:
+        ConfigError: the recipe's data cannot be used, or random images cannot be cut into its tasks.
+        TrainingFailed: a loss is not finite.
+    """
+    optim = config.optim.model_copy(
+        update={"epochs": epochs, "warmup_epochs": min(config.optim.warmup_epochs, epochs - 1)}
+    )
+    short = config.model_copy(update={"optim": optim, "log": config.log.model_copy(update={"wandb": "disabled"})})
+    data: list[str] = []
+
+    class OnRandomImages(Trainer):
+        def load(self) -> Stream:
+            stream, described = choose_stream(config, synthetic, whole=True)
+            data.append(described)
+            return stream
+
+    with workplace(parallel) as run:
+        trainer = OnRandomImages(recipe, short, run / "run", StopRequest())
+        trainer.run()
+        found = _summary(run / "run", trainer, config.optim.epochs)
+    return {"schema": 1, "recipe": recipe, "config_hash": config.hash(), "data": data[0], **found}
+
+
+def _summary(run: Path, trainer: Trainer, epochs: int) -> dict[str, Any]:
+    """Seconds by task, and the hours of a run of so many epochs a task."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    results = json.loads((run / "results.json").read_text())
+    tasks = []
+    for task, plan in enumerate(trainer.plan.tasks):
+        later = [line for line in lines if line["task"] == task and line["epoch"] > 0]
+        trained, evaluated = (results["seconds"][name][task] for name in ("train", "evaluate"))
+        step = trained / plan.steps
+        if len(later) > 1:
+            step = (later[-1]["seconds"] - later[0]["seconds"]) / (later[-1]["step"] - later[0]["step"])
+        start, rate = max(0.0, trained - step * plan.steps), plan.batch / step
+        whole = start + step * plan.steps_per_epoch * epochs + evaluated
+        tasks.append({"step": step, "images_per_second": rate, "start": start, "evaluate": evaluated, "whole": whole})
+    return {
+        "epochs": epochs,
+        "trained_epochs": trainer.config.optim.epochs,
+        "tasks": tasks,
+        "hours": sum(task["whole"] for task in tasks) / 3600,
+        "peak_memory_bytes": results["peak_memory_bytes"],
+        "device": json.loads((run / "environment.json").read_text())["device_name"] or trainer.parallel.device.type,
+    }
+
+
+def whole_lines(found: dict[str, Any]) -> Iterator[str]:
+    """The numbers of `measure_whole`."""
+    yield f"{'recipe':19} {found['recipe']}, {found['data']}, on {found['device']}"
+    for number, task in enumerate(found["tasks"]):
+        yield (
+            f"{f'task {number}':19} {1000 * task['step']:.2f} ms a step, {task['images_per_second']:.0f} images/s, "
+            f"start {task['start']:.1f} s, evaluation {task['evaluate']:.1f} s"
+        )
+    yield f"{'peak memory':19} {found['peak_memory_bytes'] / 2**20:.0f} MiB"
+    yield (
+        f"{'hours':19} {found['hours']:.3f} for {found['epochs']} epochs a task with their evaluations, "
+        f"from {found['trained_epochs']} epochs"
+    )
