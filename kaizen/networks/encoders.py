@@ -5,13 +5,42 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Union
 
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
+from torchvision.models import resnet
+from torchvision.models.resnet import conv1x1
 
 from kaizen.config import EncoderConfig
 from kaizen.networks.fit import is_vit
+from kaizen.networks.norm import normalised
 
 if TYPE_CHECKING:
     from kaizen.networks.vit import ViT
+
+
+class BasicBlock(resnet.BasicBlock):
+    """torchvision's block, each of its norms together with what follows it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (n, c, h, w) -> maps (n, c', h', w')."""
+        out = normalised(self.bn1, self.conv1(x))
+        return normalised(self.bn2, self.conv2(out), residual=_shortcut(self.downsample, x))
+
+
+class Bottleneck(resnet.Bottleneck):
+    """torchvision's block, each of its norms together with what follows it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (n, c, h, w) -> maps (n, c', h', w')."""
+        out = normalised(self.bn1, self.conv1(x))
+        out = normalised(self.bn2, self.conv2(out))
+        return normalised(self.bn3, self.conv3(out), residual=_shortcut(self.downsample, x))
+
+
+def _shortcut(downsample: nn.Module | None, x: Tensor) -> Tensor:
+    if not isinstance(downsample, nn.Sequential):
+        return x
+    convolution, norm = downsample
+    return normalised(norm, convolution(x), relu=False)
+
 
 RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int]]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
@@ -78,7 +107,7 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (n, 3, h, w) -> features (n, feature_dim)."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        x = self.maxpool(normalised(self.bn1, self.conv1(images)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.avgpool(x).flatten(1)
 

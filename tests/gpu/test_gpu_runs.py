@@ -69,33 +69,30 @@ def test_memory_stays_flat_over_twenty_tasks(tiny: list[str], monkeypatch: pytes
     assert max(held[5:]) <= held[4], f"bytes after each task: {held}"
 
 
-def launched(arguments: list[str], processes: int = 1, script: str = "train.py", **env: str) -> str:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", script]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+
+
+def launched(arguments: list[str], launcher: list[str], **env: str) -> str:
     around = {**os.environ, "KAIZEN_THREADS": "2", **env}
-    done = subprocess.run([*command, *arguments], cwd=ROOT, env=around, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, *launcher, *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=around, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
     return done.stdout
 
 
 def test_the_only_process_of_a_launch_with_nccl_records_its_steps(tiny: list[str]) -> None:
-    said = launched([*tiny, "--run.graph", "must", "--stream.tasks", "2"], ACCELERATE_MIXED_PRECISION="bf16")
+    arguments = [*tiny, "--run.graph", "must", "--stream.tasks", "2"]
+    said = launched(arguments, [*TORCHRUN, "1", "train.py"], ACCELERATE_MIXED_PRECISION="bf16")
     assert "processes           1" in said
     assert status_of(run_of(tiny))["state"] == "done"
 
 
 def test_fsdp2_trains_one_shard_and_resumes(tiny: list[str]) -> None:
-    tiny = [word for word in tiny if word not in ("--encoder.width", "4")]
-    env = {
-        "ACCELERATE_USE_FSDP": "true",
-        "FSDP_VERSION": "2",
-        "FSDP_RESHARD_AFTER_FORWARD": "true",
-        "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
-        "FSDP_AUTO_WRAP_POLICY": "NO_WRAP",
-        "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
-        "ACCELERATE_MIXED_PRECISION": "bf16",
-    }
+    del tiny[(width := tiny.index("--encoder.width")) : width + 2]
     arguments = [*tiny, "--encoder.name", "vit_tiny", "--method.name", "byol", "--stream.tasks", "2"]
-    said = launched(arguments, **env)
+    config = ["--config_file", "accelerate_configs/fsdp2.yaml", "--num_processes", "1"]
+    accelerate = ["-m", "accelerate.commands.launch", *config, "train.py"]
+    said = launched(arguments, accelerate)
     assert "not recorded as a CUDA graph: FSDP" in said
     run = run_of(tiny)
     assert json.loads((run / "environment.json").read_text())["strategy"] == "fsdp2"
@@ -104,7 +101,7 @@ def test_fsdp2_trains_one_shard_and_resumes(tiny: list[str]) -> None:
         file.unlink()
     (run / "tasks" / "task-01").rmdir()
     before = len(log_of(run))
-    launched(arguments, **env)
+    launched(arguments, accelerate)
     assert status_of(run)["state"] == "done"
     assert len(log_of(run)) == before
 
@@ -112,9 +109,9 @@ def test_fsdp2_trains_one_shard_and_resumes(tiny: list[str]) -> None:
 def test_two_processes_train_on_one_gpu_over_gloo(tiny: list[str]) -> None:
     said = launched(
         [*tiny, "--stream.tasks", "2"],
-        2,
-        str(Path(__file__).parent / "shared_gpu.py"),
+        [*TORCHRUN, "2", str(Path(__file__).parent / "shared_gpu.py")],
         ACCELERATE_TORCH_DEVICE="cuda:0",
+        ACCELERATE_BYPASS_DEVICE_MAP="true",
     )
     assert "processes           2" in said
     assert "not recorded as a CUDA graph: 2 processes" in said
@@ -126,7 +123,7 @@ def test_compiled_networks_are_recorded_with_the_step(tiny: list[str], tmp_path:
     for backend in ("no", "inductor"):
         run = tmp_path / backend
         arguments = [*tiny, "--stream.tasks", "2", "--run.graph", "must", "--run.dir", str(run)]
-        launched(arguments, ACCELERATE_DYNAMO_BACKEND=backend)
+        launched(arguments, ["train.py"], ACCELERATE_DYNAMO_BACKEND=backend)
         runs.append(log_of(run))
     for one, other in zip(*runs, strict=True):
         assert other["loss/total"] == pytest.approx(one["loss/total"], rel=0.05)

@@ -106,7 +106,8 @@ def test_half_precision_ends_near_float32(precision: str, tmp_path: Path, monkey
     for mode in ("no", precision):
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", mode)
         AcceleratorState._reset_state(reset_partial_state=True)
-        session = begin(["--method.name", "vicreg", *small("vicreg"), "--encoder.width", "16"], tmp_path / mode)
+        arguments = ["--method.name", "simclr", *small("simclr"), "--encoder.width", "16", "--optim.name", "adamw"]
+        session = begin([*arguments, "--optim.lr", "0.004"], tmp_path / mode)
         terms = terms_of(session, 40)
         assert (session.stepper.recorder is None) == (mode == "fp16")
         ends.append([sum(line[i] for line in terms[-10:]) / 10 for i in range(4)])
