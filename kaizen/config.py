@@ -49,8 +49,8 @@ class RunConfig(Section):
     keep_checkpoints: Count = Field(2, description="newest checkpoints kept")
     graph: Literal["auto", "off", "must"] = Field(
         "auto",
-        description="steps on one GPU; auto: recorded as a CUDA graph and replayed where that can be done; off: "
-        "ordinary steps; must: recorded, or refused",
+        description="steps on one GPU; auto: recorded as a CUDA graph after a few ordinary ones, and replayed, where "
+        "that can be done; off: ordinary steps; must: end the run where they cannot be recorded",
     )
     deterministic: bool = Field(
         False, description="on GPUs, only kernels that give the same bits in every run, which are slower"

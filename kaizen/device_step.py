@@ -16,7 +16,7 @@ from kaizen.data.feed import Load
 from kaizen.data.views import augment
 from kaizen.learner import TERMS, TeacherOutputs, total
 from kaizen.methods.base import Outputs
-from kaizen.numbers import Told, unpack
+from kaizen.numbers import StepData, unpack
 from kaizen.optim import set_rates
 from kaizen.parallel import Batch, Branches, Parallel, memory_format
 from kaizen.state import TaskState
@@ -27,7 +27,7 @@ class Inputs:
     """What one part of a step is computed from, on the device; of a recorded step these tensors stay the same ones."""
 
     views: list[Tensor]
-    told: Told
+    data: StepData
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,9 @@ class Passed:
 
 @dataclass(frozen=True)
 class Done:
-    """What a step gives: the four terms, and projections (n, d) of the first two views; of a recorded step until the
-    next one.
+    """What a step gives: the four terms, and projections (n, d) of the first two views.
+
+    The next recorded step overwrites those of a recorded step.
     """
 
     terms: dict[str, Tensor]
@@ -81,7 +82,7 @@ class DeviceStep:
         for load in loads:
             inputs = self.inputs_of(load)
             passed.append(self.forward_backward(inputs, load.batch, whole, phase, branches))
-        return self.update(passed, inputs.told, loads[0].numbers)
+        return self.update(passed, inputs.data, loads[0].numbers)
 
     def inputs_of(self, load: Load) -> Inputs:
         """Views and numbers of a load."""
@@ -90,11 +91,11 @@ class DeviceStep:
 
     def inputs(self, packed: Tensor, images: Tensor | None, count: int) -> Inputs:
         """Views and numbers from what the host sent: the packed buffer, and images unless the store has them."""
-        told = unpack(packed, count, len(self.state.optimizer.param_groups))
+        data = unpack(packed, count, len(self.state.optimizer.param_groups))
         if images is None:
             assert self.store is not None
-            images = self.store.index_select(0, told.rows)
-        return Inputs(self.views(images, told.keys), told)
+            images = self.store.index_select(0, data.rows)
+        return Inputs(self.views(images, data.keys), data)
 
     def views(self, images: Tensor, keys: Tensor) -> list[Tensor]:
         """Views (n, 3, s, s) of images uint8 (n, 3, h, w), drawn by their keys int64 (n,)."""
@@ -113,20 +114,20 @@ class DeviceStep:
             branches: twin and teacher run there, beside the student; None: before it.
         """
         state, accelerator = self.state, self.parallel.accelerator
-        views, told = inputs.views, inputs.told
+        views, data = inputs.views, inputs.data
         parts = self._weights_of_part(batch, whole)
-        batch = replace(batch, phase=phase, key=told.key, places=told.places)
-        batch = replace(batch, label_share=told.label_share, numbers=told.method)
+        batch = replace(batch, phase=phase, key=data.key, places=data.places)
+        batch = replace(batch, label_share=data.label_share, numbers=data.method)
         with accelerator.accumulate(state.wrapped):
             twin, old = self._targets(views, branches)
             join = branches.join if branches is not None else None
             with accelerator.autocast():
-                terms, projections = state.wrapped(views, told.labels, batch, twin, old, join)
+                terms, projections = state.wrapped(views, data.labels, batch, twin, old, join)
             terms = {name: term if parts is None else term * parts[name] for name, term in terms.items()}
             # Accelerate takes a mean over the parts.
             accelerator.backward(total(terms, self.weights) * self.parallel.accumulation)
         held = {name: term.detach() for name, term in terms.items()}
-        return Passed(held, Outputs(projections, twin, told.labels), batch)
+        return Passed(held, Outputs(projections, twin, data.labels), batch)
 
     def _targets(self, views: list[Tensor], branches: Branches | None) -> tuple[list[Tensor], TeacherOutputs | None]:
         """What twin and teacher say of the views."""
@@ -153,7 +154,7 @@ class DeviceStep:
         parts["classifier"] = batch.labelled / max(whole.labelled, 1)
         return parts
 
-    def update(self, passed: Sequence[Passed], told: Told, rates: Sequence[float]) -> Done:
+    def update(self, passed: Sequence[Passed], data: StepData, rates: Sequence[float]) -> Done:
         """The optimizer's step, and what follows it.
 
         Args:
@@ -162,13 +163,13 @@ class DeviceStep:
         state, method = self.state, self.state.learner.method
         batch, outputs = Batch.joined([part.batch for part in passed]), _joined([part.outputs for part in passed])
         method.after_backward(batch)
-        set_rates(state.optimizer, told.rates, rates)
+        set_rates(state.optimizer, data.rates, rates)
         state.optimizer.step()
         state.optimizer.zero_grad()
         # A step that a gradient scaler skipped advances nothing.
         if not self.skipped:
             if state.twin is not None:
-                state.twin.update(told.follow)
+                state.twin.update(data.follow)
             with torch.no_grad():
                 method.after_step(outputs, batch)
         terms = passed[0].terms

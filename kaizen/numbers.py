@@ -1,4 +1,4 @@
-"""What the host tells the device of a step: labels, keys, places and the step's numbers in one small buffer.
+"""What the host sends to the device for a step: labels, keys, places and the step's numbers in one small buffer.
 
 The buffer is sent in one copy. On the device everything that differs from step to step is read from it, so that a step
 can be recorded once and replayed.
@@ -13,7 +13,7 @@ from torch import Tensor
 COLUMNS = 4
 
 
-class Told(NamedTuple):
+class StepData(NamedTuple):
     """A step's buffer taken apart, on the device.
 
     labels: int64 (n,), -1 = not available; keys: int64 (n,), random keys of the images' views; places: int64 (n,), see
@@ -48,10 +48,10 @@ def pack(columns: Sequence[Tensor], key: int, numbers: Sequence[float], *, pinne
     return packed
 
 
-def unpack(packed: Tensor, n: int, groups: int) -> Told:
+def unpack(packed: Tensor, n: int, groups: int) -> StepData:
     """The buffer of n images and so many groups of parameters, as views of it."""
     columns, key = packed[: COLUMNS * n].view(COLUMNS, n), packed[COLUMNS * n]
     numbers = packed[COLUMNS * n + 1 :].view(torch.float64)
     rates, follow, label_share, method = numbers.split([groups, 1, 1, len(numbers) - groups - 2])
     labels, keys, places, rows = columns.unbind(0)
-    return Told(labels, keys, places, rows, key, rates, follow[0], label_share[0], method)
+    return StepData(labels, keys, places, rows, key, rates, follow[0], label_share[0], method)

@@ -33,6 +33,8 @@ def why_ordinary(config: Config, parallel: Parallel) -> str | None:
         "FSDP": parallel.sharded,
         f"gradient accumulation over {parallel.accumulation} parts": parallel.accumulation > 1,
         "the gradient scaler of fp16, which decides on the host": bool(parallel.scaler_state()),
+        "the networks are compiled (run.graph must records them all the same)": compiler.on
+        and config.run.graph == "auto",
         f"torch.compile's mode {compiler.mode}, which records graphs of its own": compiler.records,
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
@@ -79,8 +81,6 @@ class Recorder:
         if not all(group.get(TENSOR_RATE) for group in groups):
             raise ValueError("a recorded step takes its rates from tensors; this optimizer takes numbers")
         self.device_step, self.lanes, self.branches = device_step, lanes, branches
-        self.refused: str | None = None
-        """Why steps are ordinary after all, once recording has failed."""
         self._phase: Hashable = None
         self._ordinary = 0
         self._training: Any = None
@@ -88,6 +88,12 @@ class Recorder:
         self._prepared: int | None = None
         self._ready: list[Tensor] = []
         self._held: list[Tensor] = []
+
+    @property
+    def refused(self) -> str | None:
+        """Why steps are ordinary after all, once a recording has failed in this process."""
+        refused: str | None = self.lanes.refused
+        return refused
 
     @property
     def recorded(self) -> bool:
@@ -138,7 +144,7 @@ class Recorder:
                 self._record_preparing(load)
             self._record_training(load, phase)
         except RuntimeError as error:
-            self.refused = " ".join(str(error).split())[:200]
+            self.lanes.refused = _cause(error)
             self.close()
             # What a step that was not run left behind.
             self.device_step.state.optimizer.zero_grad()
@@ -146,9 +152,7 @@ class Recorder:
                 problem = f"is must, but a step of this encoder cannot be recorded ({self.refused})"
                 raise ConfigError("run.graph", f"{problem}; allowed: auto, off") from error
             parallel = self.device_step.parallel
-            parallel.announce(
-                f"steps               ordinary ones from here on, as recording one failed: {self.refused}"
-            )
+            parallel.announce(f"steps               no longer recorded as a CUDA graph: {self.refused}")
             return False
         return True
 
@@ -170,7 +174,7 @@ class Recorder:
 
         def work() -> Done:
             passed = step.forward_backward(inputs, load.batch, load.batch, phase, self.branches)
-            return step.update([passed], inputs.told, load.numbers)
+            return step.update([passed], inputs.data, load.numbers)
 
         self._training = self.lanes.record_training(work)
 
@@ -187,3 +191,10 @@ class Recorder:
         if self._training is not None:
             self._training.free()
             self._training = None
+
+
+def _cause(error: BaseException) -> str:
+    """The first error of a chain, on one line: those that follow only say that the recording has ended early."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]

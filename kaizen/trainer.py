@@ -20,6 +20,7 @@ from kaizen.evaluation.table import print_results, save_picture
 from kaizen.learner import total
 from kaizen.log import FIRST_STEP, Clock, RunLog, versions
 from kaizen.networks.encoders import build_encoder
+from kaizen.networks.fit import check_deterministic
 from kaizen.parallel import Parallel, check_encoder, synchronize
 from kaizen.plan import describe, make_plan, term_weights
 from kaizen.recording import check_recording
@@ -117,6 +118,7 @@ class Trainer:
         sizes = self.parallel.world, self.parallel.accumulation
         self.plan = make_plan(config, self.stream.train_sizes, *sizes)
         self._check_sharding()
+        check_deterministic(config, self.parallel.device.type)
         recording = check_recording(config, self.parallel)
         self.evaluator = Evaluator(config, self.stream, self.parallel)
         self.directory.claim(self.recipe, self.preset, self.source.digest())

@@ -26,9 +26,17 @@ def small(method: str) -> list[str]:
     return [*SMALL, *(word for key, n in KEYS.items() if key in fields for word in (f"--method.{key}", str(n)))]
 
 
-def begin(arguments: list[str], place: Path, *, task: int = 1, recording: bool = True, parallel: Any = None) -> Session:
-    """A task of `digits` on random images; the state before it is made in `place` once."""
-    _, config = resolve(*parse_arguments(["digits", *arguments]))
+def begin(
+    arguments: list[str],
+    place: Path,
+    *,
+    recipe: str = "digits",
+    task: int = 1,
+    recording: bool = True,
+    parallel: Any = None,
+) -> Session:
+    """A task of a recipe on random images; the state before it is made in `place` once."""
+    _, config = resolve(*parse_arguments([recipe, *arguments]))
     parallel = parallel or Parallel()
     stream = choose_stream(config, True)[0]
     plan = make_plan(config, stream.train_sizes, parallel.world, parallel.accumulation)

@@ -34,11 +34,13 @@ class Tape(TorchDispatchMode):
         self._operations: list[tuple[Any, tuple[Any, ...], dict[str, Any], list[Tensor | None]]] = []
         # A CUDA graph runs nothing while it is recorded.
         held = [tensor.detach().clone() for tensor in state]
-        with self:
-            self.result = work()
-        with torch.no_grad():
-            for tensor, before in zip(state, held, strict=True):
-                tensor.copy_(before)
+        try:
+            with self:
+                self.result = work()
+        finally:
+            with torch.no_grad():
+                for tensor, before in zip(state, held, strict=True):
+                    tensor.copy_(before)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -61,12 +63,11 @@ class Tape(TorchDispatchMode):
     def free(self) -> None:
         self._operations = []
 
-    def __len__(self) -> int:
-        return len(self._operations)
-
 
 class TapeLanes:
     """The lanes of a recorder, one after the other; `state` is what a training step changes."""
+
+    refused: str | None = None
 
     def __init__(self, state: Callable[[], Sequence[Tensor]]) -> None:
         self._state = state

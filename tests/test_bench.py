@@ -16,9 +16,11 @@ from kaizen.bench.flat import step_seconds
 from kaizen.bench.measure import Options, measure
 from kaizen.bench.parts import PARTS, REST, Meter, flops_by_part, seconds_by_part
 from kaizen.bench.plain import METHODS, PlainLoop, lacking
+from kaizen.bench.profile import idle_share, profile
 from kaizen.bench.session import Session, begin_run
 from kaizen.bench.spread import inverse, ratio, spread
 from kaizen.bench.synthetic import choose_stream, make_source
+from kaizen.bench.whole import measure_whole, whole_lines
 from kaizen.cli import parse_arguments, resolve
 from kaizen.commands import COMMANDS, run
 from kaizen.config import Config
@@ -222,6 +224,33 @@ def test_joint_stream_is_measured_without_teacher() -> None:
     found = measure("digits", config, Options(1, synthetic=True), Parallel(), lambda text: None)
     assert (found["task"], found["teacher"], found["batch"]["replay"]) == (0, False, 0)
     assert "supcon" in found["plain"]["missing"]
+
+
+def test_idle_is_what_no_kernel_covers() -> None:
+    assert idle_share([(0, 4), (2, 6), (3, 5), (8, 10)]) == pytest.approx(0.2)
+    assert idle_share([(5, 9), (1, 5)]) == 0.0
+    assert idle_share([]) == 0.0
+
+
+def test_a_profile_names_what_takes_most(tmp_path: Path) -> None:
+    with session_of(configured("simclr"), tmp_path) as session:
+        found = profile(session, 2)
+    assert found["idle_share"] is None
+    assert found["kernels"] > 100
+    shares = [top["share"] for top in found["top"]]
+    assert shares == sorted(shares, reverse=True)
+    assert "convolution" in " ".join(top["name"] for top in found["top"])
+
+
+def test_a_whole_recipe_tells_the_hours_of_its_own_epochs(tmp_path: Path) -> None:
+    config = configured("simclr", "--optim.epochs", "50", "--eval.readers", "[classifier]", "--log.every_steps", "1")
+    found = measure_whole("digits", config, 2, True, Parallel())
+    assert (found["epochs"], found["trained_epochs"], len(found["tasks"])) == (50, 2, 3)
+    steps = 50 * (1437 // 3 // 16)
+    for task in found["tasks"]:
+        assert task["whole"] == pytest.approx(task["start"] + steps * task["step"] + task["evaluate"], rel=0.02)
+    assert found["hours"] == pytest.approx(sum(task["whole"] for task in found["tasks"]) / 3600)
+    assert "for 50 epochs a task" in list(whole_lines(found))[-1]
 
 
 def test_small_tasks_of_random_images(cache: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,10 @@ from kaizen.commands import COMMANDS, run
         (["--start", sys.executable, "--optim.lr", "fast"], ("optim.lr", "'fast'")),
         (["--json", "/nowhere/bench.json"], ("--json", "directory")),
         (["--optim.lr", "fast"], ("optim.lr", "'fast'")),
+        (["--whole", "1"], ("--whole", "at least 2")),
+        (["--whole", "2", "--profile"], ("--profile", "--whole")),
+        (["--graph", "on"], ("--graph", "'auto', 'off'")),
+        (["--run.graph", "must"], ("run.graph", "the device is a CPU")),
         (["--jsn", "x"], ("--jsn", "section.key")),
         (["--data.source", "parquet:/nowhere"], ("data.source", "/nowhere is not a directory")),
     ],
@@ -48,5 +52,5 @@ def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["bench", "--help"], COMMANDS) == 0
     out = capsys.readouterr().out
     assert out.count("\n  python -m kaizen bench") >= 2
-    for option in ("--json", "--against", "--tasks", "--start", "--synthetic", "--checkpoints"):
+    for option in ("--json", "--against", "--tasks", "--start", "--synthetic", "--checkpoints", "--profile", "--whole"):
         assert option in out

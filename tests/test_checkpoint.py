@@ -20,7 +20,7 @@ from kaizen.checkpoint import (
     write_json,
 )
 from kaizen.errors import ConfigError
-from kaizen.optim import build_optimizer, parameter_groups
+from kaizen.optim import build_optimizer, parameter_groups, set_rates
 from kaizen.tensors import load_into, load_optimizer, optimizer_tensors, read_tensors
 
 
@@ -156,16 +156,20 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
         load_into(module, {**good, "encoder.more": torch.ones(1)}, ("encoder.",), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])
-def test_an_optimizer_that_comes_back_goes_on_bit_for_bit(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "fused"), [("lars", False), ("sgd", False), ("adamw", False), ("sgd", True), ("adamw", True)]
+)
+def test_an_optimizer_that_comes_back_goes_on_bit_for_bit(name: str, fused: bool) -> None:
     def made() -> tuple[nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(0)
         module = nn.ModuleDict({"encoder": nn.Linear(4, 4), "classifier": nn.Linear(4, 2)})
         groups = parameter_groups(module, 0.1, 0.05, 1e-2)
-        return module, build_optimizer(name, groups, 0.9, 0.02, 0.1)
+        return module, build_optimizer(name, groups, 0.9, 0.02, 0.1, fused=fused)
 
     def steps(module: nn.Module, optimizer: torch.optim.Optimizer, first: int, count: int) -> None:
         for step in range(first, first + count):
+            rates = [0.1 / (1 + step)] * len(optimizer.param_groups)
+            set_rates(optimizer, torch.tensor(rates), rates)
             x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
             module["classifier"](module["encoder"](x)).square().sum().backward()
             optimizer.step()
@@ -183,6 +187,26 @@ def test_an_optimizer_that_comes_back_goes_on_bit_for_bit(name: str) -> None:
     steps(second, optimizer, 3, 2)
     for one, other in zip(straight.parameters(), second.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_an_optimizers_state_moves_between_fused_and_plain_kernels(name: str, fused: bool) -> None:
+    """As between a GPU and a CPU."""
+    module = nn.ModuleDict({"encoder": nn.Linear(4, 4)})
+    groups = [parameter_groups(module, 0.1, 0.05, 1e-2) for _ in range(2)]
+    one, other = (
+        build_optimizer(name, g, 0.9, 0.02, 0.1, fused=f) for g, f in zip(groups, (fused, not fused), strict=True)
+    )
+    module["encoder"](torch.ones(2, 4)).sum().backward()
+    one.step()
+    saved = {key: t.clone() for key, t in optimizer_tensors(one, module).items()}
+    load_optimizer(other, module, saved, Path("optimizer.safetensors"))
+    assert optimizer_tensors(other, module).keys() == saved.keys()
+    before = module["encoder"].weight.detach().clone()
+    other.step()
+    assert not torch.equal(module["encoder"].weight, before)
+    assert torch.isfinite(module["encoder"].weight).all()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,15 @@ from torch import nn
 
 from kaizen.cli import parse_arguments, resolve
 from kaizen.learner import Learner
-from kaizen.optim import LARS, build_optimizer, momentum_tau, parameter_groups, warmup_cosine
+from kaizen.optim import (
+    LARS,
+    add_scaled_,
+    build_optimizer,
+    momentum_tau,
+    parameter_groups,
+    set_rates,
+    warmup_cosine,
+)
 
 SHAPES = {
     "enc.conv.weight": (2, 3, 3, 3),
@@ -142,3 +150,31 @@ def test_optimisers_lower_a_loss_by_their_groups(name: str) -> None:
         loss.backward()
         optimizer.step()
     assert losses[-1] < losses[0]
+
+
+def test_lars_takes_a_tensor_for_a_rate_and_gives_the_same_bits_on_a_cpu() -> None:
+    ends = []
+    for as_tensor in (False, True):
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Linear(37, 19), nn.Linear(19, 3))
+        optimizer = build_optimizer("lars", parameter_groups(module, 0.3, 0.1, 1e-3), 0.9, 0.02, 0.3)
+        for step in range(4):
+            module(torch.randn(8, 37)).square().mean().backward()
+            rates = [0.3 / (step + 1)] * len(optimizer.param_groups)
+            if as_tensor:
+                set_rates(optimizer, torch.tensor(rates, dtype=torch.float64), rates)
+            else:
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad()
+        ends.append([p.detach().clone() for p in module.parameters()])
+    for one, other in zip(*ends, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_twin_follows_by_a_tensor_as_by_a_number_on_a_cpu() -> None:
+    twin, student, follow = torch.randn(1003), torch.randn(1003), 1 - 0.9912345
+    expected = torch.lerp(twin, student, follow)
+    add_scaled_([twin], [student - twin], torch.tensor(follow))
+    assert torch.equal(twin, expected)

@@ -25,7 +25,7 @@ from kaizen.data.load import Stream
 from kaizen.log import environment
 from kaizen.parallel import Parallel
 from kaizen.plan import make_plan
-from kaizen.recording import why_ordinary
+from kaizen.recording import check_recording, why_ordinary
 
 BLOCK_SECONDS = 0.5
 """A repetition is as many steps as fit, so that neither the clock nor a single log line decides."""
@@ -69,6 +69,8 @@ def measure(recipe: str, config: Config, options: Options, parallel: Parallel, s
     """
     stream, data = parallel.main_first(lambda: choose_stream(config, options.synthetic))
     plan = make_plan(config, stream.train_sizes, parallel.world, parallel.accumulation)
+    if problem := check_recording(config, parallel):
+        say(problem)
     say(f"data: {data}")
     with workplace(parallel) as run:
         task = begin_run(config, stream, plan, run, parallel)

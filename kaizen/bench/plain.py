@@ -28,6 +28,7 @@ def lacking(session: Session) -> str | None:
         f"method {config.method.name} (there is one for {', '.join(METHODS)})": config.method.name not in METHODS,
         f"distiller {config.distill.name}": config.distill.name not in DISTILLERS,
         f"{parallel.world} processes": parallel.world > 1,
+        "compiled networks": parallel.compiler.on,
         "gradient accumulation": parallel.accumulation > 1,
         f"mixed precision {mode}": mode not in ("no", "bf16"),
     }
@@ -48,7 +49,7 @@ class PlainLoop:
         self.bf16 = session.parallel.accelerator.mixed_precision == "bf16"
         layout = memory_format(state.learner.encoder, self.device)
         inputs = stepper.device_step.inputs_of(load)
-        self.labels, self.views = inputs.told.labels.clone(), inputs.views
+        self.labels, self.views = inputs.data.labels.clone(), inputs.views
         # A learner without Accelerate's hooks, whose parts are called one by one.
         self.net: Any = type(state.learner)(config, session.num_classes, state.learner.distiller).to(self.device)
         self.net.load_state_dict(state.learner.state_dict())
@@ -63,7 +64,7 @@ class PlainLoop:
         fused = session.parallel.fuses
         self.optimizer = build_optimizer(optim.name, groups, optim.momentum, optim.eta, lr, fused=fused)
         self._recorded: CudaGraph[dict[str, Tensor]] | None = None
-        self._lanes = CudaLanes(self.device) if stepper.recorder is not None else None
+        self._lanes = CudaLanes(self.device) if stepper.recorder is not None and stepper.recorder.recorded else None
         if self.twin is not None:
             self.averages: list[Tensor] = [
                 p for part in (self.twin.encoder, self.twin.projector) for p in part.parameters()

@@ -16,7 +16,7 @@ PROFILED, TOP = 10, 10
 
 
 def profile(session: Session, steps: int) -> dict[str, Any]:
-    """What the device runs in a step; on a CPU operations stand for kernels, which leave no gaps to be told.
+    """What the device runs in a step; on a CPU these are operations in the place of kernels, and idle_share is None.
 
     idle_share: part of the time from the first kernel to the last in which none runs; kernels: a step; top: those that
     take most, by name, with their share of the time of all kernels, calls a step, and seconds of one call.

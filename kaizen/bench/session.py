@@ -24,7 +24,7 @@ def begin_run(config: Config, stream: Stream, plan: Plan, run: Path, parallel: P
         return 0
     weights = term_weights(config, stream.tasks, 0)
     state = TaskState(config, stream.source.num_classes, 0, plan.tasks[0].images, plan.lr, weights, run, parallel)
-    stepper = Stepper(config, stream, plan, state, weights, parallel)
+    stepper = Stepper(config, stream, plan, state, weights, parallel, recording=False)
     stepper.close()
     state.save_task_end(task_directory(run, 0), stepper.remember(), stepper.image, {"task": 0, "step": 0})
     parallel.release()

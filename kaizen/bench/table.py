@@ -26,7 +26,7 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     yield _row("GFLOP/s", _shown(flops["per_second"], 1e-9))
     yield _row("peak GFLOP/s", f"{_shown(flops['peak_per_second'], 1e-9)}, a matrix product in the same precision")
     yield _row("share of the peak", _shown(flops["share_of_peak"], 100) + " %")
-    yield _row("peak memory", _shown(found["memory"]["peak_bytes"], 2**-20) + " MiB")
+    yield _row("peak memory", _shown(found["memory"]["peak_bytes"], 2**-20) + " MiB, of an ordinary step")
     traffic = found["communication"]
     kinds = [f"{kind} {count}{_messages(traffic, kind)}" for kind, count in traffic["bytes"].items()]
     yield _row("traffic a step", ", ".join([f"{traffic['total']} bytes a process", *kinds]))

@@ -18,7 +18,7 @@ def measure_whole(recipe: str, config: Config, epochs: int, synthetic: bool, par
     """Train a recipe's tasks for so many epochs each, and evaluate them, in a temporary directory.
 
     Args:
-        epochs: at least 2, as the first one of a task tells of its start.
+        epochs: at least 2; the first one of a task includes its start.
         synthetic: on random images, whatever data there are.
 
     Raises:
@@ -40,7 +40,8 @@ def measure_whole(recipe: str, config: Config, epochs: int, synthetic: bool, par
     with workplace(parallel) as run:
         trainer = OnRandomImages(recipe, short, run / "run", StopRequest())
         trainer.run()
-        found = _summary(run / "run", trainer, config.optim.epochs)
+        # The others may find the directory gone: the main process deletes it.
+        found = _summary(run / "run", trainer, config.optim.epochs) if trainer.parallel.is_main else {}
     return {"schema": 1, "recipe": recipe, "config_hash": config.hash(), "data": data[0], **found}
 
 

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,8 @@ classes. Keys are those of training (python train.py --help). Under a launcher t
 Shares of parts are of a pass that waits for the device at every border; the step itself is timed without.
 
   python -m kaizen bench digits --tasks 10
+  python -m kaizen bench cifar100-mocov2plus --synthetic --profile
+  python -m kaizen bench cifar100-mocov2plus --synthetic --whole 2 --eval.readers '[classifier]'
   python -m kaizen bench cifar100-simclr --start 'accelerate launch -q --num_processes 4'
   python -m kaizen bench cifar100-mocov2plus --encoder.width 16 --optim.batch 64 --synthetic --against pil
   accelerate launch -q --num_processes 4 -m kaizen bench cifar100-simclr --json bench.json
@@ -55,70 +57,69 @@ def main(tokens: Sequence[str]) -> int:
     # As in training, and read when torch is loaded: threads that wait spin for less long.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     given, rest = parser.parse_known_args(tokens)
+    rest += ["--run.graph", given.graph] if given.graph else []
     arguments = parse_arguments(rest)
     if given.tasks:
         arguments.overrides["stream.tasks"] = str(given.tasks)
-    if given.graph:
-        arguments.overrides["run.graph"] = given.graph
     recipe, config = resolve(*arguments)
     _check_options(given)
-    if "kornia" in given.against and importlib.util.find_spec("kornia") is None:
-        raise ConfigError("--against", "is kornia, which is not installed; allowed: pil, or pip install kornia")
-    if given.json not in (None, "-") and not Path(given.json).expanduser().parent.is_dir():
-        raise ConfigError("--json", f"is {given.json!r}, whose directory does not exist; allowed: a file, or -")
     if given.start is not None:
         found = _start(recipe, config, rest, given)
         from kaizen.bench.table import start_lines
 
         _tell(found, start_lines(found), given.json)
         return 0
-    from kaizen.bench.measure import Options, measure
-    from kaizen.bench.table import flat_lines, lines
-    from kaizen.parallel import Parallel
-
     if given.tasks:
         from kaizen.bench.flat import check_tasks
 
         check_tasks(config, given.tasks)
-    parallel = Parallel()
+    from kaizen.parallel import Parallel
 
-    def say(text: str) -> None:
-        if parallel.is_main:
-            print(text, file=sys.stderr, flush=True)
-
-    if given.tasks:
-        found = _flat(recipe, config, given.repetitions, given.synthetic, parallel)
-        text = flat_lines(found)
-    elif given.whole:
-        from kaizen.bench.whole import measure_whole, whole_lines
-
-        # What a run prints is progress here.
-        with redirect_stdout(sys.stderr):
-            found = measure_whole(recipe, config, given.whole, given.synthetic, parallel)
-        text = whole_lines(found)
-    else:
-        found = measure(
-            recipe,
-            config,
-            Options(given.repetitions, given.profile, given.synthetic, tuple(given.against), given.checkpoints),
-            parallel,
-            say,
-        )
-        text = lines(found)
+    parallel = Parallel(deterministic=config.run.deterministic)
+    found, text = _measured(recipe, config, given, parallel)
     # A training run has left the group of processes by now, so nothing can be agreed on any more.
     if parallel.is_main:
-        _tell(found, text, given.json)
+        _tell(found, text(found), given.json)
     if not given.tasks and not given.whole:
         parallel.close()
     return 0
 
 
+Lines = Callable[[dict[str, Any]], Iterable[str]]
+
+
+def _measured(recipe: str, config: Config, given: argparse.Namespace, parallel: "Parallel") -> tuple[Any, Lines]:
+    """What was asked for, and what makes lines of it."""
+    from kaizen.bench.table import flat_lines, lines
+
+    if given.tasks:
+        return _flat(recipe, config, given.repetitions, given.synthetic, parallel), flat_lines
+    if given.whole:
+        from kaizen.bench.whole import measure_whole, whole_lines
+
+        # What a run prints is progress here.
+        with redirect_stdout(sys.stderr):
+            return measure_whole(recipe, config, given.whole, given.synthetic, parallel), whole_lines
+    from kaizen.bench.measure import Options, measure
+
+    def say(text: str) -> None:
+        if parallel.is_main:
+            print(text, file=sys.stderr, flush=True)
+
+    options = Options(given.repetitions, given.profile, given.synthetic, tuple(given.against), given.checkpoints)
+    return measure(recipe, config, options, parallel, say), lines
+
+
 def _check_options(given: argparse.Namespace) -> None:
-    """Refuse options that do not go together, or not with a launcher."""
+    """Refuse options that do not go together, or not with a launcher, and what cannot be used."""
     alone = [f"--{name}" for name in ("tasks", "start", "whole") if getattr(given, name) is not None]
     others = [f"--{name}" for name in ("profile", "against", "checkpoints") if getattr(given, name)]
     if alone and (more := [*alone, *others][1:]):
         raise ConfigError(more[0], f"is given with {alone[0]}, which measures nothing else; allowed: one of the two")
+    if "kornia" in given.against and importlib.util.find_spec("kornia") is None:
+        raise ConfigError("--against", "is kornia, which is not installed; allowed: pil, or pip install kornia")
+    if given.json not in (None, "-") and not Path(given.json).expanduser().parent.is_dir():
+        raise ConfigError("--json", f"is {given.json!r}, whose directory does not exist; allowed: a file, or -")
     if given.start is not None and any(name in os.environ for name in LAUNCHED):
         raise ConfigError("--start", "starts processes itself; allowed: python -m kaizen bench without a launcher")
 

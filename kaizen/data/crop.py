@@ -97,7 +97,7 @@ def bicubic_weights(start: Tensor, length: Tensor, source: int, size: int, flip:
 
 
 # A tenth of the time that computing the weights takes. Copied to a GPU once, which makes the host wait.
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)
 def _table(source: int, size: int, device: torch.device) -> Tensor:
     """Weights of all boxes, the shorter and then those further left first, and then of the same boxes flipped."""
     boxes = [(start, length) for length in range(1, source + 1) for start in range(source + 1 - length)]

@@ -50,9 +50,8 @@ def resident(images: np.ndarray, ids: np.ndarray, memory: Memory, device: torch.
         return None
     held = torch.empty(shape, dtype=torch.uint8, device=device)
     for first in range(0, len(ids), CHUNK):
-        held[first : first + CHUNK][: len(ids) - first] = torch.from_numpy(images[ids[first : first + CHUNK]]).to(
-            device
-        )
+        some = ids[first : first + CHUNK]
+        held[first : first + len(some)] = torch.from_numpy(images[some]).to(device)
     held[len(ids) :] = memory.images.to(device)
     return held
 

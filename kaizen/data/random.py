@@ -64,7 +64,7 @@ def permutation(n: int, key: int | Tensor, device: torch.device | str = "cpu") -
 
 
 # Kept, because copying it to a GPU at each call would make the host wait for the device.
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _places(count: int, stream: int, device: torch.device) -> Tensor:
     return torch.tensor([fold(stream, place) for place in range(count)], dtype=torch.int64, device=device)
 

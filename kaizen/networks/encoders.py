@@ -89,7 +89,6 @@ class ResNet(nn.Module):
             self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
             self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         self.bn1 = make_norm(width)
-        self.relu = nn.ReLU(inplace=True)
         channels = width
         stages = []
         for index, depth in enumerate(layers):

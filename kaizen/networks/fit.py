@@ -50,3 +50,16 @@ def fit_encoder(config: Config, own_size: int | None) -> Config:
         "data": config.data.model_copy(update={"image_size": size}),
     }
     return config.model_copy(update=built)
+
+
+def check_deterministic(config: Config, device: str) -> None:
+    """Refuse run.deterministic where a GPU has no kernel for it.
+
+    Raises:
+        ConfigError: small crops of a ViT, whose position embedding is interpolated.
+    """
+    if config.run.deterministic and device == "cuda" and is_vit(config.encoder.name):
+        for number, view in enumerate(config.views):
+            if view.size is not None and view.size != config.data.image_size:
+                problem = f"is {view.size}; allowed with run.deterministic and {config.encoder.name} on a GPU: "
+                raise ConfigError(f"views.{number}.size", f"{problem}{config.data.image_size}, the images' own side")

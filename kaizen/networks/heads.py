@@ -77,9 +77,9 @@ def forward_all(module: nn.Module, views: Sequence[Tensor]) -> list[Tensor]:
 
 
 def encode_all(encoder: nn.Module, views: Sequence[Tensor]) -> list[Tensor]:
-    """Features of each view; a GPU takes views of one size in one call where images do not mix, as without BatchNorm.
+    """Features of each view; a GPU takes all views in one call if they have one size and the encoder no BatchNorm.
 
-    The results are the same; a GPU has fewer and larger kernels to run.
+    The results are the same; the GPU has fewer and larger kernels to run.
     """
     alike = len({view.shape for view in views}) == 1
     if encoder.mixes_images or not alike or views[0].device.type != "cuda":

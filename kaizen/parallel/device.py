@@ -18,6 +18,9 @@ def choose_kernels(device: torch.device, deterministic: bool) -> None:
     """
     if device.type != "cuda":
         return
+    if device.index is not None:
+        # Accelerate leaves this to whoever sets ACCELERATE_TORCH_DEVICE.
+        torch.cuda.set_device(device)
     if deterministic:
         # Read when cuBLAS is first used: a workspace of fixed size for each stream.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

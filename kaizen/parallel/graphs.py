@@ -1,5 +1,6 @@
 """CUDA graphs and the streams around them: what is recorded once and replayed, and what runs beside it."""
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
@@ -7,6 +8,8 @@ from typing import Generic, TypeVar
 import torch
 
 T = TypeVar("T")
+AHEAD = 3
+"""Recorded steps that the host may be ahead of the device."""
 
 
 class CudaGraph(Generic[T]):
@@ -21,10 +24,15 @@ class CudaGraph(Generic[T]):
     """
 
     def __init__(self, work: Callable[[], T], stream: torch.cuda.Stream) -> None:
-        self._graph = torch.cuda.CUDAGraph()
-        # Other threads go on meanwhile: they pin memory for the next batch.
-        with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
-            self.result = work()
+        self._graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            # Other threads go on meanwhile: they pin memory for the next batch.
+            with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+                self.result = work()
+        except BaseException:
+            # torch leaves the recording stream as the current one when a recording fails.
+            torch.cuda.set_stream(current)
+            raise
 
     def replay(self) -> None:
         """Launch the recorded kernels on the current stream."""
@@ -42,9 +50,13 @@ class CudaLanes:
     What is prepared may be overwritten once the current stream has taken it.
     """
 
+    refused: str | None = None
+    """Why a recording has failed in this process."""
+
     def __init__(self, device: torch.device) -> None:
         self._trains, self._prepares = torch.cuda.Stream(device), torch.cuda.Stream(device)
         self._ready, self._taken = torch.cuda.Event(), torch.cuda.Event()
+        self._under_way: deque[torch.cuda.Event] = deque()
 
     def record_training(self, work: Callable[[], T]) -> CudaGraph[T]:
         """Record work that `aside` has run before."""
@@ -81,6 +93,15 @@ class CudaLanes:
         torch.cuda.current_stream().wait_event(self._ready)
         yield
         self._taken.record()
+        self._keep_pace()
+
+    def _keep_pace(self) -> None:
+        """Have the host wait if it is more than AHEAD steps ahead, whose images would fill its memory."""
+        begun = torch.cuda.Event(blocking=True)
+        begun.record()
+        self._under_way.append(begun)
+        if len(self._under_way) > AHEAD:
+            self._under_way.popleft().synchronize()
 
 
 class Branches:

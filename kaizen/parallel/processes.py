@@ -85,7 +85,8 @@ class Parallel:
     def fuses(self) -> bool:
         """Whether optimizers take fused kernels here.
 
-        Not with a gradient scaler: a fused kernel skips a step without telling, and then the twin must not follow.
+        Not with a gradient scaler: the host does not learn that a fused kernel skipped a step, which the twin must not
+        follow.
         """
         return self.device.type == "cuda" and not self.sharded and self.accelerator.scaler is None
 

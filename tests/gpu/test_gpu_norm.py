@@ -7,8 +7,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kaizen.networks.fused_norm import fused_batch_norm
 from kaizen.networks.norm import fuses
+
+pytest.importorskip("triton")
+from kaizen.networks.fused_norm import fused_batch_norm
+
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("accelerate_anew")]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

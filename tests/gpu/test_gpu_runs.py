@@ -15,6 +15,8 @@ from kaizen.commands.train import main
 from kaizen.stepping import Stepper
 from kaizen.trainer import Trainer
 
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("accelerate_anew")]
+
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -66,7 +68,8 @@ def test_memory_stays_flat_over_twenty_tasks(tiny: list[str], monkeypatch: pytes
     ]
     assert main([*tiny, "--run.graph", "must", "--method.name", "byol", "--log.every_steps", "10"]) == 0
     assert len(held) == 20
-    assert max(held[5:]) <= held[4], f"bytes after each task: {held}"
+    # The first task has no teacher; segments of the allocator come and go by 2 MiB.
+    assert max(held[1:]) - min(held[1:]) <= 8 * 2**20, f"bytes after each task: {held}"
 
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
@@ -122,7 +125,9 @@ def test_compiled_networks_are_recorded_with_the_step(tiny: list[str], tmp_path:
     runs = []
     for backend in ("no", "inductor"):
         run = tmp_path / backend
-        arguments = [*tiny, "--stream.tasks", "2", "--run.graph", "must", "--run.dir", str(run)]
+        # Maps of one pixel have a layout that inductor of torch 2.11 guesses wrongly, so images are larger here.
+        arguments = [*tiny, "--data.image_size", "16", "--stream.tasks", "2", "--run.graph", "must"]
+        arguments += ["--run.dir", str(run)]
         launched(arguments, ["train.py"], ACCELERATE_DYNAMO_BACKEND=backend)
         runs.append(log_of(run))
     for one, other in zip(*runs, strict=True):

@@ -7,6 +7,8 @@ from kaizen.config import ViewConfig
 from kaizen.data.random import hash_rows
 from kaizen.data.views import augment
 
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("accelerate_anew")]
+
 MEAN, STD = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.3, 0.3, 0.2])
 CROP = {"jitter_p": 0, "gray_p": 0}
 
