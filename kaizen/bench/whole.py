@@ -58,7 +58,8 @@ def _summary(run: Path, trainer: Trainer, epochs: int) -> dict[str, Any]:
             step = (later[-1]["seconds"] - later[0]["seconds"]) / (later[-1]["step"] - later[0]["step"])
         start, rate = max(0.0, trained - step * plan.steps), plan.batch / step
         whole = start + step * plan.steps_per_epoch * epochs + evaluated
-        tasks.append({"step": step, "images_per_second": rate, "start": start, "evaluate": evaluated, "whole": whole})
+        found = {"step": step, "images_per_second": rate, "start": start, "evaluate": evaluated, "whole": whole}
+        tasks.append(found | {"steps_per_epoch": plan.steps_per_epoch})
     return {
         "epochs": epochs,
         "trained_epochs": trainer.config.optim.epochs,
