@@ -52,9 +52,7 @@ class RunConfig(Section):
         description="steps on one GPU; auto: recorded as a CUDA graph after a few ordinary ones, and replayed, where "
         "that can be done; off: ordinary steps; must: end the run where they cannot be recorded",
     )
-    deterministic: bool = Field(
-        False, description="on GPUs, only kernels that give the same bits in every run, which are slower"
-    )
+    deterministic: bool = Field(False, description="on GPUs, only kernels that give the same bits in every run; slower")
 
 
 class DataConfig(Section):

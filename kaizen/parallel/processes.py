@@ -28,6 +28,7 @@ from kaizen.parallel.layout import memory_format
 from kaizen.parallel.norm import global_batch_norms
 from kaizen.parallel.peers import Failure, Peers, describe, group_store, look_seconds
 from kaizen.parallel.sharding import is_sharded, shard_follower, shard_units, whole
+from kaizen.parallel.wrapping import wrapped
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
@@ -83,11 +84,7 @@ class Parallel:
 
     @property
     def fuses(self) -> bool:
-        """Whether optimizers take fused kernels here.
-
-        Not with a gradient scaler: the host does not learn that a fused kernel skipped a step, which the twin must not
-        follow.
-        """
+        """Whether optimizers take fused kernels, which do not report the steps that a gradient scaler skips."""
         return self.device.type == "cuda" and not self.sharded and self.accelerator.scaler is None
 
     def broadcast(self, value: T) -> T:
@@ -121,24 +118,8 @@ class Parallel:
         """
         if self.sharded:
             shard_units(learner, self.accelerator, block_names)
-        optimizer = build()
-        names = {p: name for name, p in learner.named_parameters()}
-        groups = [[names[p] for p in group["params"]] for group in optimizer.param_groups]
-        with warnings.catch_warnings():
-            # torch 2.14 wants another name for broadcast_buffers, which earlier versions do not know.
-            warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
-            with self.compiler.left_out():
-                if self.world == 1 and not self.sharded:
-                    # Accelerate would wrap the only process of a distributed launch in DDP as well.
-                    wrapped = self.accelerator.prepare_model(learner, evaluation_mode=True)
-                    prepared = self.accelerator.prepare(optimizer)
-                else:
-                    wrapped, prepared = self.accelerator.prepare(learner, optimizer)
-        # Accelerate finds the shards of parameters by their address, which those without a row on this process share.
-        held = dict(learner.named_parameters())
-        for group, members in zip(optimizer.param_groups, groups, strict=True):
-            group["params"] = [held[name] for name in members]
-        return wrapped, prepared
+        with self.compiler.left_out():
+            return wrapped(learner, build(), self.accelerator, alone=self.world == 1 and not self.sharded)
 
     def spread(self, follower: nn.Module, block_names: Sequence[str]) -> None:
         """Shard a network that no optimizer trains as the student is sharded; without FSDP2 it stays as it is."""

@@ -1,0 +1,32 @@
+"""What Accelerate makes of a learner and its optimizer for a launch."""
+
+import warnings
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+
+def wrapped(
+    learner: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, *, alone: bool
+) -> tuple[nn.Module, Any]:
+    """The learner and the optimizer as a launch trains them: with DDP, FSDP2 or neither.
+
+    Args:
+        alone: one process, which needs no DDP; Accelerate would wrap that of a distributed launch.
+    """
+    names = {p: name for name, p in learner.named_parameters()}
+    groups = [[names[p] for p in group["params"]] for group in optimizer.param_groups]
+    with warnings.catch_warnings():
+        # torch 2.14 wants another name for broadcast_buffers, which earlier versions do not know.
+        warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+        if alone:
+            module, prepared = accelerator.prepare_model(learner, evaluation_mode=True), accelerator.prepare(optimizer)
+        else:
+            module, prepared = accelerator.prepare(learner, optimizer)
+    # Accelerate finds the shards of parameters by their address, which those without a row on this process share.
+    held = dict(learner.named_parameters())
+    for group, members in zip(optimizer.param_groups, groups, strict=True):
+        group["params"] = [held[name] for name in members]
+    return module, prepared
