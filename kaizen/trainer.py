@@ -112,14 +112,14 @@ class Trainer:
     def _prepare(self) -> None:
         """Everything that can be refused, before any work."""
         config = self.config
+        check_deterministic(config, self.parallel.device.type)
+        recording = check_recording(config, self.parallel)
         self.stream = self.parallel.main_first(self.load)
         self.parallel.agree(f"the data that {config.data.source} holds", self.stream.source.digest)
         self.source, self.tasks = self.stream.source, self.stream.tasks
         sizes = self.parallel.world, self.parallel.accumulation
         self.plan = make_plan(config, self.stream.train_sizes, *sizes)
         self._check_sharding()
-        check_deterministic(config, self.parallel.device.type)
-        recording = check_recording(config, self.parallel)
         self.evaluator = Evaluator(config, self.stream, self.parallel)
         self.directory.claim(self.recipe, self.preset, self.source.digest())
         self.stop.defer()

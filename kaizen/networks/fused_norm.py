@@ -19,8 +19,8 @@ from kaizen.networks.norm_kernels import (
     sum_moments,
 )
 
-ROWS, COLUMNS = 128, 64
-"""Pixels and channels that a program takes at a time."""
+ROWS, COLUMNS, WARPS = 128, 64, 8
+"""Pixels and channels that a program takes at a time, and its warps."""
 PARTS = 256
 """Most parts that the pixels are summed in, each by a program of its own; then one program adds up the parts."""
 
@@ -44,15 +44,15 @@ class _Fused(torch.autograd.Function):
         parts = x.new_empty((2 * shape.parts, shape.channels), dtype=torch.float32)
         saved = x.new_empty((4, shape.channels), dtype=torch.float32)
         y = torch.empty_like(x)
-        sum_moments[shape.summed](x, parts, *shape.sizes, shape.steps, ROWS, COLUMNS, num_warps=8)
+        sum_moments[shape.summed](x, parts, *shape.sizes, shape.steps, ROWS, COLUMNS, num_warps=WARPS)
         mean, var = running if running is not None else (saved, saved)
         numbers = (*shape.sizes, shape.steps, shape.parts, momentum, eps)
         merge_moments[shape.narrow](
-            parts, weight, bias, saved, mean, var, *numbers, ROWS, 16, PARTS, running is not None, num_warps=8
+            parts, weight, bias, saved, mean, var, *numbers, ROWS, 16, PARTS, running is not None, num_warps=WARPS
         )
         added = residual if residual is not None else x
         apply_norm[shape.tiles](
-            x, added, y, saved, *shape.sizes, ROWS, COLUMNS, residual is not None, relu, num_warps=8
+            x, added, y, saved, *shape.sizes, ROWS, COLUMNS, residual is not None, relu, num_warps=WARPS
         )
         ctx.save_for_backward(x, y if relu else None, weight, saved)
         ctx.added, ctx.relu = residual is not None, relu
@@ -66,13 +66,13 @@ class _Fused(torch.autograd.Function):
         parts = x.new_empty((2 * shape.parts, shape.channels), dtype=torch.float32)
         factors, gradients = (x.new_empty((rows, shape.channels), dtype=torch.float32) for rows in (3, 2))
         sums = (ROWS, COLUMNS, ctx.relu)
-        sum_gradients[shape.summed](dy, x, y, saved, parts, *shape.sizes, shape.steps, *sums, num_warps=8)
+        sum_gradients[shape.summed](dy, x, y, saved, parts, *shape.sizes, shape.steps, *sums, num_warps=WARPS)
         of = (parts, weight, saved, factors, gradients, *shape.sizes, shape.parts)
-        merge_gradients[shape.narrow](*of, 16, PARTS, num_warps=8)
+        merge_gradients[shape.narrow](*of, 16, PARTS, num_warps=WARPS)
         dx = torch.empty_like(x)
         dresidual = torch.empty_like(x) if ctx.added and ctx.relu else dx
         both = (ROWS, COLUMNS, ctx.added and ctx.relu, ctx.relu)
-        apply_gradient[shape.tiles](dy, x, y, factors, dx, dresidual, *shape.sizes, *both, num_warps=8)
+        apply_gradient[shape.tiles](dy, x, y, factors, dx, dresidual, *shape.sizes, *both, num_warps=WARPS)
         # Without ReLU the residual's gradient is the output's own.
         passed = None if not ctx.added else dresidual if ctx.relu else dy
         return dx, gradients[0].to(weight.dtype), gradients[1].to(weight.dtype), passed, None, None, None, None
