@@ -29,6 +29,7 @@ def why_ordinary(config: Config, parallel: Parallel) -> str | None:
     reasons = {
         "run.graph is off": config.run.graph == "off",
         f"the device is a {parallel.device.type.upper()}": parallel.device.type != "cuda",
+        "the GPU is not one of NVIDIA's": torch.version.cuda is None,
         f"{parallel.world} processes": parallel.world > 1,
         "FSDP": parallel.sharded,
         f"gradient accumulation over {parallel.accumulation} parts": parallel.accumulation > 1,
