@@ -25,12 +25,12 @@ def sweep(tmp_path_factory: pytest.TempPathFactory, cache: str) -> Path:
     recipes = ",".join(f"digits-{name}" for name in REGISTRY)
     keys = f"--data.cache_dir {cache} --eval.readers [classifier,knn] --run.checkpoint_every 0 --log.every_steps 1"
     command = ["-m", "kaizen", "sweep", str(sweep_file(folder, f"{{{recipes}}} {keys}")), "--jobs", "2"]
-    finish(start([], *command, "--run.dir", str(folder / "runs")), timeout=1500)
+    finish(start([], *command, "--run.dir", str(folder / "runs")), timeout=2400)
     return folder / "runs"
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1600)
+@pytest.mark.timeout(2500)
 @pytest.mark.parametrize("name", REGISTRY)
 def test_a_method_learns_the_digits(name: str, sweep: Path) -> None:
     (run,) = sweep.glob(f"digits-{name}-*")
