@@ -116,8 +116,14 @@ class DeviceStep:
         state, accelerator = self.state, self.parallel.accelerator
         views, data = inputs.views, inputs.data
         parts = self._weights_of_part(batch, whole)
-        batch = replace(batch, phase=phase, key=data.key, places=data.places)
-        batch = replace(batch, label_share=data.label_share, numbers=data.method)
+        batch = replace(
+            batch,
+            phase=phase,
+            key=data.key,
+            places=data.places,
+            label_share=data.label_share,
+            numbers=data.method,
+        )
         with accelerator.accumulate(state.wrapped):
             twin, old = self._targets(views, branches)
             join = branches.join if branches is not None else None

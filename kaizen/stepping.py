@@ -94,7 +94,7 @@ class Stepper:
         else:
             self._done = self.device_step.step(loads, phase)
         if not self.device_step.skipped:
-            method.count_step(Batch.joined([load.batch for load in loads]))
+            method.count_step(sum(load.batch.size for load in loads))
         return self._done.terms
 
     def close(self) -> None:

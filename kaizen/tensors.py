@@ -65,6 +65,7 @@ def load_optimizer(
         ConfigError: a tensor of `source` belongs to no parameter, or is of another shape.
     """
     parameters = dict(module.named_parameters())
+    fused = any(group.get("fused") for group in optimizer.param_groups)
     for name, tensor in tensors.items():
         parameter, _, key = name.rpartition("/")
         owner = parameters.get(parameter)
@@ -72,7 +73,6 @@ def load_optimizer(
             wanted = "the networks have no such parameter" if owner is None else f"the parameter is {list(owner.shape)}"
             raise ConfigError(str(source), f"holds {name!r} {list(tensor.shape)}; {wanted}")
         # Step counters stay on the CPU, where the optimizers of torch keep them unless they are fused.
-        fused = any(group.get("fused") for group in optimizer.param_groups)
         value = tensor.to(owner.device) if fused else tensor
         if tensor.dim():
             # In the parameter's own layout, as the optimizer would have made it.

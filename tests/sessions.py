@@ -9,7 +9,7 @@ from torch import Tensor
 from kaizen.bench.session import Session, begin_run
 from kaizen.bench.synthetic import choose_stream
 from kaizen.cli import parse_arguments, resolve
-from kaizen.methods import method_class
+from kaizen.methods import REGISTRY, method_class
 from kaizen.parallel import Parallel
 from kaizen.plan import make_plan
 
@@ -24,6 +24,13 @@ def small(method: str) -> list[str]:
     """Arguments of a method with networks as small as can be."""
     fields = method_class(method).Settings.model_fields
     return [*SMALL, *(word for key, n in KEYS.items() if key in fields for word in (f"--method.{key}", str(n)))]
+
+
+def more_of(method: str) -> list[str]:
+    """A phase that ends and one that begins within the steps, labels for some, and three optimizers by turns."""
+    name = ("lars", "sgd", "adamw")[list(REGISTRY).index(method) % 3]
+    queue = ["--method.queue_epoch", "1"] if method == "swav" else []
+    return [*small(method), *queue, "--optim.name", name, "--optim.lr", "0.1", "--labels.fraction", "0.6"]
 
 
 def begin(

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sessions import begin, changed_by_steps, equal, small, terms_of
+from sessions import begin, changed_by_steps, equal, more_of, terms_of
 from tape import TapeLanes
 
 from kaizen.bench.session import Session
@@ -36,18 +36,11 @@ def record(session: Session) -> TapeLanes:
     return lanes
 
 
-def more_of(method: str) -> list[str]:
-    """A phase that ends and one that begins within the steps, labels for some, and three optimizers by turns."""
-    name = ("lars", "sgd", "adamw")[list(REGISTRY).index(method) % 3]
-    queue = ["--method.queue_epoch", "1"] if method == "swav" else []
-    return [*small(method), *BATCH, *queue, "--optim.name", name, "--optim.lr", "0.1", "--labels.fraction", "0.6"]
-
-
 @pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize("method", REGISTRY)
 def test_replayed_steps_equal_ordinary_ones(method: str, tmp_path: Path) -> None:
     """Rates, tau, labels, keys and temperatures differ from step to step; the operations may not."""
-    arguments = ["--method.name", method, *more_of(method)]
+    arguments = ["--method.name", method, *more_of(method), *BATCH]
     for task in (1, 0) if method == "mocov2plus" else (1,):
         ordinary = begin(arguments, tmp_path, task=task)
         expected = terms_of(ordinary, STEPS)
@@ -67,7 +60,7 @@ def test_replayed_steps_equal_ordinary_ones(method: str, tmp_path: Path) -> None
 def test_small_crops_and_images_that_lie_on_the_device_are_replayed_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ["--method.name", "swav", *more_of("swav"), "--method.queue_epoch", "99"]
+    arguments = ["--method.name", "swav", *more_of("swav"), *BATCH, "--method.queue_epoch", "99"]
     file = tmp_path / "crops.yaml"
     file.write_text("data: {source: digits}\nmethod: {name: swav}\nviews: [{}, {}, {size: 4, crop_scale: [0.1, 0.5]}]")
     ordinary = begin(arguments, tmp_path, recipe=str(file))
@@ -91,7 +84,7 @@ def test_small_crops_and_images_that_lie_on_the_device_are_replayed_too(
 def test_an_encoder_that_reads_a_value_takes_ordinary_steps_or_is_refused(
     graph: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ["--method.name", "byol", *more_of("byol")]
+    arguments = ["--method.name", "byol", *more_of("byol"), *BATCH]
     ordinary = begin(arguments, tmp_path)
     expected = terms_of(ordinary, 6)
     session = begin([*arguments, "--run.graph", graph], tmp_path)

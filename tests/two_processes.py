@@ -121,7 +121,7 @@ class Training:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.learner.method.after_step(Outputs(projections, twin, LABELS[rows]), batch)
-        self.learner.method.count_step(batch)
+        self.learner.method.count_step(batch.size)
         return values, gradient
 
     def state(self) -> Tensor:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kaizen.cli import parse_arguments, resolve
-from kaizen.commands.parser import Parser, at_least_one, at_least_two, launcher
+from kaizen.commands.parser import Parser, at_least, launcher
 from kaizen.commands.sweep import TRAIN
 from kaizen.config import Config
 from kaizen.errors import ConfigError
@@ -126,7 +126,7 @@ def _check_options(given: argparse.Namespace) -> None:
 
 def _parser() -> Parser:
     parser = Parser(USAGE, ABOUT, CLOSING)
-    parser.add_argument("--repetitions", metavar="N", type=at_least_one, default=20, help="of each measurement [20]")
+    parser.add_argument("--repetitions", metavar="N", type=at_least(1), default=20, help="of each measurement [20]")
     parser.add_argument("--synthetic", action="store_true", help="random images, whatever data there are")
     parser.add_argument(
         "--graph",
@@ -152,14 +152,14 @@ def _parser() -> Parser:
     parser.add_argument(
         "--tasks",
         metavar="N",
-        type=at_least_one,
+        type=at_least(1),
         help="instead of all else, train N small tasks: seconds a step of the last over those of task 1, peak memory "
         "and evaluation's share of each",
     )
     parser.add_argument(
         "--whole",
         metavar="EPOCHS",
-        type=at_least_two,
+        type=at_least(2),
         help="instead of all else, train all tasks of the recipe for so many epochs each (2 or more): hours that it "
         "takes with its own number of epochs",
     )

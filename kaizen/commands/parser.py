@@ -3,6 +3,7 @@
 import argparse
 import shlex
 import shutil
+from collections.abc import Callable
 from typing import NoReturn
 
 from kaizen.errors import ConfigError
@@ -30,26 +31,15 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError("arguments", f"{message}; {' '.join(self.format_usage().split())}")
 
 
-def at_least_one(text: str) -> int:
-    """A number of at least 1, for `type=`.
+def at_least(least: int) -> Callable[[str], int]:
+    """What takes a number of at least so much, for `type=`; it raises an ArgumentTypeError for anything else."""
 
-    Raises:
-        ArgumentTypeError: it is none.
-    """
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"is {text!r}; allowed: a number of at least 1")
-    return int(text)
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"is {text!r}; allowed: a number of at least {least}")
+        return int(text)
 
-
-def at_least_two(text: str) -> int:
-    """A number of at least 2, for `type=`.
-
-    Raises:
-        ArgumentTypeError: it is none.
-    """
-    if not text.isdecimal() or int(text) < 2:
-        raise argparse.ArgumentTypeError(f"is {text!r}; allowed: a number of at least 2")
-    return int(text)
+    return number
 
 
 def launcher(text: str) -> list[str]:

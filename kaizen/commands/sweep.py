@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from kaizen.commands.parser import Parser, at_least_one, launcher
+from kaizen.commands.parser import Parser, at_least, launcher
 from kaizen.errors import ConfigError, Stopped, TrainingFailed
 from kaizen.stop import StopRequest
 from kaizen.sweep import SweepRun, read_sweep
@@ -50,7 +50,7 @@ def main(tokens: Sequence[str]) -> int:
     parser.add_argument(
         "--run.dir", dest="dir", metavar="DIR", type=Path, required=True, help="where the runs are kept"
     )
-    parser.add_argument("--jobs", metavar="N", type=at_least_one, default=1, help="runs at a time [1]")
+    parser.add_argument("--jobs", metavar="N", type=at_least(1), default=1, help="runs at a time [1]")
     parser.add_argument(
         "--launcher",
         metavar="COMMAND",

@@ -108,8 +108,8 @@ class Method(nn.Module, ABC):
         """Advance the method's state (queues, centres) once the optimiser has stepped; `outputs` carry no graph."""
         return
 
-    def count_step(self, batch: Batch) -> None:
-        """Keep count of a step of the global batch on the host; a recorded step calls nothing else of the method."""
+    def count_step(self, images: int) -> None:
+        """Keep count on the host of a step on so many images of all processes; a recorded step calls nothing else."""
         return
 
 

@@ -92,6 +92,6 @@ class SwAV(Method):
         for view in range(len(self.queues)):
             self._queue(view).push(F.normalize(batch.gather(outputs.projections[view]), dim=1))
 
-    def count_step(self, batch: Batch) -> None:
+    def count_step(self, images: int) -> None:
         for view in range(len(self.queues)):
-            self._queue(view).count(batch.size)
+            self._queue(view).count(images)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from sessions import begin, changed_by_steps, equal, small, terms_of
+from sessions import begin, changed_by_steps, equal, more_of, small, terms_of
 
 from kaizen.bench.session import Session
 from kaizen.methods import REGISTRY
@@ -15,13 +15,6 @@ from kaizen.recording import WARM_UP
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("accelerate_anew")]
 
 STEPS = 20
-
-
-def more_of(method: str) -> list[str]:
-    """A phase that ends and one that begins within the steps, labels for some, and three optimizers by turns."""
-    name = ("lars", "sgd", "adamw")[list(REGISTRY).index(method) % 3]
-    queue = ["--method.queue_epoch", "1"] if method == "swav" else []
-    return [*small(method), *queue, "--optim.name", name, "--optim.lr", "0.1", "--labels.fraction", "0.6"]
 
 
 @pytest.mark.parametrize("method", REGISTRY)
