@@ -77,7 +77,7 @@ class Launcher:
 
     def __init__(self) -> None:
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["kaizen.trainer", "kaizen.commands.train", "sklearn.datasets"])
+        self._context.set_forkserver_preload(["kaizen.training.trainer", "kaizen.commands.train", "sklearn.datasets"])
 
     def start(self, arguments: Sequence[str]) -> multiprocessing.Process:
         process = self._context.Process(target=_train, args=(list(arguments),), daemon=True)

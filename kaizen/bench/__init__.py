@@ -1,1 +1,5 @@
-"""What a step costs: time by part, arithmetic, memory and traffic, beside a plain loop and other pipelines of views."""
+"""What a step costs: time by part, arithmetic, memory and traffic, compared with a plain loop and with other
+pipelines of views.
+
+Only commands import it; it imports kaizen.training and the floors below.
+"""

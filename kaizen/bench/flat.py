@@ -9,11 +9,11 @@ from typing import Any
 from kaizen.bench.session import Session
 from kaizen.bench.spread import Spread, interleaved, ratio, spread
 from kaizen.bench.synthetic import choose_stream, make_source, save_source, saved_keys
-from kaizen.config import Config
+from kaizen.config.schema import Config
 from kaizen.data.load import Stream
 from kaizen.errors import ConfigError
 from kaizen.parallel import Parallel
-from kaizen.plan import Plan, make_plan
+from kaizen.training.plan import Plan, make_plan
 
 EARLY = 1
 """The first task with a teacher and a memory, which the last one is compared with."""

@@ -20,12 +20,12 @@ from kaizen.bench.saving import compare_checkpoints
 from kaizen.bench.session import Session, begin_run
 from kaizen.bench.spread import WARM_UP, Spread, interleaved, inverse, ratio, spread
 from kaizen.bench.synthetic import choose_stream
-from kaizen.config import Config
+from kaizen.config.schema import Config
 from kaizen.data.load import Stream
-from kaizen.log import environment
 from kaizen.parallel import Parallel
-from kaizen.plan import make_plan
-from kaizen.recording import check_recording, why_ordinary
+from kaizen.run.log import environment
+from kaizen.training.plan import make_plan
+from kaizen.training.recording import check_recording, why_ordinary
 
 BLOCK_SECONDS = 0.5
 """A repetition is as many steps as fit, so that neither the clock nor a single log line decides."""

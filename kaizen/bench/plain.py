@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kaizen.bench.session import Session
-from kaizen.optim import build_optimizer, parameter_groups
 from kaizen.parallel import CudaGraph, CudaLanes, memory_format, synchronize
-from kaizen.recording import WARM_UP
+from kaizen.training.optim import build_optimizer, parameter_groups
+from kaizen.training.recording import WARM_UP
 
 METHODS = ("simclr", "mocov2plus", "byol", "vicreg")
 DISTILLERS = ("none", "contrastive", "predictive", "predictive_mse")

@@ -8,8 +8,8 @@ from typing import Any
 from kaizen.bench.session import Session
 from kaizen.bench.spread import interleaved, ratio, spread
 from kaizen.parallel import synchronize
-from kaizen.state import checkpoint_directory
-from kaizen.writer import Writer
+from kaizen.run.places import checkpoint_directory
+from kaizen.run.writer import Writer
 
 STEPS = 50
 """Steps between two checkpoints."""

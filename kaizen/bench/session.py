@@ -7,15 +7,16 @@ from pathlib import Path
 
 from torch import Tensor
 
-from kaizen.config import Config
+from kaizen.config.schema import Config
 from kaizen.data.load import Stream
-from kaizen.learner import total
-from kaizen.log import Clock, RunLog
+from kaizen.model.learner import total
 from kaizen.parallel import Parallel, synchronize
-from kaizen.plan import Plan, term_weights
-from kaizen.state import TaskState, task_directory
-from kaizen.stepping import Stepper
-from kaizen.stop import STOP_STEPS
+from kaizen.run.log import Clock, RunLog
+from kaizen.run.places import task_directory
+from kaizen.run.stop import STOP_STEPS
+from kaizen.training.plan import Plan, term_weights
+from kaizen.training.state import TaskState
+from kaizen.training.step import Stepper
 
 
 def begin_run(config: Config, stream: Stream, plan: Plan, run: Path, parallel: Parallel) -> int:

@@ -18,9 +18,9 @@ from typing import IO, Any
 
 from kaizen.bench.spread import spread
 from kaizen.bench.synthetic import choose_stream, save_source, saved_keys
-from kaizen.config import Config
+from kaizen.config.schema import Config
 from kaizen.errors import ConfigError, TrainingFailed
-from kaizen.log import FIRST_STEP
+from kaizen.run.log import FIRST_STEP
 
 TOLD = re.compile(re.escape(FIRST_STEP).replace(re.escape("{:.1f}"), "([0-9.]+)"))
 FEWEST, PART = 3, 4

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kaizen.config import Config
+from kaizen.config.schema import Config
 from kaizen.data.load import Stream, load_stream, make_stream
 from kaizen.data.origins import quiet_datasets
 from kaizen.data.source import KNOWN_SOURCES

@@ -7,11 +7,11 @@ from typing import Any
 
 from kaizen.bench.measure import workplace
 from kaizen.bench.synthetic import choose_stream
-from kaizen.config import Config
+from kaizen.config.schema import Config
 from kaizen.data.load import Stream
 from kaizen.parallel import Parallel
-from kaizen.stop import StopRequest
-from kaizen.trainer import Trainer
+from kaizen.run.stop import StopRequest
+from kaizen.training.trainer import Trainer
 
 
 def measure_whole(recipe: str, config: Config, epochs: int, synthetic: bool, parallel: Parallel) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Commands of `python -m kaizen`, one file each; a command is imported when it is called."""
+"""Commands of `python -m kaizen`, one file each: parse, build, run. A command is imported when it is called.
+
+Nothing imports them but kaizen/__main__.py and train.py; they import everything.
+"""
 
 import os
 import signal

@@ -13,12 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kaizen.cli import parse_arguments, resolve
+from kaizen.cli.resolve import parse_arguments, resolve
 from kaizen.commands.parser import Parser, at_least, launcher
 from kaizen.commands.sweep import TRAIN
-from kaizen.config import Config
+from kaizen.config.schema import Config
 from kaizen.errors import ConfigError
-from kaizen.stop import LAUNCHED
+from kaizen.run.stop import LAUNCHED
 
 if TYPE_CHECKING:
     from kaizen.parallel import Parallel
@@ -180,8 +180,8 @@ def _flat(recipe: str, config: Config, turns: int, synthetic: bool, parallel: "P
     from kaizen.bench.flat import compare_tasks, small_tasks, summary
     from kaizen.bench.measure import workplace
     from kaizen.bench.memory import peak_memory, reset_peak
-    from kaizen.stop import StopRequest
-    from kaizen.trainer import Trainer
+    from kaizen.run.stop import StopRequest
+    from kaizen.training.trainer import Trainer
 
     peaks: list[int] = []
     found: dict[str, Any] = {}

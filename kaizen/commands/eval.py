@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from kaizen.cli import resolve
-from kaizen.config import Config, Reader, read_header
+from kaizen.cli.resolve import resolve
+from kaizen.config.schema import Config, Reader, read_header
 from kaizen.errors import ConfigError
 
 HELP = f"""usage: python -m kaizen eval RUN [--readers READER,...]
@@ -41,12 +41,12 @@ def main(tokens: Sequence[str]) -> int:
 def _evaluate(path: Path, described: dict[str, str | None], config: Config) -> None:
     # torch loads only for a run and readers that hold
     from kaizen.data.load import load_stream
-    from kaizen.directory import RunDirectory
     from kaizen.evaluation.evaluator import Evaluator
     from kaizen.evaluation.results import Results
     from kaizen.evaluation.table import print_results
     from kaizen.parallel import Parallel
-    from kaizen.plan import make_plan
+    from kaizen.run.directory import RunDirectory
+    from kaizen.training.plan import make_plan
 
     parallel, readers = Parallel(), config.eval.readers
     directory = RunDirectory(path, config, parallel)

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from kaizen.cli.shipped import description, shipped_presets, shipped_recipes
 from kaizen.errors import ConfigError
-from kaizen.shipped import description, shipped_presets, shipped_recipes
 
 
 def main(tokens: Sequence[str]) -> int:

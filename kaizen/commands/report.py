@@ -9,9 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from kaizen.checkpoint import write_text
 from kaizen.commands.parser import Parser
-from kaizen.config import flatten, read_header
+from kaizen.config.schema import flatten, read_header
+from kaizen.config.yaml import parse_yaml
 from kaizen.errors import ConfigError
 from kaizen.evaluation.report import (
     SEED,
@@ -24,7 +24,7 @@ from kaizen.evaluation.report import (
     sheets,
     summarise_groups,
 )
-from kaizen.yamlio import parse_yaml
+from kaizen.run.checkpoint import write_text
 
 WIDTH = 240
 """Characters of a line where there is no terminal."""

@@ -2,18 +2,18 @@
 
 from collections.abc import Sequence
 
-from kaizen.cli import parse_arguments, resolve
-from kaizen.config import Config, header
+from kaizen.cli.resolve import parse_arguments, resolve
+from kaizen.config.schema import Config, header
+from kaizen.config.yaml import dump_yaml
 from kaizen.data.source import KNOWN_SOURCES
 from kaizen.errors import ConfigError
-from kaizen.plan import describe, make_plan
-from kaizen.yamlio import dump_yaml
+from kaizen.training.plan import describe, make_plan
 
 
 def main(tokens: Sequence[str]) -> int:
     """Print the configuration that train.py would use; the data are read only if they are not a known source."""
     if {"-h", "--help"} & set(tokens):
-        from kaizen.help import help_text
+        from kaizen.cli.help import help_text
 
         usage = "python -m kaizen show [RECIPE] [--preset NAME] [--section.key VALUE ...]"
         print(help_text(usage, "Print the resolved configuration."))

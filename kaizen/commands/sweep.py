@@ -20,10 +20,10 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+from kaizen.cli.sweep import SweepRun, read_sweep
 from kaizen.commands.parser import Parser, at_least, launcher
 from kaizen.errors import ConfigError, Stopped, TrainingFailed
-from kaizen.stop import StopRequest
-from kaizen.sweep import SweepRun, read_sweep
+from kaizen.run.stop import StopRequest
 
 TRAIN = "kaizen.commands.train"
 LOG = "train.log"

@@ -6,9 +6,9 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from kaizen.cli import default_directory, parse_arguments, resolve
+from kaizen.cli.resolve import default_directory, parse_arguments, resolve
 from kaizen.errors import ConfigError, KaizenError, Stopped, TrainingFailed
-from kaizen.stop import StopRequest, end_with_launcher
+from kaizen.run.stop import StopRequest, end_with_launcher
 
 USAGE = "accelerate launch -q train.py [RECIPE] [--preset NAME] [--section.key VALUE ...]"
 
@@ -16,7 +16,7 @@ USAGE = "accelerate launch -q train.py [RECIPE] [--preset NAME] [--section.key V
 def main(tokens: Sequence[str]) -> int:
     """Train as the command line says; returns the exit code (see CONTRACT: 0, 2, 3, 75)."""
     if {"-h", "--help"} & set(tokens):
-        from kaizen.help import help_text
+        from kaizen.cli.help import help_text
 
         print(help_text(USAGE, "Train Kaizen, or go on where the run directory left off."))
         return 0
@@ -31,7 +31,9 @@ def main(tokens: Sequence[str]) -> int:
         preset, (recipe, config) = arguments.preset, resolve(*arguments)
         path = Path(config.run.dir or default_directory(recipe, preset, config.run.seed)).expanduser()
         stop.watch(path)
-        from kaizen.trainer import Trainer  # torch, accelerate and datasets load only for a configuration that holds
+        from kaizen.training.trainer import (
+            Trainer,  # torch, accelerate and datasets load only for a configuration that holds
+        )
 
         Trainer(recipe, config, path, stop, preset).run()
     except (Stopped, KeyboardInterrupt) as stopped:

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kaizen.data.packing import pack
 from kaizen.data.replay import Memory
-from kaizen.data.sampler import Draw, Sampler
-from kaizen.numbers import pack
+from kaizen.data.sampler import Sampler, Selection
 from kaizen.parallel import Batch
 
 Numbers = Callable[[int, Batch], Sequence[float]]
-"""Step of the task, part of its batch -> rates, follow, label_share and the method's numbers (see kaizen.numbers)."""
+"""Step of the task, part of its batch -> rates, follow, label_share, the method's numbers (see kaizen.data.packing)."""
 RESIDENT_PART = 4
 """A task's images lie on the device where they take less than one in so many of its free bytes."""
 CHUNK = 1024
@@ -22,10 +22,10 @@ CHUNK = 1024
 
 
 @dataclass(frozen=True)
-class Load:
+class HostBatch:
     """This process' images of one part of a step, on the CPU: [current images ; replay images].
 
-    packed: the buffer that `kaizen.numbers` takes apart; numbers: those in it; images: uint8 (n, 3, h, w), or None
+    packed: the buffer that `kaizen.data.packing` takes apart; numbers: those in it; images: uint8 (n, 3, h, w), or None
     where the device holds the task's images and finds these by their rows.
     """
 
@@ -57,7 +57,7 @@ def resident(images: np.ndarray, ids: np.ndarray, memory: Memory, device: torch.
 
 
 class Feed:
-    """Loads of one task's steps; what a step gets is a function of its number, whether it was gathered ahead or not.
+    """Host batches of one task's steps; what a step gets depends on its number alone, not on when it was gathered.
 
     Args:
         images, labels: uint8 (N, 3, h, w) and int64 (N,) of the source's train split; no images: the device has them.
@@ -80,41 +80,41 @@ class Feed:
         self.sampler, self._images, self._labels, self._memory = sampler, images, labels, memory
         self._steps, self._numbers, self._pinned = steps, numbers, pinned
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kaizen-feed")
-        self._ahead: dict[int, Future[list[Load]]] = {}
+        self._ahead: dict[int, Future[list[HostBatch]]] = {}
 
-    def take(self, step: int) -> list[Load]:
-        """The loads of a step of the task, one for each part of its batch; those of the next step are begun."""
-        loads = self._begun(step).result()
+    def take(self, step: int) -> list[HostBatch]:
+        """The host batches of a step of the task, one for each part of its batch; those of the next step are begun."""
+        host_batches = self._begun(step).result()
         self._ahead = {number: future for number, future in self._ahead.items() if number >= step}
         if step + 1 < self._steps:
             self._begun(step + 1)
-        return loads
+        return host_batches
 
-    def _begun(self, step: int) -> Future[list[Load]]:
+    def _begun(self, step: int) -> Future[list[HostBatch]]:
         if step not in self._ahead:
             self._ahead[step] = self._thread.submit(self._gather, step)
         return self._ahead[step]
 
-    def _gather(self, step: int) -> list[Load]:
-        return [self._load(step, draw) for draw in self.sampler.draw(step)]
+    def _gather(self, step: int) -> list[HostBatch]:
+        return [self._load(step, selection) for selection in self.sampler.draw(step)]
 
-    def _load(self, step: int, draw: Draw) -> Load:
-        ids, rows, places = draw.sample_ids.numpy(), draw.memory_rows.numpy(), draw.batch.places
+    def _load(self, step: int, selection: Selection) -> HostBatch:
+        ids, rows, places = selection.sample_ids.numpy(), selection.memory_rows.numpy(), selection.batch.places
         assert places is not None
-        labels = torch.cat([torch.from_numpy(self._labels[ids]), self._memory.labels[draw.memory_rows]])
+        labels = torch.cat([torch.from_numpy(self._labels[ids]), self._memory.labels[selection.memory_rows]])
         # The device's store is [the task's images ; the memory's].
-        held = torch.cat([places[: len(ids)], len(self.sampler.sample_ids) + draw.memory_rows])
-        numbers, key = self._numbers(step, draw.batch), draw.batch.key
+        held = torch.cat([places[: len(ids)], len(self.sampler.sample_ids) + selection.memory_rows])
+        numbers, key = self._numbers(step, selection.batch), selection.batch.key
         assert isinstance(key, int)
-        packed = pack((labels, draw.keys, places, held), key, numbers, pinned=self._pinned)
+        packed = pack((labels, selection.keys, places, held), key, numbers, pinned=self._pinned)
         if self._images is None:
-            return Load(packed, numbers, None, draw.batch)
+            return HostBatch(packed, numbers, None, selection.batch)
         shape = (len(ids) + len(rows), *self._images.shape[1:])
         images = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pinned)
         # NumPy's own copy, as torch's would start threads of its own here; in range, so nothing is clipped.
         np.take(self._images, ids, axis=0, out=images[: len(ids)].numpy(), mode="clip")
         np.take(self._memory.images.numpy(), rows, axis=0, out=images[len(ids) :].numpy(), mode="clip")
-        return Load(packed, numbers, images, draw.batch)
+        return HostBatch(packed, numbers, images, selection.batch)
 
     def close(self) -> None:
         """End the thread."""

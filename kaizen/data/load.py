@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kaizen.config import Config
+from kaizen.config.schema import Config
 from kaizen.data.labels import visible_labels
 from kaizen.data.source import Source, load_source
 from kaizen.data.stream import StreamError, Task, cut
@@ -44,7 +44,7 @@ class Stream:
 
 
 def load_stream(config: Config, check: Callable[[], None] = lambda: None) -> Stream:
-    """Load the data (from the cache where it is there), cut it into tasks and hide labels.
+    """HostBatch the data (from the cache where it is there), cut it into tasks and hide labels.
 
     Args:
         check: called again and again while images are decoded; may raise.

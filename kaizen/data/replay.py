@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kaizen.data.random import Purpose, fold, hash_rows, permutation
 from kaizen.errors import ConfigError
-from kaizen.tensors import read_tensors
+from kaizen.run.tensors import read_tensors
 
 Features = Callable[[np.ndarray], np.ndarray]
 """Sample ids (n,) -> features (n, d) of these images."""

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from kaizen.data.random import Purpose, fold, hash_rows, permutation
-from kaizen.parallel import ALONE, Batch, Group, shard
+from kaizen.parallel import ONE_PROCESS, Batch, Group, shard
 
 
 @dataclass(frozen=True)
-class Draw:
+class Selection:
     """This process' images of one step.
 
     sample_ids: (n,) indices into the source's train split; memory_rows: (m,) rows of the replay memory;
@@ -53,7 +53,7 @@ class Sampler:
         memory_labels: Tensor,
         replay: int,
         *,
-        group: Group = ALONE,
+        group: Group = ONE_PROCESS,
         parts: int = 1,
     ) -> None:
         self.seed, self.task, self.group, self.parts = seed, task, group, parts
@@ -68,14 +68,14 @@ class Sampler:
         """Full batches in the task's images; it never depends on the replay memory."""
         return len(self.sample_ids) // self.batch
 
-    def draw(self, step: int) -> list[Draw]:
+    def draw(self, step: int) -> list[Selection]:
         """The images of a step of the task (counted from 0 over its epochs), a draw for each part of its batch."""
         epoch, place = divmod(step, self.steps_per_epoch)
         current = self._order(Purpose.ORDER, epoch, len(self.sample_ids))[place * self.batch :][: self.batch]
         rows = self._memory_rows(step)
         return [self._part(step, current, rows, part) for part in range(self.parts)]
 
-    def _part(self, step: int, current: Tensor, rows: Tensor, part: int) -> Draw:
+    def _part(self, step: int, current: Tensor, rows: Tensor, part: int) -> Selection:
         """This process' images of one part of a step's batch [current ; rows]; a part spans all processes."""
         epoch, place = divmod(step, self.steps_per_epoch)
         (a, b), (c, d) = _ends(len(current), part, self.parts), _ends(len(rows), part, self.parts)
@@ -95,7 +95,7 @@ class Sampler:
             )
         ]
         places = torch.cat([current[mine], torch.full((len(memory),), -1)])
-        return Draw(ids, held, torch.cat(keys), replace(batch, places=places))
+        return Selection(ids, held, torch.cat(keys), replace(batch, places=places))
 
     def _memory_rows(self, step: int) -> Tensor:
         """Replay draws of a step: without replacement until the memory is used up, then again in another order."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kaizen.config import ViewConfig
+from kaizen.config.schema import ViewConfig
 from kaizen.data.colour import Part, apply_to, gray, jitter, jitter_steps, on_cpu, solarize
 from kaizen.data.crop import BOX_DRAWS, GRID, crop_resize, exact_products, resample, sample_boxes
 from kaizen.data.random import uniform
@@ -18,7 +18,7 @@ CACHED_PIXELS = 96 * 32 * 32
 """Pixels that one CPU core augments at a time: each image tensor of such a part stays in the core's cache."""
 
 
-class Draw(IntEnum):
+class Column(IntEnum):
     """Column of each random number of a view: fixed, so that an operation switched off shifts no other's draws."""
 
     JITTER = 0
@@ -36,7 +36,7 @@ class Draw(IntEnum):
     END = 14 + BOX_DRAWS
 
 
-class Drawn(NamedTuple):
+class SampledView(NamedTuple):
     """What each image's operations have drawn, one row an image; None: the operation is switched off."""
 
     box: Tensor
@@ -83,7 +83,7 @@ def augment(
     Returns:
         (n, 3, size, size) on the device of the images.
     """
-    draws, moments = uniform(keys, Draw.END, stream=view), _scale_and_shift(mean, std)
+    draws, moments = uniform(keys, Column.END, stream=view), _scale_and_shift(mean, std)
     if not on_cpu(images):
         drawn = _draw(draws, parameters, *images.shape[2:])
         return _distort(images, drawn, parameters, size, *moments).to(dtype).contiguous()
@@ -94,7 +94,7 @@ def augment(
     views = torch.empty(len(images), 3, size, size, dtype=dtype)
     for first in range(0, len(images), part):
         some = slice(first, first + part)
-        rows = Drawn._make(column if column is None else column[some] for column in drawn)
+        rows = SampledView._make(column if column is None else column[some] for column in drawn)
         x = _distort(images.index_select(0, order[some]), rows, parameters, size, *moments)
         torch.index_select(x.to(dtype), 0, back[some] - first, out=views[some])
     return views
@@ -102,35 +102,37 @@ def augment(
 
 def _order(draws: Tensor, parameters: ViewConfig, part: int) -> Tensor:
     """Rows (n,), in each part, of images with hue last in jitter, third, ..., without jitter: `jitter` gains by it."""
-    place = (draws[:, Draw.ORDER : Draw.ORDER + Part.HUE] < draws[:, Draw.ORDER + Part.HUE, None]).sum(dim=1)
-    place.masked_fill_(draws[:, Draw.JITTER] >= parameters.jitter_p, -1)
+    place = (draws[:, Column.ORDER : Column.ORDER + Part.HUE] < draws[:, Column.ORDER + Part.HUE, None]).sum(dim=1)
+    place.masked_fill_(draws[:, Column.JITTER] >= parameters.jitter_p, -1)
     return (torch.arange(len(draws)) // part * 8 - place).argsort()
 
 
-def _draw(draws: Tensor, parameters: ViewConfig, height: int, width: int) -> Drawn:
+def _draw(draws: Tensor, parameters: ViewConfig, height: int, width: int) -> SampledView:
     """All that is small, at once: on a CPU such an operation takes as long for one image as for hundreds."""
 
-    def chosen(column: Draw, probability: float) -> Tensor | None:
+    def chosen(column: Column, probability: float) -> Tensor | None:
         return draws[:, column] < probability if probability else None
 
     blends = turns = None
     if parameters.jitter_p and any(parameters.jitter):
         blends, turns = jitter_steps(*sample_jitter(draws, parameters.jitter, parameters.jitter_p))
-    box = sample_boxes(draws[:, Draw.BOX :], height, width, parameters.crop_scale, parameters.crop_ratio)
+    box = sample_boxes(draws[:, Column.BOX :], height, width, parameters.crop_scale, parameters.crop_ratio)
     low, high = parameters.blur_sigma
-    return Drawn(
+    return SampledView(
         box=torch.stack(box, dim=1),
-        flip=chosen(Draw.FLIP, parameters.flip_p),
+        flip=chosen(Column.FLIP, parameters.flip_p),
         blends=blends,
         turns=turns,
-        gray=chosen(Draw.GRAY, parameters.gray_p),
-        blur=chosen(Draw.BLUR, parameters.blur_p),
-        sigma=low + (high - low) * draws[:, Draw.BLUR_SIGMA],
-        solarize=chosen(Draw.SOLARIZE, parameters.solarize_p),
+        gray=chosen(Column.GRAY, parameters.gray_p),
+        blur=chosen(Column.BLUR, parameters.blur_p),
+        sigma=low + (high - low) * draws[:, Column.BLUR_SIGMA],
+        solarize=chosen(Column.SOLARIZE, parameters.solarize_p),
     )
 
 
-def _distort(images: Tensor, drawn: Drawn, parameters: ViewConfig, size: int, scale: Tensor, shift: Tensor) -> Tensor:
+def _distort(
+    images: Tensor, drawn: SampledView, parameters: ViewConfig, size: int, scale: Tensor, shift: Tensor
+) -> Tensor:
     """The operations, each on the memory of the one before; those switched off cost nothing."""
     # Every later operation commutes with a mirror, and inside the crop it is free.
     top, left, tall, wide = drawn.box.unbind(1)
@@ -150,13 +152,13 @@ def sample_jitter(
     draws: Tensor, strengths: tuple[float, float, float, float], probability: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
     """Arguments of `jitter` by the law of torchvision's ColorJitter; neutral ones for images that get no jitter."""
-    applied = draws[:, Draw.JITTER] < probability
+    applied = draws[:, Column.JITTER] < probability
     factors = []
-    for strength, column in zip(strengths[:3], (Draw.BRIGHTNESS, Draw.CONTRAST, Draw.SATURATION), strict=True):
+    for strength, column in zip(strengths[:3], (Column.BRIGHTNESS, Column.CONTRAST, Column.SATURATION), strict=True):
         low, high = max(0.0, 1 - strength), 1 + strength
         factors.append(torch.where(applied, low + (high - low) * draws[:, column], 1.0))
-    hue = torch.where(applied, strengths[3] * (2 * draws[:, Draw.HUE] - 1), 0.0) if strengths[3] else None
-    order = draws[:, Draw.ORDER : Draw.ORDER + len(Part)].argsort(dim=1, stable=True)
+    hue = torch.where(applied, strengths[3] * (2 * draws[:, Column.HUE] - 1), 0.0) if strengths[3] else None
+    order = draws[:, Column.ORDER : Column.ORDER + len(Part)].argsort(dim=1, stable=True)
     return factors[0], factors[1], factors[2], hue, order
 
 

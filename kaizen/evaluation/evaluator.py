@@ -7,15 +7,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kaizen.config import Config
+from kaizen.config.schema import Config
 from kaizen.data.load import Stream
 from kaizen.errors import ConfigError, TrainingFailed
 from kaizen.evaluation.features import BATCH, extract_features
 from kaizen.evaluation.readers import TOLERANCE, Check, fit_probe, nearest_neighbours
-from kaizen.learner import Network
+from kaizen.model.learner import Network
+from kaizen.model.teacher import read_network
 from kaizen.parallel import Parallel, memory_format
-from kaizen.state import task_directory
-from kaizen.teacher import read_network
+from kaizen.run.places import task_directory
 
 
 class Evaluator:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kaizen.config import is_free
+from kaizen.config.schema import is_free
 from kaizen.errors import ConfigError
 from kaizen.evaluation.metrics import DEFINITIONS
 

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from kaizen.checkpoint import write_json
-from kaizen.config import Reader
+from kaizen.config.schema import Reader
 from kaizen.data.stream import Task
 from kaizen.errors import ConfigError
 from kaizen.evaluation.metrics import summarize
+from kaizen.run.checkpoint import write_json
 
 
 class Results:

@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.terminal_theme import DEFAULT_TERMINAL_THEME
 from rich.text import Text
 
-from kaizen.checkpoint import write_text
 from kaizen.evaluation.metrics import DEFINITIONS
+from kaizen.run.checkpoint import write_text
 
 COLUMN = 10
 """Characters of a task's column, its border included."""

@@ -3,6 +3,8 @@
 Half types are promoted to float32, also under autocast; wider types are left alone. Where a loss compares every row
 with every other one, `rows` names the rows of the global batch whose mean is wanted (all of them by default), so that a
 process computes its own rows against global columns and nothing of size global x global is built.
+
+Model and the floors above import it; it imports torch alone.
 """
 
 from kaizen.losses.basics import promote

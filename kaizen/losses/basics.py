@@ -24,7 +24,7 @@ def in_float32(function: Callable[P, R]) -> Callable[P, R]:
     return computed
 
 
-def alone(tensor: Tensor) -> Tensor:
+def identity(tensor: Tensor) -> Tensor:
     """What one process makes of a tensor together with all others: itself."""
     return tensor
 

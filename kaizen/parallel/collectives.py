@@ -67,4 +67,4 @@ class Group:
         return local if self.world == 1 else links.reduce_alike(local, dist.ReduceOp.MAX)
 
 
-ALONE = Group()
+ONE_PROCESS = Group()

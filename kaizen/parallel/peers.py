@@ -83,7 +83,7 @@ def look_seconds() -> float:
     return float(os.environ.get("KAIZEN_LOOK_SECONDS") or LOOK_SECONDS)
 
 
-class Line:
+class StoreThread:
     """A store that is asked from a thread of its own, as one whose host has no power any more never answers."""
 
     def __init__(self, store: dist.Store) -> None:
@@ -127,7 +127,7 @@ class Peers:
         self.rank, self.world, self._seconds, self._end = rank, world, seconds, end
         self._write: Callable[[Failure], None] = lambda failure: None
         self._hurried: Callable[[], bool] = lambda: False
-        self._line, self._left = Line(store), threading.Event()
+        self._store, self._left = StoreThread(store), threading.Event()
         self._ending: Failure | None = None
         self._beat = self._still = self._gone = self._heard = self._ended = 0
         # The teardown of a group whose members are gone may wait for them; handlers of later imports run before this.
@@ -152,18 +152,18 @@ class Peers:
     def leave(self) -> Failure | None:
         """Say that this process ends regularly and wait a while until the others have; what failed, if they do not."""
         self._left.set()
-        self._line.ask(lambda store: store.add(f"left/{self.rank}", 1), self._seconds)
+        self._store.ask(lambda store: store.add(f"left/{self.rank}", 1), self._seconds)
         before = self._counts()
         if self._until(lambda: max(self._counts() or [-1]) < 0, GRACE):
             return None
-        posted, gone = self._line.ask(_posted, self._seconds), self._silent(before, self._counts())
+        posted, gone = self._store.ask(_posted, self._seconds), self._silent(before, self._counts())
         if posted or gone:
             self._ending = self._told(posted or _lost(f"{_named(gone)} died"))
         return self._ending
 
     def _why(self, said: str) -> Failure:
         before = self._counts()
-        if posted := self._until(lambda: self._line.ask(_posted, self._seconds), GRACE):
+        if posted := self._until(lambda: self._store.ask(_posted, self._seconds), GRACE):
             return posted
         after = self._counts()
         if after is None:
@@ -181,16 +181,16 @@ class Peers:
     def _told(self, failure: Failure) -> Failure:
         """Tell the others of a failure, unless one was told before, which then counts."""
         text = f"{failure.code} {failure.reason}"
-        held = self._line.ask(lambda store: store.compare_set("failed", "", text), self._seconds)
+        held = self._store.ask(lambda store: store.compare_set("failed", "", text), self._seconds)
         first = _parsed(held) if held else failure
         return Failure(first.code, first.reason, self._tells())
 
     def _tells(self) -> bool:
         """Whether this process writes and prints what failed: the main one does, and says so; others do without it."""
         if self.rank == 0:
-            self._line.ask(lambda store: store.add("told", 1), self._seconds)
+            self._store.ask(lambda store: store.add("told", 1), self._seconds)
             return True
-        return not self._until(lambda: self._line.ask(lambda store: store.add("told", 0), self._seconds), 1)
+        return not self._until(lambda: self._store.ask(lambda store: store.add("told", 0), self._seconds), 1)
 
     def _counts(self) -> list[int] | None:
         """Count of every process, -1 for those that have left; None: the store is gone."""
@@ -199,7 +199,7 @@ class Peers:
             ranks = range(self.world)
             return [-1 if store.add(f"left/{r}", 0) else store.add(f"beat/{r}", 0) for r in ranks]
 
-        return self._line.ask(read, self._seconds)
+        return self._store.ask(read, self._seconds)
 
     def _silent(self, before: Sequence[int] | None, after: Sequence[int] | None) -> list[int]:
         """Other processes that have neither counted nor left in between."""
@@ -213,13 +213,13 @@ class Peers:
         return store.add(f"beat/{following}", 0), bool(store.add(f"left/{following}", 0)), _posted(store)
 
     def _watch(self) -> None:
-        answer = self._line.put(self._exchange)
+        answer = self._store.put(self._exchange)
         while not self._left.wait(self._seconds):
             if failure := self._judged(answer):
                 self._abandon(failure)
                 return
             if answer.done():
-                answer = self._line.put(self._exchange)
+                answer = self._store.put(self._exchange)
 
     def _judged(self, answer: "Future[tuple[int, bool, Failure | None]]") -> Failure | None:
         """What this process has to end for, at once; its main thread may hang in a collective."""

@@ -27,7 +27,7 @@ from kaizen.parallel.launch import check_launch, threads
 from kaizen.parallel.layout import memory_format
 from kaizen.parallel.norm import global_batch_norms
 from kaizen.parallel.peers import Failure, Peers, describe, group_store, look_seconds
-from kaizen.parallel.sharding import is_sharded, shard_follower, shard_units, whole
+from kaizen.parallel.sharding import full_tensors, is_sharded, shard_follower, shard_units
 from kaizen.parallel.wrapping import wrapped
 
 T = TypeVar("T")
@@ -119,7 +119,7 @@ class Parallel:
         if self.sharded:
             shard_units(learner, self.accelerator, block_names)
         with self.compiler.left_out():
-            return wrapped(learner, build(), self.accelerator, alone=self.world == 1 and not self.sharded)
+            return wrapped(learner, build(), self.accelerator, one_process=self.world == 1 and not self.sharded)
 
     def spread(self, follower: nn.Module, block_names: Sequence[str]) -> None:
         """Shard a network that no optimizer trains as the student is sharded; without FSDP2 it stays as it is."""
@@ -128,7 +128,7 @@ class Parallel:
 
     def gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors with their shards put together, on the main process; without FSDP2 as they are, on every process."""
-        return whole(tensors, keep=self.is_main or not self.sharded)
+        return full_tensors(tensors, keep=self.is_main or not self.sharded)
 
     def release(self) -> None:
         """Let go of what was prepared, at the end of a task."""

@@ -88,7 +88,7 @@ def _is_shard(tensor: Tensor) -> "TypeGuard[DTensor]":
     return hasattr(tensor, "device_mesh")
 
 
-def whole(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
+def full_tensors(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
     """The tensors, shards put together on the CPU, one at a time; all processes call this, though some keep none."""
     found = {}
     for name, tensor in tensors.items():
@@ -99,7 +99,7 @@ def whole(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]
     return found
 
 
-def part_of(value: Tensor, like: Tensor) -> Tensor:
+def shard_like(value: Tensor, like: Tensor) -> Tensor:
     """What of a whole tensor, held by every process, belongs where `like` is; all processes call this."""
     if not _is_shard(like):
         return value

@@ -9,19 +9,19 @@ from torch import nn
 
 
 def wrapped(
-    learner: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, *, alone: bool
+    learner: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, *, one_process: bool
 ) -> tuple[nn.Module, Any]:
     """The learner and the optimizer as a launch trains them: with DDP, FSDP2 or neither.
 
     Args:
-        alone: one process, which needs no DDP; Accelerate would wrap that of a distributed launch.
+        one_process: DDP is not needed; Accelerate would wrap that of a distributed launch.
     """
     names = {p: name for name, p in learner.named_parameters()}
     groups = [[names[p] for p in group["params"]] for group in optimizer.param_groups]
     with warnings.catch_warnings():
         # torch 2.14 wants another name for broadcast_buffers, which earlier versions do not know.
         warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
-        if alone:
+        if one_process:
             module, prepared = accelerator.prepare_model(learner, evaluation_mode=True), accelerator.prepare(optimizer)
         else:
             module, prepared = accelerator.prepare(learner, optimizer)

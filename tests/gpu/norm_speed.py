@@ -16,7 +16,7 @@ import triton
 from torch import nn
 from torch.nn import functional as F
 
-from kaizen.networks import fused_norm
+from kaizen.model.networks import fused_norm
 
 STAGES = ((64, 32), (128, 16), (256, 8), (512, 4))
 TILES = [(128, 256, 8), *itertools.product((64, 128), (128, 512), (4, 8)), (256, 256, 8)]

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kaizen.networks.norm import fuses
+from kaizen.model.networks.norm import fuses
 
 pytest.importorskip("triton")
-from kaizen.networks.fused_norm import fused_batch_norm
+from kaizen.model.networks.fused_norm import fused_batch_norm
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("accelerate_anew")]
 

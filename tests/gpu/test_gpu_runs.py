@@ -12,8 +12,8 @@ import torch
 from runs import log_of, run_of, snapshots, status_of
 
 from kaizen.commands.train import main
-from kaizen.stepping import Stepper
-from kaizen.trainer import Trainer
+from kaizen.training.step import Stepper
+from kaizen.training.trainer import Trainer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("accelerate_anew")]
 

@@ -8,9 +8,9 @@ from accelerate.state import AcceleratorState
 from sessions import begin, changed_by_steps, equal, more_of, small, terms_of
 
 from kaizen.bench.session import Session
-from kaizen.methods import REGISTRY
+from kaizen.model.methods import REGISTRY
 from kaizen.parallel import Parallel
-from kaizen.recording import WARM_UP
+from kaizen.training.recording import WARM_UP
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("accelerate_anew")]
 
@@ -80,7 +80,7 @@ def test_recorded_steps_of_other_encoders_and_without_a_teacher(
 def test_images_that_do_not_lie_on_the_device_are_sent_beside_the_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kaizen.stepping.resident", lambda *args: None)
+    monkeypatch.setattr("kaizen.training.step.resident", lambda *args: None)
     session = compared(["--method.name", "byol", *more_of("byol")], tmp_path, 1, monkeypatch, "no")
     assert session.stepper.device_step.store is None
 

@@ -1,0 +1,48 @@
+"""Pairs of keys that do not fit, found before any work and without the data."""
+
+from kaizen.config.schema import Config
+from kaizen.errors import ConfigError
+
+
+def check_pairs(config: Config) -> None:
+    """Refuse pairs of keys that do not fit; needs no data.
+
+    Raises:
+        ConfigError: names the key, its value and what is allowed.
+    """
+    optim = config.optim
+    if optim.warmup_epochs and optim.warmup_epochs >= optim.epochs:
+        raise ConfigError(
+            "optim.warmup_epochs", f"is {optim.warmup_epochs}; allowed: below optim.epochs ({optim.epochs})"
+        )
+    if optim.min_lr > optim.lr * optim.batch / 256:
+        raise ConfigError("optim.min_lr", f"is {optim.min_lr}, above the scaled rate {optim.lr * optim.batch / 256:g}")
+    if config.encoder.stem == "imagenet" and config.encoder.stem_padding != 1:
+        raise ConfigError("encoder.stem_padding", "applies to encoder.stem cifar; with stem imagenet only 1 is allowed")
+    for number, view in enumerate(config.views):
+        if (number < 2) != (view.size is None):
+            allowed = "null" if number < 2 else "a number, as a third view and those after it are small crops"
+            raise ConfigError(f"views.{number}.size", f"is {view.size}; allowed: {allowed}")
+    if len(set(config.eval.readers)) != len(config.eval.readers):
+        raise ConfigError("eval.readers", f"is {list(config.eval.readers)}; each reader may be named once")
+    _check_stream(config)
+    kind, _ = config.replay_budget()
+    if config.replay.policy == "reservoir" and kind != "total":
+        given = f"replay.{kind} is given" if getattr(config.replay, kind) is not None else "no budget is given"
+        raise ConfigError("replay.total", f"is needed by replay.policy reservoir, which knows no classes; {given}")
+
+
+def _check_stream(config: Config) -> None:
+    stream = config.stream
+    if stream.kind == "domain" and config.data.domain_column is None:
+        raise ConfigError("data.domain_column", "is null; stream.kind domain needs the name of the domains' column")
+    if stream.domains is not None:
+        if stream.kind != "domain":
+            raise ConfigError("stream.domains", f"applies to stream.kind domain; here stream.kind is {stream.kind}")
+        if len(set(stream.domains)) != len(stream.domains):
+            raise ConfigError("stream.domains", f"is {list(stream.domains)}; each domain may be named once")
+    if stream.kind == "data" and config.classifier.distill_weight == "class_ratio":
+        raise ConfigError(
+            "classifier.distill_weight",
+            "is 'class_ratio', but the tasks of stream.kind data bring no new classes; allowed: a number",
+        )

@@ -1,0 +1,239 @@
+"""From a recipe, a preset and dotted overrides on the command line to one checked configuration.
+
+No heavy import before the method is known, so that a wrong key costs a moment and not a start of torch.
+"""
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails, PydanticSerializationError, to_json
+
+from kaizen.cli.checks import check_pairs
+from kaizen.cli.shipped import brief, read_preset, read_recipe
+from kaizen.config.schema import Config, Section
+from kaizen.config.yaml import YamlError, parse_yaml
+from kaizen.data.source import KNOWN_SOURCES
+from kaizen.errors import ConfigError
+from kaizen.model.methods import method_class
+from kaizen.model.networks.fit import fit_encoder, is_vit
+
+BUDGETS = ("per_class", "fraction", "total")
+
+
+class Arguments(NamedTuple):
+    """What a command line asks for; the values of overrides are still text."""
+
+    recipe: str
+    overrides: dict[str, str]
+    preset: str | None = None
+
+
+def parse_arguments(tokens: Sequence[str]) -> Arguments:
+    """Recipe, preset and overrides from `[RECIPE] [--preset NAME] [--section.key VALUE ...]`.
+
+    Raises:
+        ConfigError: a key without a value or without a section, or more than one recipe.
+    """
+    recipes: list[str] = []
+    overrides: dict[str, str] = {}
+    preset: str | None = None
+    rest = list(tokens)
+    while rest:
+        token = rest.pop(0)
+        if not token.startswith("-"):
+            recipes.append(token)
+            continue
+        key, given, value = token.removeprefix("--").partition("=")
+        is_preset = key == "preset" and token.startswith("--")
+        if not is_preset and ("." not in key or key.startswith("-")):
+            raise ConfigError(token, "is no key; keys are written --section.key VALUE (see --help)")
+        if not given:
+            if not rest or rest[0].startswith("--"):
+                form = "--preset NAME" if is_preset else "--section.key VALUE"
+                raise ConfigError("--preset" if is_preset else key, f"needs a value: {form}")
+            value = rest.pop(0)
+        if is_preset:
+            preset = value
+        else:
+            overrides[key] = value
+    if len(recipes) > 1:
+        raise ConfigError("RECIPE", f"are {recipes}; only one is allowed")
+    return Arguments(recipes[0] if recipes else "digits", overrides, preset)
+
+
+def resolve(recipe: str, overrides: dict[str, str], preset: str | None = None) -> tuple[str, Config]:
+    """Name of the recipe and the whole checked configuration: the recipe, then the preset, then the overrides.
+
+    Raises:
+        ConfigError: names the key, what was found and what is allowed.
+    """
+    name, tree = read_recipe(recipe)
+    meant = _distiller(tree)
+    new_method = overrides.get("method.name")
+    if new_method is not None and new_method != tree.get("method", {}).get("name"):
+        tree["method"] = {}  # the recipe's other keys belong to its own method, those of a preset to any
+    _change_encoder(tree, overrides)
+    for section, keys in (read_preset(preset) if preset is not None else {}).items():
+        tree.setdefault(section, {}).update(keys)
+    _override(tree, overrides)
+    if meant != _distiller(tree):
+        # The recipe's strengths are those of its own distiller; another one has its own, unless they are given.
+        for key in ("weight", "temperature"):
+            if f"distill.{key}" not in overrides:
+                tree.get("distill", {}).pop(key, None)
+    method = tree.setdefault("method", {}).setdefault("name", "simclr")
+    _derive_tasks(tree.get("stream", {}))
+    settings: Any = method_class(method).Settings
+    kind: type[Config] = Config[settings]
+    try:
+        config: Config = kind.model_validate_json(to_json(tree))
+    except PydanticSerializationError as error:
+        raise ConfigError("RECIPE", f"{recipe!r} cannot be read: {error}") from None
+    except ValidationError as error:
+        raise _explained(error, tree, kind) from None
+    from kaizen.model.distillers import resolve_distiller  # torch is loaded by now: the method's class needed it
+
+    known = KNOWN_SOURCES.get(config.data.source)
+    config = config.model_copy(update={"distill": resolve_distiller(config)})
+    config = fit_encoder(config, known.image_size if known else None)
+    check_pairs(config)
+    if len(config.views) > (most := method_class(method).most_views):
+        raise ConfigError("views", f"are {len(config.views)}; allowed with {method}: {most}")
+    if known and config.stream.kind == "class" and config.stream.tasks > known.classes:
+        raise ConfigError(
+            "stream.tasks",
+            f"is {config.stream.tasks}; allowed: 1 to {known.classes}, the classes of {config.data.source}",
+        )
+    return name, config
+
+
+def _distiller(tree: dict[str, Any]) -> object:
+    """Name of the distiller that a tree means: that of its method where it says auto, or nothing."""
+    name, method = tree.get("distill", {}).get("name", "auto"), tree.get("method", {}).get("name", "simclr")
+    return method_class(method).distiller if name == "auto" else name
+
+
+def _change_encoder(tree: dict[str, Any], overrides: dict[str, str]) -> None:
+    """Drop a recipe's encoder keys, in place, where the overrides ask for a ViT and it has a ResNet, or the reverse."""
+    new, old = overrides.get("encoder.name"), tree.get("encoder", {}).get("name", "resnet18")
+    if new is not None and is_vit(new) != is_vit(str(old)):
+        tree["encoder"] = {}
+
+
+def _derive_tasks(stream: dict[str, Any]) -> None:
+    """Set the number of tasks, in place, where the kind of the stream leaves no choice."""
+    if stream.get("kind") == "joint":
+        stream["tasks"] = 1
+    elif stream.get("kind") == "domain":
+        # Without names the number is the data's, and one in the recipe means nothing.
+        stream.pop("tasks", None)
+        if isinstance(named := stream.get("domains"), list) and named:
+            stream["tasks"] = len(named)
+
+
+def default_directory(recipe: str, preset: str | None, seed: int) -> str:
+    """Run directory where run.dir names none: runs/RECIPE[-PRESET]-seedN."""
+    return f"runs/{'-'.join([recipe, *([preset] if preset else []), f'seed{seed}'])}"
+
+
+def _override(tree: dict[str, Any], overrides: dict[str, str]) -> None:
+    """Lay overrides over a recipe, in place."""
+    budgets = [key for key in BUDGETS if overrides.get(f"replay.{key}", "null") != "null"]
+    for key in BUDGETS if budgets else ():
+        tree.get("replay", {}).pop(key, None)
+    for dotted, text in overrides.items():
+        section, *path = dotted.split(".")
+        if section not in Config.model_fields:
+            raise ConfigError(dotted, f"is not a key: no section {section!r}{_similar(section, Config.model_fields)}")
+        value = _parsed(dotted, text)
+        if section == "views":
+            _override_views(tree, path, value)
+            continue
+        if len(path) != 1:
+            raise ConfigError(dotted, "is not a key; keys are section.key")
+        tree.setdefault(section, {})[path[0]] = value
+
+
+def _override_views(tree: dict[str, Any], path: list[str], value: Any) -> None:
+    views = tree.setdefault("views", [{}, {}])
+    numbers = range(len(views)) if len(path) == 1 else [int(path[0])] if path[0].isdecimal() else []
+    if not numbers or max(numbers) >= len(views) or len(path) > 2:
+        key = ".".join(["views", *path])
+        raise ConfigError(
+            key, f"is not a key; allowed: views.KEY (all views) or views.0.KEY to views.{len(views) - 1}.KEY"
+        )
+    for number in numbers:
+        views[number] = {**views[number], path[-1]: value}
+
+
+def _parsed(dotted: str, text: str) -> Any:
+    """The value of an override: text for keys that hold text, a YAML value otherwise."""
+    section, _, key = dotted.partition(".")
+    model = Config.model_fields[section].annotation
+    if isinstance(model, type) and issubclass(model, BaseModel) and key in model.model_fields:
+        annotation = model.model_fields[key].annotation
+        if _holds_text(annotation):
+            return None if text == "null" and annotation is not str else text
+    try:
+        # Nothing at all is text and no null: it is hardly ever meant.
+        return parse_yaml(text) if text else text
+    except YamlError as error:
+        raise ConfigError(dotted, f"is {text!r}, which cannot be read: {error}") from None
+
+
+def _holds_text(kind: Any) -> bool:
+    """Whether values of a type are any text: str, Annotated[str, ...], or a union with one of them."""
+    origin = typing.get_origin(kind)
+    if origin is typing.Annotated:
+        return _holds_text(typing.get_args(kind)[0])
+    return kind is str or (origin in (typing.Union, types.UnionType) and any(map(_holds_text, typing.get_args(kind))))
+
+
+def _explained(error: ValidationError, tree: dict[str, Any], kind: type[Section]) -> ConfigError:
+    """The first problem as one line; alternatives of one key are joined by `or`."""
+    found: dict[str, list[ErrorDetails]] = {}
+    for detail in error.errors():
+        found.setdefault(_key_of(detail["loc"], tree), []).append(detail)
+    key, details = next(iter(found.items()))
+    first = details[0]
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return ConfigError(key, f"is not a key{_similar(key.rpartition('.')[2], _siblings(first['loc'], kind))}{more}")
+    if first["type"] == "missing":
+        return ConfigError(key, f"is missing{more}")
+    problems = " or ".join(dict.fromkeys(d["msg"].removeprefix("Input should be ") for d in details))
+    if first["type"] == "value_error":
+        return ConfigError(key, problems.removeprefix("Value error, ") + more)
+    return ConfigError(key, f"is {brief(first['input'])}; allowed: {problems}{more}")
+
+
+def _key_of(location: Sequence[str | int], tree: Any) -> str:
+    """The dotted key of a location: pydantic adds the names of union members, which are no keys of the tree."""
+    parts: list[str] = []
+    for part in location:
+        in_list = isinstance(tree, list) and isinstance(part, int) and part < len(tree)
+        inside = in_list or (isinstance(tree, dict) and part in tree)
+        if parts and not inside:
+            break
+        parts.append(str(part))
+        tree = tree[part] if inside else None
+    return ".".join(parts)
+
+
+def _siblings(location: Sequence[str | int], kind: Any) -> list[str]:
+    """Keys that stand beside the location in the configuration."""
+    for part in location[:-1]:
+        if isinstance(part, str):
+            kind = kind.model_fields[part].annotation
+        members = [m for m in typing.get_args(kind) if isinstance(m, type) and issubclass(m, BaseModel)]
+        kind = members[0] if members else kind
+    return list(kind.model_fields)
+
+
+def _similar(word: str, allowed: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(allowed), n=1)
+    return f"; did you mean {close[0]}?" if close else f"; allowed: {', '.join(allowed)}"

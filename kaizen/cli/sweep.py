@@ -1,0 +1,128 @@
+"""The sweep file: which runs its lines ask for, each checked, each with a name of its own."""
+
+import itertools
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from kaizen.cli.resolve import Arguments, parse_arguments, resolve
+from kaizen.cli.shipped import shipped_recipes
+from kaizen.config.schema import Config, is_free
+from kaizen.errors import ConfigError
+
+LONGEST_NAME = 120
+"""Characters of a run's name before a hash takes the place of the rest."""
+OF_THE_SWEEP = ("run.dir", "run.resume")
+"""Keys that a sweep sets itself, so that a run goes on where it was left."""
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """One run of a sweep: its name, the line that asks for it, its arguments and the hash of its configuration."""
+
+    name: str
+    line: int
+    tokens: tuple[str, ...]
+    config_hash: str
+
+
+def read_sweep(file: Path) -> list[SweepRun]:
+    """The runs of a sweep file in its order, every one resolved.
+
+    Raises:
+        ConfigError: names the file, the line and the key.
+    """
+    try:
+        lines = file.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("FILE", f"{str(file)!r} cannot be read ({error})") from None
+    runs: list[SweepRun] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            for tokens in expand(split_line(line)):
+                runs.append(_planned(number, tokens, runs))
+        except ConfigError as error:
+            raise ConfigError(f"{file}, line {number}", str(error)) from None
+    if not runs:
+        raise ConfigError("FILE", f"{str(file)!r} asks for no run; allowed: RECIPE [--section.key VALUE ...] a line")
+    return runs
+
+
+def split_line(line: str) -> list[str]:
+    """Words of a line as a shell splits them; a # that begins a word outside of quotes begins a comment.
+
+    Raises:
+        ConfigError: a quotation is not closed.
+    """
+    for mark in re.finditer(r"(?:^|(?<=\s))#", line):
+        try:
+            return shlex.split(line[: mark.start()])
+        except ValueError:
+            continue  # this one stands inside quotes
+    try:
+        return shlex.split(line)
+    except ValueError as error:
+        raise ConfigError("line", f"cannot be split into words ({error})") from None
+
+
+def expand(tokens: list[str]) -> list[tuple[str, ...]]:
+    """Every combination of the {a,b,c} lists in the words of a line, the last list changing fastest; none of no words.
+
+    Raises:
+        ConfigError: braces that are not closed, or an empty alternative.
+    """
+    return list(itertools.product(*map(_alternatives, tokens))) if tokens else []
+
+
+def _alternatives(token: str) -> list[str]:
+    *parts, end = re.split(r"\{([^{}]*)\}", token)
+    if re.search(r"[{}]", "".join([*parts[::2], end])):
+        raise ConfigError(token, "has a brace too many; a list of values is {a,b,c}, without spaces or in quotes")
+    choices = [_members(token, part) if index % 2 else [part] for index, part in enumerate([*parts, end])]
+    return ["".join(choice) for choice in itertools.product(*choices)]
+
+
+def _members(token: str, text: str) -> list[str]:
+    """Parts of a text between the commas that stand outside of brackets."""
+    depth, members = 0, [""]
+    for character in text:
+        depth += (character == "[") - (character == "]")
+        if character == "," and depth == 0:
+            members.append("")
+        else:
+            members[-1] += character
+    members = [member.strip() for member in members]
+    if not all(members):
+        raise ConfigError(token, "has an empty alternative; a list of values is {a,b,c}")
+    return members
+
+
+def _planned(line: int, tokens: tuple[str, ...], before: list[SweepRun]) -> SweepRun:
+    arguments = parse_arguments(tokens)
+    for key in OF_THE_SWEEP:
+        if key in arguments.overrides:
+            raise ConfigError(key, "is set by the sweep; a line may set any other key")
+    recipe, config = resolve(*arguments)
+    run = SweepRun(run_name(recipe, arguments, config), line, tokens, config.hash())
+    for other in before:
+        same_label = parse_arguments(other.tokens)[::2] == arguments[::2]
+        if run.name == other.name or (same_label and run.config_hash == other.config_hash):
+            raise ConfigError(run.name, f"is the same run as {other.name} of line {other.line}")
+    return run
+
+
+def run_name(recipe: str, arguments: Arguments, config: Config) -> str:
+    """RECIPE[-PRESET][-section.key=VALUE ...]-seedN without the keys that decide nothing.
+
+    A hash of the configuration is added where a value had to be changed or cut to fit a file name, or the recipe is a
+    file of the user's own. The name does not depend on the other lines of the sweep.
+    """
+    keys = sorted(key for key in arguments.overrides if not is_free(key) and key != "run.seed")
+    parts = [recipe, *([arguments.preset] if arguments.preset else [])]
+    full = "-".join([*parts, *(f"{key}={arguments.overrides[key]}" for key in keys)])
+    name = re.sub(r"[^A-Za-z0-9._+=-]+", "_", full)[:LONGEST_NAME]
+    if name != full or arguments.recipe not in shipped_recipes():
+        without_seed = config.model_copy(update={"run": config.run.model_copy(update={"seed": 0})})
+        name += f"-{without_seed.hash()[:8]}"
+    return f"{name}-seed{config.run.seed}"

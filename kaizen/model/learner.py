@@ -1,0 +1,139 @@
+"""The one trainable module: encoder, projector, classifier, distillation predictor and the method's own heads.
+
+One forward gives the four terms of the loss (Tang et al. 2024, arXiv 2303.17235, eq. 1-5). Everything trainable goes
+through this forward, where the hooks of DDP and FSDP fire.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from kaizen.config.schema import Config
+from kaizen.data.random import Purpose, fold
+from kaizen.losses import labelled_cross_entropy, promote, soft_label_distillation
+from kaizen.model.distillers import Distiller, Sides
+from kaizen.model.methods import method_class
+from kaizen.model.methods.base import Outputs
+from kaizen.model.networks.encoders import build_encoder
+from kaizen.model.networks.heads import encode_all, forward_all, mlp
+from kaizen.parallel import Batch
+
+TERMS = ("ssl", "distill", "classifier", "classifier_distill")
+
+
+@dataclass(frozen=True)
+class TeacherOutputs:
+    """What the frozen teacher says of this process' images: a tensor a view, without graph; logits may be none."""
+
+    projections: list[Tensor]
+    logits: list[Tensor]
+    prototypes: Tensor | None = None
+    """Its SSL prototypes (heads, k, d), for methods that have them."""
+
+
+@contextmanager
+def seeded(seed: int, component: int) -> Iterator[None]:
+    """Initialise one component from (seed, component) alone and leave torch's generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(fold(seed, Purpose.INIT, component))
+        yield
+
+
+class Network(nn.Module):
+    """Encoder, projector and classifier: what a task's snapshot holds and a teacher consists of."""
+
+    def __init__(self, config: Config, num_classes: int) -> None:
+        super().__init__()
+        seed = config.run.seed
+        method = method_class(config.method.name)
+        with seeded(seed, 0):
+            self.encoder = build_encoder(config.encoder, config.data.image_size)
+        with seeded(seed, 1):
+            self.projector = method.build_projector(config.method, self.encoder.feature_dim)
+        with seeded(seed, 2):
+            self.classifier = mlp((self.encoder.feature_dim, *config.classifier.hidden, num_classes))
+
+
+class Learner(Network):
+    """The student in training.
+
+    Args:
+        config: the run's configuration.
+        num_classes: outputs of the classifier, one head over all classes of the stream.
+        distiller: the distiller of the features, or None; its predictor is made where there is a teacher to follow.
+    """
+
+    def __init__(self, config: Config, num_classes: int, distiller: Distiller | None) -> None:
+        super().__init__(config, num_classes)
+        with seeded(config.run.seed, 3):
+            self.method = method_class(config.method.name)(config.method)
+        self.distiller = distiller
+        self.stop_gradient = config.classifier.stop_gradient
+        if distiller is not None:
+            with seeded(config.run.seed, 4):
+                shape = self.method.prototypes().shape[:2] if self.method.has_prototypes else (0, 0)
+                self.distill_predictor = distiller.build_predictor(config.method.projector_out, *shape)
+
+    def forward(
+        self,
+        views: list[Tensor],
+        labels: Tensor,
+        batch: Batch,
+        twin: list[Tensor] | None = None,
+        old: TeacherOutputs | None = None,
+        join: Callable[[], None] | None = None,
+    ) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """The four terms of the loss, unweighted, and the projections.
+
+        Args:
+            views: augmented images (n, 3, h, w) of this process, a tensor a view; those beyond the first two are small
+                crops, which only the SSL loss sees.
+            labels: int64 (n,), -1 = not available.
+            batch: where these images stand in the global batch.
+            twin: outputs of the momentum twin, for methods that have one.
+            old: outputs of the teacher for the first two views, from task 1 on.
+            join: called before `twin` and `old` are read, which may still be computed beside the student until then.
+
+        Returns:
+            Scalars by name (see TERMS; each process' share, the mean over processes is the global value), and
+            detached projections (n, d), a tensor a view.
+        """
+        features = encode_all(self.encoder, views)
+        projections = [promote(z) for z in forward_all(self.projector, features)]
+        read = [f.detach() for f in features[:2]] if self.stop_gradient else features[:2]
+        logits = forward_all(self.classifier, read)
+        predictions = None
+        if self.distiller is not None and old is not None:
+            inputs = [self.method.distill_input(z) for z in projections[:2]]
+            predictions = [promote(p) for p in forward_all(self.distill_predictor, inputs)]
+        if join is not None:
+            join()
+        # Losses are computed in float32 or wider, whatever the networks' precision.
+        with torch.autocast(views[0].device.type, enabled=False):
+            terms = self._classifier_terms(logits, labels, batch, old)
+            terms["ssl"] = self.method.loss(Outputs(projections, twin or [], labels), batch)
+            if predictions is not None and old is not None and self.distiller is not None:
+                old_inputs = [self.method.distill_input(z) for z in old.projections]
+                sides = Sides(predictions, old_inputs, self.distill_predictor, old.prototypes)
+                terms["distill"] = self.distiller.loss(sides, batch)
+        return {name: terms[name] for name in TERMS}, [z.detach() for z in projections]
+
+    def _classifier_terms(
+        self, logits: list[Tensor], labels: Tensor, batch: Batch, old: TeacherOutputs | None
+    ) -> dict[str, Tensor]:
+        terms = dict.fromkeys(TERMS, promote(logits[0]).new_zeros(()))
+        terms["classifier"] = torch.stack(
+            [batch.share_labelled(labelled_cross_entropy(g, labels)) for g in logits]
+        ).sum()
+        if old is not None and old.logits:
+            soft = soft_label_distillation(logits[0], logits[1], old.logits[0], old.logits[1])
+            terms["classifier_distill"] = batch.share(soft)
+        return terms
+
+
+def total(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """The weighted sum of the four terms."""
+    return torch.stack([weights[name] * terms[name] for name in TERMS]).sum()

@@ -1,0 +1,40 @@
+"""SSL methods by name; a new method is one file here and one line in the registry.
+
+A method's module is imported when it is asked for, so that a wrong key is reported without importing torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from kaizen.errors import ConfigError
+
+if TYPE_CHECKING:
+    from kaizen.model.methods.base import Method
+
+REGISTRY = {
+    "simclr": "kaizen.model.methods.simclr:SimCLR",
+    "supcon": "kaizen.model.methods.supcon:SupCon",
+    "mocov2plus": "kaizen.model.methods.mocov2plus:MoCoV2Plus",
+    "nnclr": "kaizen.model.methods.nnclr:NNCLR",
+    "byol": "kaizen.model.methods.byol:BYOL",
+    "simsiam": "kaizen.model.methods.simsiam:SimSiam",
+    "barlow": "kaizen.model.methods.barlow:Barlow",
+    "vicreg": "kaizen.model.methods.vicreg:VICReg",
+    "wmse": "kaizen.model.methods.wmse:WMSE",
+    "swav": "kaizen.model.methods.swav:SwAV",
+    "deepclusterv2": "kaizen.model.methods.deepclusterv2:DeepClusterV2",
+    "dino": "kaizen.model.methods.dino:DINO",
+    "ressl": "kaizen.model.methods.ressl:ReSSL",
+}
+
+
+def method_class(name: object) -> "type[Method]":
+    """The class of the method of that name.
+
+    Raises:
+        ConfigError: no such method.
+    """
+    if not isinstance(name, str) or name not in REGISTRY:
+        raise ConfigError("method.name", f"is {name!r}; allowed: {', '.join(REGISTRY)}")
+    module, _, attribute = REGISTRY[name].partition(":")
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,36 @@
+"""Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230): cross-correlation of both views towards the identity.
+
+Projector Linear-BN-ReLU-Linear-BN-ReLU-Linear; off-diagonal weight 0.005, scale 0.025 (0.1 in the published recipes).
+Needs from other processes: the projections of the global batch, gathered with gradient (means, variances, correlation).
+"""
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from kaizen.config.schema import Count, MethodSettings, NonNegative, Positive
+from kaizen.losses import barlow_twins
+from kaizen.model.methods.base import Method, Outputs
+from kaizen.model.networks.heads import mlp
+from kaizen.parallel import Batch
+
+
+class BarlowSettings(MethodSettings):
+    name: Literal["barlow"] = "barlow"
+    projector_out: Count = Field(2048, description="size of the projections")
+    off_diagonal: NonNegative = Field(0.005, description="weight of the correlations beside the diagonal")
+    scale: Positive = Field(0.025, description="scale of the whole loss")
+
+
+class Barlow(Method):
+    Settings = BarlowSettings
+    distiller = "decorrelative"
+
+    @staticmethod
+    def build_projector(settings: BarlowSettings, feature_dim: int) -> nn.Module:
+        return mlp((feature_dim, *[settings.projector_hidden] * 2, settings.projector_out), norm=True)
+
+    def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
+        z1, z2 = (batch.gather(z) for z in outputs.projections)
+        return barlow_twins(z1, z2, self.settings.off_diagonal, self.settings.scale)

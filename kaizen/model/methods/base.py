@@ -1,0 +1,119 @@
+"""What the learner asks of an SSL method."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from kaizen.config.schema import MethodSettings
+from kaizen.parallel import ONE_PROCESS, Batch, Group
+
+
+class TwinSettings(MethodSettings):
+    """Keys of methods with a momentum twin."""
+
+    tau_base: float = Field(0.99, ge=0, le=1, description="momentum of the twin at the start of a task")
+    tau_final: float = Field(1.0, ge=0, le=1, description="momentum of the twin at the end of a task")
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What one step's networks gave on this process, a tensor (n, d) a view."""
+
+    projections: list[Tensor]
+    twin: list[Tensor]
+    """Outputs of the momentum twin for the views that `twin_views` names, without graph; empty without a twin."""
+    labels: Tensor
+    """int64 (n,), -1 = not available."""
+
+
+class Method(nn.Module, ABC):
+    """An SSL loss with the heads and the state (queues, prototypes, centres as buffers) that belong to it.
+
+    The learner holds the method as a submodule: its parameters are trained, its parameters and buffers are saved under
+    `method.` in method.safetensors and kept over tasks, but for those that `of_one_task` names.
+    """
+
+    Settings: ClassVar[type[MethodSettings]]
+    distiller: ClassVar[str]
+    """The distiller that `distill.name: auto` takes."""
+    twin_views: ClassVar[tuple[int, ...]] = ()
+    """Views that go through a momentum twin of the encoder, the projector and `twin_head`; none: no twin."""
+    most_views: ClassVar[int] = 2
+    of_one_task: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of the names of buffers that are gone at a task's end."""
+    constant_rate: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of the names of parameters whose learning rate neither warms up nor falls."""
+    has_prototypes: ClassVar[bool] = False
+
+    def __init__(self, settings: Any) -> None:
+        super().__init__()
+        self.settings = settings
+        self.twin_head: nn.Module = nn.Identity()
+
+    @staticmethod
+    @abstractmethod
+    def build_projector(settings: Any, feature_dim: int) -> nn.Module:
+        """The projector: features (n, feature_dim) -> projections (n, settings.projector_out)."""
+
+    @abstractmethod
+    def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """This process' share of the SSL loss: a scalar whose mean over processes is the loss of the global batch."""
+
+    def counted(self, batch: Batch) -> int:
+        """Images that the loss is a mean over, by which parts of a batch weigh: all of them unless overridden."""
+        return batch.size
+
+    def distill_input(self, projections: Tensor) -> Tensor:
+        """What the distiller compares, from projections (n, d): the projections as they are unless overridden."""
+        return projections
+
+    def prototypes(self) -> Tensor:
+        """The prototypes (heads, k, d) that a later task distils from, for methods that have them."""
+        raise TypeError(f"{type(self).__name__} has no prototypes")
+
+    @classmethod
+    def check_task(cls, settings: Any, images: int, batch: int) -> None:
+        """Raise a ConfigError if a task of so many training images, so many a step, does not fit; before any work."""
+        return
+
+    def begin_task(self, images: int) -> None:
+        """Make room for the state of one task of that many images."""
+        return
+
+    def phase(self, epoch: int) -> Hashable:
+        """What decides, besides tensors, how the steps of an epoch are computed: the same for many steps on end.
+
+        Steps of one phase run the same operations on tensors of the same shapes, so that one of them can be recorded
+        and replayed. A method whose operations change puts what they depend on here and reads it from `batch.phase`.
+        """
+        return None
+
+    def schedule(self, epoch: int) -> tuple[float, ...]:
+        """Numbers of the loss that change from epoch to epoch, which the loss reads from `batch.numbers`."""
+        return ()
+
+    def begin_epoch(self, key: int, fill: Callable[[], list[Tensor]], group: Group = ONE_PROCESS) -> None:
+        """Before an epoch's first step; `fill` gives projections (images, d) of the task's images, a tensor a view."""
+        return
+
+    def after_backward(self, batch: Batch) -> None:
+        """Drop gradients that are not to be followed."""
+        return
+
+    def after_step(self, outputs: Outputs, batch: Batch) -> None:
+        """Advance the method's state (queues, centres) once the optimiser has stepped; `outputs` carry no graph."""
+        return
+
+    def count_step(self, images: int) -> None:
+        """Keep count on the host of a step on so many images of all processes; a recorded step calls nothing else."""
+        return
+
+
+def drop_gradients(module: nn.Module) -> None:
+    """Leave the module's parameters out of the next optimiser step."""
+    for parameter in module.parameters():
+        parameter.grad = None

@@ -1,0 +1,55 @@
+"""MoCo v2+ (He et al. 2020, arXiv 1911.05722; Chen et al. 2020, arXiv 2003.04297; both views symmetric).
+
+Queries of each view are told from a queue of earlier keys of the other view, made by a momentum twin.
+Needs from other processes: the keys of the global batch in global order, after the loss (queue).
+"""
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kaizen.config.schema import Count, Positive
+from kaizen.losses import info_nce
+from kaizen.model.methods.base import Method, Outputs, TwinSettings
+from kaizen.model.methods.queue import KeyQueue
+from kaizen.model.networks.heads import mlp
+from kaizen.parallel import Batch
+
+
+class MoCoV2PlusSettings(TwinSettings):
+    name: Literal["mocov2plus"] = "mocov2plus"
+    temperature: Positive = Field(0.1, description="temperature of InfoNCE")
+    queue_size: Count = Field(65536, description="keys in each of the two queues")
+    tau_final: float = Field(0.999, ge=0, le=1, description="momentum of the twin at the end of a task")
+
+
+class MoCoV2Plus(Method):
+    Settings = MoCoV2PlusSettings
+    distiller = "contrastive"
+    twin_views = (0, 1)
+
+    def __init__(self, settings: MoCoV2PlusSettings) -> None:
+        super().__init__(settings)
+        self.queue1 = KeyQueue(settings.queue_size, settings.projector_out)
+        self.queue2 = KeyQueue(settings.queue_size, settings.projector_out)
+
+    @staticmethod
+    def build_projector(settings: MoCoV2PlusSettings, feature_dim: int) -> nn.Module:
+        return mlp((feature_dim, settings.projector_hidden, settings.projector_out))
+
+    def distill_input(self, projections: Tensor) -> Tensor:
+        return F.normalize(projections, dim=1)
+
+    def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
+        q1, q2 = (F.normalize(z, dim=1) for z in outputs.projections)
+        k1, k2 = (F.normalize(z, dim=1) for z in outputs.twin)
+        # A query is told from earlier keys of its key's view: q1 meets k2, so its negatives stand in queue 2.
+        first = info_nce(q1, k2, self.queue2.keys, self.settings.temperature)
+        second = info_nce(q2, k1, self.queue1.keys, self.settings.temperature)
+        return batch.share(0.5 * (first + second))
+
+    def after_step(self, outputs: Outputs, batch: Batch) -> None:
+        for queue, keys in zip((self.queue1, self.queue2), outputs.twin, strict=True):
+            queue.push(F.normalize(batch.gather(keys), dim=1))

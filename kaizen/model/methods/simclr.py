@@ -1,0 +1,34 @@
+"""SimCLR (Chen et al. 2020, arXiv 2002.05709): NT-Xent over both views of the global batch.
+
+Projector Linear-ReLU-Linear; temperature 0.1. Needs from other processes: the projections of the global batch, gathered
+with gradient (negatives).
+"""
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from kaizen.config.schema import MethodSettings, Positive
+from kaizen.losses import nt_xent
+from kaizen.model.methods.base import Method, Outputs
+from kaizen.model.networks.heads import mlp
+from kaizen.parallel import Batch
+
+
+class SimCLRSettings(MethodSettings):
+    name: Literal["simclr"] = "simclr"
+    temperature: Positive = Field(0.1, description="temperature of NT-Xent")
+
+
+class SimCLR(Method):
+    Settings = SimCLRSettings
+    distiller = "contrastive"
+
+    @staticmethod
+    def build_projector(settings: SimCLRSettings, feature_dim: int) -> nn.Module:
+        return mlp((feature_dim, settings.projector_hidden, settings.projector_out))
+
+    def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
+        z1, z2 = (batch.gather(z) for z in outputs.projections)
+        return batch.share(nt_xent(z1, z2, self.settings.temperature, rows=batch.rows(z1.device)))

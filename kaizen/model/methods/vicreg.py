@@ -1,0 +1,37 @@
+"""VICReg (Bardes et al. 2022, arXiv 2105.04906): invariance, variance and covariance of both views.
+
+Projector Linear-BN-ReLU-Linear-BN-ReLU-Linear; weights 25, 25, 1. Needs from other processes: the projections of the
+global batch, gathered with gradient (variances, covariances).
+"""
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from kaizen.config.schema import Count, MethodSettings, NonNegative
+from kaizen.losses import vicreg
+from kaizen.model.methods.base import Method, Outputs
+from kaizen.model.networks.heads import mlp
+from kaizen.parallel import Batch
+
+
+class VICRegSettings(MethodSettings):
+    name: Literal["vicreg"] = "vicreg"
+    projector_out: Count = Field(2048, description="size of the projections")
+    invariance: NonNegative = Field(25.0, description="weight of the distance of both views")
+    variance: NonNegative = Field(25.0, description="weight of the hinge on each dimension's standard deviation")
+    covariance: NonNegative = Field(1.0, description="weight of the covariances beside the diagonal")
+
+
+class VICReg(Method):
+    Settings = VICRegSettings
+    distiller = "predictive_mse"
+
+    @staticmethod
+    def build_projector(settings: VICRegSettings, feature_dim: int) -> nn.Module:
+        return mlp((feature_dim, *[settings.projector_hidden] * 2, settings.projector_out), norm=True)
+
+    def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
+        z1, z2 = (batch.gather(z) for z in outputs.projections)
+        return vicreg(z1, z2, self.settings.invariance, self.settings.variance, self.settings.covariance)

@@ -1,0 +1,150 @@
+"""Encoders: images (n, 3, h, w), normalised -> features (n, d)."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Union
+
+from torch import Tensor, nn
+from torchvision.models import resnet
+from torchvision.models.resnet import conv1x1
+
+from kaizen.config.schema import EncoderConfig
+from kaizen.model.networks.fit import is_vit
+from kaizen.model.networks.norm import normalised
+
+if TYPE_CHECKING:
+    from kaizen.model.networks.vit import ViT
+
+
+class BasicBlock(resnet.BasicBlock):
+    """torchvision's block, each of its norms together with what follows it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (n, c, h, w) -> maps (n, c', h', w')."""
+        out = normalised(self.bn1, self.conv1(x))
+        return normalised(self.bn2, self.conv2(out), residual=_shortcut(self.downsample, x))
+
+
+class Bottleneck(resnet.Bottleneck):
+    """torchvision's block, each of its norms together with what follows it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (n, c, h, w) -> maps (n, c', h', w')."""
+        out = normalised(self.bn1, self.conv1(x))
+        out = normalised(self.bn2, self.conv2(out))
+        return normalised(self.bn3, self.conv3(out), residual=_shortcut(self.downsample, x))
+
+
+def _shortcut(downsample: nn.Module | None, x: Tensor) -> Tensor:
+    if not isinstance(downsample, nn.Sequential):
+        return x
+    convolution, norm = downsample
+    return normalised(norm, convolution(x), relu=False)
+
+
+RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int]]] = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+}
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm of at most 32 groups (Wu & He 2018, arXiv 1803.08494) of at least four channels each.
+
+    A group of one channel would forget all that a map of one pixel, the end of small images, has to say.
+    """
+    groups = math.gcd(32, channels)
+    while groups > 1 and channels // groups < 4:
+        groups //= 2
+    return nn.GroupNorm(groups, channels)
+
+
+class ResNet(nn.Module):
+    """ResNet (He et al. 2016, arXiv 1512.03385) without its last layer; parameter names are torchvision's.
+
+    torchvision's own class fixes the first stage at 64 channels and the stem at 7x7, so the stages are put together
+    here from its blocks.
+    """
+
+    plain: tuple[str, ...] = ()
+    """Names of parameters that are neither decayed nor adapted by LARS, beside those of one dimension."""
+
+    def __init__(
+        self,
+        block: type[BasicBlock | Bottleneck],
+        layers: Sequence[int],
+        *,
+        stem: str = "cifar",
+        stem_padding: int = 1,
+        norm: str = "batch",
+        width: int = 64,
+    ) -> None:
+        super().__init__()
+        make_norm: Callable[..., nn.Module] = nn.BatchNorm2d if norm == "batch" else group_norm
+        if stem == "cifar":
+            self.conv1 = nn.Conv2d(3, width, 3, stride=1, padding=stem_padding, bias=False)
+            self.maxpool: nn.Module = nn.Identity()
+        else:
+            self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+            self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.bn1 = make_norm(width)
+        channels = width
+        stages = []
+        for index, depth in enumerate(layers):
+            planes = width * 2**index
+            stages.append(_stage(block, channels, planes, depth, 1 if index == 0 else 2, make_norm))
+            channels = planes * block.expansion
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.feature_dim = channels
+        self.mixes_images = norm == "batch"
+        self.block_names = (block.__name__,)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (n, 3, h, w) -> features (n, feature_dim)."""
+        x = self.maxpool(normalised(self.bn1, self.conv1(images)))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.avgpool(x).flatten(1)
+
+
+def _stage(
+    block: type[BasicBlock | Bottleneck],
+    channels: int,
+    planes: int,
+    depth: int,
+    stride: int,
+    make_norm: Callable[..., nn.Module],
+) -> nn.Sequential:
+    out = planes * block.expansion
+    downsample = None
+    if stride != 1 or channels != out:
+        downsample = nn.Sequential(conv1x1(channels, out, stride), make_norm(out))
+    blocks = [block(channels, planes, stride, downsample, norm_layer=make_norm)]
+    blocks += [block(out, planes, norm_layer=make_norm) for _ in range(1, depth)]
+    return nn.Sequential(*blocks)
+
+
+def build_encoder(config: EncoderConfig, image_size: int | None = None) -> Union[ResNet, "ViT"]:
+    """The encoder that the configuration names, freshly initialised from torch's global generator.
+
+    Args:
+        config: a ViT's has its patch, as a resolved configuration does.
+        image_size: side of the images in pixels; ResNets take any.
+
+    Raises:
+        ValueError: a ViT without a patch or an image size.
+    """
+    if is_vit(config.name):
+        if config.patch is None or image_size is None:
+            raise ValueError(f"{config.name} is built for a patch and an image size, not {config.patch}, {image_size}")
+        from kaizen.model.networks.vit import ViT
+
+        return ViT(config.name, image_size, config.patch)
+    block, layers = RESNETS[config.name]
+    return ResNet(
+        block, layers, stem=config.stem, stem_padding=config.stem_padding, norm=config.norm, width=config.width
+    )

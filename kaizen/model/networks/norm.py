@@ -1,0 +1,69 @@
+"""A BatchNorm with what follows it, by fused kernels where a GPU has them."""
+
+import warnings
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+TYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def normalised(norm: nn.Module, x: Tensor, *, residual: Tensor | None = None, relu: bool = True) -> Tensor:
+    """relu(norm(x) + residual) of maps (n, c, h, w).
+
+    Args:
+        norm: any norm; a BatchNorm that normalises by the batch, alone on a GPU, takes kernels of our own.
+        residual: maps of the same shape that are added; None: nothing.
+        relu: whether ReLU follows.
+    """
+    if _fits(norm, x) and fuses(x.dtype, x.device):
+        from kaizen.model.networks.fused_norm import fused_batch_norm
+
+        assert isinstance(norm, nn.BatchNorm2d)
+        return fused_batch_norm(x, norm, residual=residual, relu=relu)
+    y = norm(x)
+    if residual is not None:
+        y += residual
+    return F.relu(y, inplace=True) if relu else y
+
+
+def _fits(norm: nn.Module, x: Tensor) -> bool:
+    """Whether the fused kernels compute what this norm does with these maps; a compiler fuses by itself."""
+    if type(norm) is not nn.BatchNorm2d or x.device.type != "cuda" or torch.compiler.is_compiling():
+        return False
+    by_batch = norm.training or norm.running_mean is None
+    plain = norm.affine and norm.momentum is not None and x.dtype in TYPES
+    return by_batch and plain and x.is_contiguous(memory_format=torch.channels_last)
+
+
+@lru_cache
+def fuses(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the fused kernels can be compiled here and give what torch gives, tried once on a small map."""
+    if torch.version.cuda is None:
+        return False
+    try:
+        from kaizen.model.networks.fused_norm import fused_batch_norm
+
+        with torch.enable_grad():
+            maps = torch.randn(4, 16, 8, 8, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+            maps, found = maps.contiguous(memory_format=torch.channels_last), []
+            for fused in (True, False):
+                norm = nn.BatchNorm2d(16).to(device)
+                x, added = (maps.clone().requires_grad_() for _ in range(2))
+                if fused:
+                    y = fused_batch_norm(fused_batch_norm(x, norm, residual=added), norm, relu=False)
+                else:
+                    y = norm(F.relu(norm(x) + added))
+                y.backward(maps)
+                held = [y.detach(), x.grad, added.grad, norm.weight.grad, norm.bias.grad]
+                found.append([t.float() for t in (*held, norm.running_mean, norm.running_var) if t is not None])
+            gaps = [float((one - other).norm() / other.norm()) for one, other in zip(*found, strict=True)]
+            apart = max(gaps)
+        problem = None if apart < 0.05 else f"they are {apart:.3g} from torch's"
+    except Exception as error:  # a compiler that is missing, a GPU that Triton does not know
+        problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    if problem:
+        warnings.warn(f"BatchNorm takes torch's kernels, as fused ones fail here ({problem})", stacklevel=2)
+    return problem is None

@@ -1,0 +1,15 @@
+"""Arithmetic on lists of tensors, whole or sharded, in a few kernels."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def add_scaled_(tensors: list[Tensor], others: Sequence[Tensor], factor: Tensor) -> None:
+    """Add factor () times others to tensors, in place; on a CPU as with a Python number for a factor, bit for bit."""
+    if factor.device.type == "cpu":
+        for tensor, other in zip(tensors, others, strict=True):
+            tensor.addcmul_(other, factor)
+    else:
+        torch._foreach_add_(tensors, torch._foreach_mul(list(others), factor))

@@ -1,0 +1,5 @@
+"""One run: the loop over tasks (trainer.py), a step in its host half (step.py) and its device half (device_step.py,
+recording.py), the plan of steps and rates (plan.py), optimizers (optim.py) and the state of a task (state.py).
+
+Bench and commands import it; it imports kaizen.evaluation and the floors below.
+"""

@@ -1,0 +1,199 @@
+"""The half of a training step that runs on the device: views, networks, losses, backward, optimizer, what follows it.
+
+It reads tensors alone: no value decides here, no shape changes, and what differs from step to step comes from the
+buffer of `kaizen.data.packing`. So a step of one phase (`Method.phase`) is one sequence of operations on the same
+tensors, which a CUDA graph records once and replays. What depends on Python numbers belongs to the host's half,
+`Stepper`.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from kaizen.config.schema import Config
+from kaizen.data.feed import HostBatch
+from kaizen.data.packing import StepData, unpack
+from kaizen.data.views import augment
+from kaizen.model.learner import TERMS, TeacherOutputs, total
+from kaizen.model.methods.base import Outputs
+from kaizen.parallel import Batch, Branches, Parallel, memory_format
+from kaizen.training.optim import set_rates
+from kaizen.training.state import TaskState
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What one part of a step is computed from, on the device; of a recorded step these tensors stay the same ones."""
+
+    views: list[Tensor]
+    data: StepData
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What one part of a step's batch gave: its part of the four terms, outputs without graph, and its place."""
+
+    terms: dict[str, Tensor]
+    outputs: Outputs
+    batch: Batch
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a step gives: the four terms, and projections (n, d) of the first two views.
+
+    The next recorded step overwrites those of a recorded step.
+    """
+
+    terms: dict[str, Tensor]
+    projections: list[Tensor]
+
+
+class DeviceStep:
+    """Steps of one task on the device.
+
+    Args:
+        weights: weights of the four terms.
+        moments: mean and std (3,) of the data set.
+        size: side of the images in pixels.
+        store: the task's and the memory's images on the device, or None where each step brings its own.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        state: TaskState,
+        weights: dict[str, float],
+        parallel: Parallel,
+        moments: tuple[Tensor, Tensor],
+        size: int,
+        store: Tensor | None,
+    ) -> None:
+        self.config, self.state, self.weights, self.parallel, self.size = config, state, weights, parallel, size
+        self.mean, self.std = (moment.to(parallel.device) for moment in moments)
+        self.store = store
+        self._layout = memory_format(state.learner.encoder, parallel.device)
+
+    def step(self, host_batches: Sequence[HostBatch], phase: Hashable, branches: Branches | None = None) -> Done:
+        """An ordinary step: one optimizer step on a batch that comes in these parts."""
+        whole = Batch.joined([host_batch.batch for host_batch in host_batches])
+        passed = []
+        for host_batch in host_batches:
+            inputs = self.inputs_of(host_batch)
+            passed.append(self.forward_backward(inputs, host_batch.batch, whole, phase, branches))
+        return self.update(passed, inputs.data, host_batches[0].numbers)
+
+    def inputs_of(self, host_batch: HostBatch) -> Inputs:
+        """Views and numbers of a host_batch."""
+        images = None if host_batch.images is None else self.parallel.put(host_batch.images)
+        return self.inputs(self.parallel.put(host_batch.packed), images, host_batch.count)
+
+    def inputs(self, packed: Tensor, images: Tensor | None, count: int) -> Inputs:
+        """Views and numbers from what the host sent: the packed buffer, and images unless the store has them."""
+        data = unpack(packed, count, len(self.state.optimizer.param_groups))
+        if images is None:
+            assert self.store is not None
+            images = self.store.index_select(0, data.rows)
+        return Inputs(self.views(images, data.keys), data)
+
+    def views(self, images: Tensor, keys: Tensor) -> list[Tensor]:
+        """Views (n, 3, s, s) of images uint8 (n, 3, h, w), drawn by their keys int64 (n,)."""
+        views = [
+            augment(images, keys, number, view, view.size or self.size, self.mean, self.std)
+            for number, view in enumerate(self.config.views)
+        ]
+        return [view.contiguous(memory_format=self._layout) for view in views]
+
+    def forward_backward(
+        self, inputs: Inputs, batch: Batch, whole: Batch, phase: Hashable, branches: Branches | None = None
+    ) -> Passed:
+        """Forward and backward over one part of a step's batch; gradients add up over the parts.
+
+        Args:
+            branches: twin and teacher run there, beside the student; None: before it.
+        """
+        state, accelerator = self.state, self.parallel.accelerator
+        views, data = inputs.views, inputs.data
+        parts = self._weights_of_part(batch, whole)
+        batch = replace(
+            batch,
+            phase=phase,
+            key=data.key,
+            places=data.places,
+            label_share=data.label_share,
+            numbers=data.method,
+        )
+        with accelerator.accumulate(state.wrapped):
+            twin, old = self._targets(views, branches)
+            join = branches.join if branches is not None else None
+            with accelerator.autocast():
+                terms, projections = state.wrapped(views, data.labels, batch, twin, old, join)
+            terms = {name: term if parts is None else term * parts[name] for name, term in terms.items()}
+            # Accelerate takes a mean over the parts.
+            accelerator.backward(total(terms, self.weights) * self.parallel.accumulation)
+        held = {name: term.detach() for name, term in terms.items()}
+        return Passed(held, Outputs(projections, twin, data.labels), batch)
+
+    def _targets(self, views: list[Tensor], branches: Branches | None) -> tuple[list[Tensor], TeacherOutputs | None]:
+        """What twin and teacher say of the views."""
+        state, twin_views = self.state, self.state.learner.method.twin_views
+
+        def twin() -> list[Tensor]:
+            with torch.no_grad(), self.parallel.accelerator.autocast():
+                return state.twin([views[v] for v in twin_views]) if state.twin is not None else []
+
+        def old() -> TeacherOutputs | None:
+            with torch.no_grad(), self.parallel.accelerator.autocast():
+                return state.teacher(views[:2]) if state.teacher is not None else None
+
+        if branches is None:
+            return twin(), old()
+        return branches.run(0, twin), branches.run(1, old)
+
+    def _weights_of_part(self, batch: Batch, whole: Batch) -> dict[str, float] | None:
+        """Means over the step's images (or those that count) from those of a part; None for the only part."""
+        if not whole.parts:
+            return None
+        method, parts = self.state.learner.method, dict.fromkeys(TERMS, batch.size / whole.size)
+        parts["ssl"] = method.counted(batch) / method.counted(whole)
+        parts["classifier"] = batch.labelled / max(whole.labelled, 1)
+        return parts
+
+    def update(self, passed: Sequence[Passed], data: StepData, rates: Sequence[float]) -> Done:
+        """The optimizer's step, and what follows it.
+
+        Args:
+            rates: rates of the optimizer's groups for one that takes Python numbers.
+        """
+        state, method = self.state, self.state.learner.method
+        batch, outputs = Batch.joined([part.batch for part in passed]), _joined([part.outputs for part in passed])
+        method.after_backward(batch)
+        set_rates(state.optimizer, data.rates, rates)
+        state.optimizer.step()
+        state.optimizer.zero_grad()
+        # A step that a gradient scaler skipped advances nothing.
+        if not self.skipped:
+            if state.twin is not None:
+                state.twin.update(data.follow)
+            with torch.no_grad():
+                method.after_step(outputs, batch)
+        terms = passed[0].terms
+        if len(passed) > 1:
+            terms = {name: torch.stack([part.terms[name] for part in passed]).sum() for name in TERMS}
+        return Done(terms, outputs.projections[:2])
+
+    @property
+    def skipped(self) -> bool:
+        """Whether a gradient scaler skipped the last step."""
+        return self.parallel.accelerator.optimizer_step_was_skipped
+
+
+def _joined(outputs: Sequence[Outputs]) -> Outputs:
+    """Outputs of a step's whole batch from those of its parts."""
+    if len(outputs) == 1:
+        return outputs[0]
+    projections = [torch.cat(view) for view in zip(*(part.projections for part in outputs), strict=True)]
+    twin = [torch.cat(view) for view in zip(*(part.twin for part in outputs), strict=True)]
+    return Outputs(projections, twin, torch.cat([part.labels for part in outputs]))

@@ -1,0 +1,122 @@
+"""Numbers derived from the configuration, computed once and printed: steps, rates, batches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kaizen.config.schema import Config
+from kaizen.data.stream import Task
+from kaizen.errors import ConfigError
+from kaizen.model.methods import method_class
+from kaizen.training.optim import warmup_cosine
+
+WARMUP_START = 0.003  # ALGORITHM: warm-up starts at this rate, or at the base rate where that is lower
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """Steps of one task: an epoch drops the images that do not fill a batch."""
+
+    images: int
+    batch: int
+    steps_per_epoch: int
+    steps: int
+    warmup_steps: int
+    first_step: int
+    """Steps of the run before this task."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The run in numbers; `lr` is the base rate scaled by batch / 256."""
+
+    tasks: tuple[TaskPlan, ...]
+    lr: float
+    min_lr: float
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run."""
+        return sum(task.steps for task in self.tasks)
+
+    def rate(self, task: int, step: int, base: float) -> float:
+        """Learning rate of a group with that base rate at a step of the task."""
+        plan, start = self.tasks[task], min(WARMUP_START, base)
+        return warmup_cosine(step, plan.steps, plan.warmup_steps, base, start, min(self.min_lr, base))
+
+
+def make_plan(config: Config, images: Sequence[int], world: int, accumulation: int = 1) -> Plan:
+    """Steps and rates for tasks of that many training images each, on `world` processes.
+
+    Args:
+        accumulation: parts that a global batch comes in.
+
+    Raises:
+        ConfigError: a warm-up that leaves no step for the cosine, a process without an image of the task in some step,
+            or a task that does not fit the method.
+    """
+    tasks, first = [], 0
+    for count in images:
+        batch = min(config.optim.batch, count)
+        least = max(2, world) * accumulation  # a single image has no statistics
+        if batch < least:
+            found = (
+                f"is {config.optim.batch}" if batch == config.optim.batch else f"is cut to {batch} by the smallest task"
+            )
+            why = f"an image for each of {world} processes" if world > 1 else "two images"
+            why += f" in each of {accumulation} parts (gradient accumulation)" if accumulation > 1 else ""
+            raise ConfigError("optim.batch", f"{found}; allowed: at least {least}, {why}")
+        method_class(config.method.name).check_task(config.method, count, batch // accumulation)
+        per_epoch = count // batch
+        steps = per_epoch * config.optim.epochs
+        warmup = per_epoch * config.optim.warmup_epochs
+        if warmup >= steps:
+            raise ConfigError("optim.warmup_epochs", f"gives {warmup} steps of {steps}; allowed: fewer than all")
+        # A warm-up of one step has no slope; it is left out.
+        tasks.append(TaskPlan(count, batch, per_epoch, steps, warmup if warmup >= 2 else 0, first))
+        first += steps
+    return Plan(tuple(tasks), config.optim.lr * config.optim.batch / 256, config.optim.min_lr)
+
+
+def term_weights(config: Config, tasks: Sequence[Task], task: int) -> dict[str, float]:
+    """Weights of the four terms of the loss in a task."""
+    weight = config.classifier.distill_weight
+    if weight == "class_ratio":
+        before = {c for earlier in tasks[:task] for c in earlier.classes}
+        weight = len(before) / len(set(tasks[task].classes) - before)
+    return {
+        "ssl": config.method.weight,
+        "distill": config.distill.weight or 0.0,
+        "classifier": config.classifier.weight,
+        "classifier_distill": float(weight),
+    }
+
+
+def describe(config: Config, plan: Plan, world: int, accumulation: int = 1) -> list[str]:
+    """The derived numbers as lines for the user."""
+    optim, replay = config.optim, config.replay
+    images = [task.images for task in plan.tasks]
+    smallest = min(task.batch for task in plan.tasks)
+    cut = f", cut to {smallest} by the smallest task" if smallest < optim.batch else ""
+    parts = f", in {accumulation} parts" if accumulation > 1 else ""
+    per_epoch = [task.steps_per_epoch for task in plan.tasks]
+    memory = "none"
+    if replay.policy != "none":
+        kind, size = config.replay_budget()
+        memory = f"{replay.policy}, {kind} {size:g}, {replay.batch} images a step"
+    encoder, grid = config.encoder.name, ""
+    if (patch := config.encoder.patch) and (side := config.data.image_size):
+        grid = f", {(side // patch) ** 2} patches of {patch} x {patch} pixels an image"
+    return [
+        f"encoder             {encoder}{grid}",
+        f"processes           {world}",
+        f"global batch        {optim.batch} images a step, {-(-optim.batch // world)} a process{cut}{parts}",
+        f"replay              {memory}",
+        f"tasks               {len(images)}, training images {', '.join(map(str, images))}",
+        f"steps an epoch      {', '.join(map(str, per_epoch))}; {optim.epochs} epochs a task",
+        f"steps               {plan.steps}",
+        f"learning rate       {plan.lr:g} = {optim.lr:g} x {optim.batch} / 256; classifier {optim.classifier_lr:g}; "
+        f"{optim.name}, warm-up {plan.tasks[0].warmup_steps} steps",
+        f"losses              {config.method.name} x {config.method.weight:g}, distiller {config.distill.name} x "
+        f"{config.distill.weight:g}, classifier x {config.classifier.weight:g}, "
+        f"old classifier x {config.classifier.distill_weight}",
+    ]

@@ -1,0 +1,204 @@
+"""The state of one task: everything that trains, follows or remembers, how it begins, is saved and comes back.
+
+A task always begins from files (the task-end state of the one before), so a run that goes on and one that was killed
+begin a task in the same way.
+"""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kaizen.config.schema import Config
+from kaizen.data.replay import Memory
+from kaizen.errors import TrainingFailed
+from kaizen.model.distillers import build_distiller
+from kaizen.model.learner import Learner, Network
+from kaizen.model.teacher import MomentumTwin, Teacher
+from kaizen.parallel import Parallel, full_tensors
+from kaizen.run.checkpoint import write_directory
+from kaizen.run.places import task_directory
+from kaizen.run.tensors import cpu_copies, load_into, load_optimizer, optimizer_tensors, read_tensors
+from kaizen.training.optim import build_optimizer, parameter_groups
+
+STUDENT = ("encoder.", "projector.", "classifier.", "distill_predictor.")
+
+
+def read_memory(path: Path, image: tuple[int, int, int], num_classes: int, parallel: Parallel) -> Memory:
+    """The replay memory of a task-end directory, mapped from its file, which the processes of a node share.
+
+    Raises:
+        ConfigError: the file is missing or damaged.
+        TrainingFailed: names processes that read something else than the main process.
+    """
+    parallel.await_file(path / "replay.safetensors")
+    memory = Memory.read(path / "replay.safetensors", image, num_classes)
+    parallel.agree(f"the replay memory {path}", memory.digest)
+    return memory
+
+
+class TaskState:
+    """Student, optimizer, twin, teacher and replay memory of a task.
+
+    Args:
+        images: training images of the task.
+        weights: weights of the four terms; without a weight on the old classifier and without a distiller there is no
+            teacher.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        num_classes: int,
+        task: int,
+        images: int,
+        lr: float,
+        weights: dict[str, float],
+        run: Path,
+        parallel: Parallel,
+    ) -> None:
+        self.config, self.num_classes, self.task, self.parallel = config, num_classes, task, parallel
+        distiller = build_distiller(config.distill) if task else None
+        self.learner = parallel.placed(Learner(config, num_classes, distiller)).train()
+        self.learner.method.begin_task(images)
+        before = task_directory(run, task - 1) if task else None
+        if before:
+            parallel.await_file(before / "student.safetensors")
+        method = read_tensors(before / "method.safetensors") if before else {}
+        if before:
+            self._load_student(read_tensors(before / "student.safetensors"), method, before, self._kept())
+        self.twin = MomentumTwin(self.learner) if self.learner.method.twin_views else None
+        if before and self.twin is not None:
+            _load_twin(self.twin, method, before)
+        self.teacher = None
+        if before and (distiller is not None or weights["classifier_distill"] > 0):
+            # At a task's beginning the method's prototypes are those that the teacher ended with.
+            prototypes = self.learner.method.prototypes().clone() if self.learner.method.has_prototypes else None
+            self.teacher = Teacher(before / "student.safetensors", config, num_classes, parallel, prototypes)
+        constant = tuple(f"method.{name}" for name in self.learner.method.constant_rate)
+        rates = (lr, config.optim.classifier_lr, config.optim.weight_decay)
+        plain = tuple(f"encoder.{name}" for name in self.learner.encoder.plain)
+
+        def build() -> torch.optim.Optimizer:
+            groups = parameter_groups(self.learner, *rates, constant, plain)
+            momentum, eta = config.optim.momentum, config.optim.eta
+            return build_optimizer(config.optim.name, groups, momentum, eta, lr, fused=parallel.fuses)
+
+        networks: list[nn.Module] = [self.learner]
+        networks += [self.twin] if self.twin is not None else []
+        networks += [self.teacher.network] if self.teacher is not None else []
+        for network in networks:
+            parallel.compiler.compile(network, self.learner.encoder.block_names)
+        self.wrapped, self.optimizer = parallel.prepare(self.learner, build, self.learner.encoder.block_names)
+        if self.twin is not None:
+            parallel.spread(self.twin, self.learner.encoder.block_names)
+            self.twin.follow(self.learner)
+        self.before = before
+
+    def memory(self, image: tuple[int, int, int]) -> Memory:
+        """The replay memory that the task before left; before task 0 an empty one for such images (c, h, w)."""
+        if self.before is None:
+            return Memory.empty(*image[:2])
+        return read_memory(self.before, image, self.num_classes, self.parallel)
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Files of a snapshot: the student, and everything else the next task starts from.
+
+        All processes call this; under FSDP2 the main one alone gets whole tensors, the others none.
+        """
+        own = self.parallel.gathered(self.learner.state_dict())
+        student = {name: t for name, t in own.items() if name.startswith(STUDENT)}
+        method = {name: t for name, t in own.items() if name.startswith("method.")}
+        if self.twin is not None:
+            method |= {f"twin.{name}": t for name, t in self.parallel.gathered(self.twin.state_dict()).items()}
+        return {"student": student, "method": method}
+
+    def checkpoint(self, path: Path, position: dict[str, Any]) -> Callable[[], None]:
+        """A copy of this very step's state on the CPU; all processes call this, one calls what writes it.
+
+        What it returns raises a TrainingFailed if something in that state is not finite.
+        """
+        optimizer = optimizer_tensors(self._plain_optimizer(), self.learner)
+        files = self.tensors() | {"optimizer": self.parallel.gathered(optimizer)}
+        held: dict[str, dict[str, Tensor]] = {}
+        self.parallel.on_main(lambda: held.update(cpu_copies(files)))
+
+        def write() -> None:
+            _check_finite(held, position)
+            write_directory(path, held, position)
+
+        return write
+
+    def save_task_end(
+        self, path: Path, memory: Callable[[], Memory], image: tuple[int, int, int], position: dict[str, Any]
+    ) -> None:
+        """Write the state at the task's end; all processes call this, one makes the memory (of images c, h, w)."""
+        files, kept = self.tensors(), self._kept()
+        files["method"] = {name: t for name, t in files["method"].items() if name in kept or name.startswith("twin.")}
+
+        def write() -> None:
+            _check_finite(files, position)
+            write_directory(path, files | {"replay": memory().tensors()}, position)
+
+        self.parallel.on_main(write)
+        read_memory(path, image, self.num_classes, self.parallel)
+
+    def copied(self, *parts: str) -> nn.ModuleDict:
+        """Copies of parts of the student (encoder, projector), whole, for use outside of steps."""
+        if not self.parallel.sharded:
+            return nn.ModuleDict({name: copy.deepcopy(self.learner.get_submodule(name)) for name in parts})
+        network = self.parallel.placed(Network(self.config, self.num_classes))
+        names = network.state_dict().keys()
+        network.load_state_dict(full_tensors({n: t for n, t in self.learner.state_dict().items() if n in names}))
+        return nn.ModuleDict({name: network.get_submodule(name) for name in parts})
+
+    def restore(self, path: Path) -> None:
+        """Take up a checkpoint of this task.
+
+        Raises:
+            ConfigError: its tensors do not fit.
+        """
+        self.parallel.await_file(path / "optimizer.safetensors")
+        method = read_tensors(path / "method.safetensors")
+        own = tuple(name for name in self.learner.state_dict() if name.startswith("method."))
+        self._load_student(read_tensors(path / "student.safetensors"), method, path, own)
+        if self.twin is not None:
+            _load_twin(self.twin, method, path)
+        file = path / "optimizer.safetensors"
+        load_optimizer(self._plain_optimizer(), self.learner, read_tensors(file), file)
+
+    def _kept(self) -> tuple[str, ...]:
+        """Names of the method's state that outlives a task."""
+        gone = tuple(f"method.{name}" for name in self.learner.method.of_one_task)
+        own = [name for name in self.learner.state_dict() if name.startswith("method.")]
+        return tuple(name for name in own if not (gone and name.startswith(gone)))
+
+    def _load_student(
+        self, student: dict[str, Tensor], method: dict[str, Tensor], path: Path, names: tuple[str, ...]
+    ) -> None:
+        # At task 1 the distillation predictor is new: the snapshot of task 0 has none, and its fresh values stay.
+        held = tuple(part for part in STUDENT if any(name.startswith(part) for name in student))
+        load_into(self.learner, student, held, path / "student.safetensors")
+        own = {name: t for name, t in method.items() if name.startswith("method.")}
+        if names:
+            load_into(self.learner, own, names, path / "method.safetensors")
+
+    def _plain_optimizer(self) -> torch.optim.Optimizer:
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+
+def _check_finite(files: dict[str, dict[str, Tensor]], position: dict[str, Any]) -> None:
+    """Refuse to save what a step has broken although its losses were still finite."""
+    for file, tensors in files.items():
+        for name, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                where = f"task {position['task']}, step {position['step']}"
+                raise TrainingFailed(f"{where}: {name} ({file}) is not finite; the last checkpoint is kept")
+
+
+def _load_twin(twin: nn.Module, method: dict[str, Tensor], path: Path) -> None:
+    tensors = {name.removeprefix("twin."): t for name, t in method.items() if name.startswith("twin.")}
+    load_into(twin, tensors, ("",), path / "method.safetensors")

@@ -1,0 +1,285 @@
+"""The story of a run: for each task, for each step; then remember, look, go on."""
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from torch import Tensor
+
+import kaizen
+from kaizen.config.schema import Config
+from kaizen.data.load import Stream, load_stream
+from kaizen.errors import ConfigError, KaizenError, Stopped, TrainingFailed, explained
+from kaizen.evaluation.evaluator import Evaluator
+from kaizen.evaluation.results import Results
+from kaizen.evaluation.table import print_results, save_picture
+from kaizen.model.learner import total
+from kaizen.model.networks.encoders import build_encoder
+from kaizen.model.networks.fit import check_deterministic
+from kaizen.parallel import Parallel, check_encoder, synchronize
+from kaizen.run.directory import RunDirectory
+from kaizen.run.log import FIRST_STEP, Clock, RunLog, versions
+from kaizen.run.places import checkpoint_directory, task_directory
+from kaizen.run.stop import STOP_STEPS, StopRequest
+from kaizen.run.writer import Writer
+from kaizen.training.plan import describe, make_plan, term_weights
+from kaizen.training.recording import check_recording
+from kaizen.training.state import TaskState
+from kaizen.training.step import Stepper
+
+
+class Trainer:
+    """A run in its directory: `run()` trains it, or goes on where it was left.
+
+    Args:
+        recipe: name of the recipe, for the record.
+        config: the checked configuration.
+        path: the run directory.
+        stop: notices requests to stop.
+        preset: name of the preset laid over the recipe, for the record.
+
+    Raises:
+        ConfigError: the directory or the launch does not fit the configuration.
+    """
+
+    def __init__(self, recipe: str, config: Config, path: Path, stop: StopRequest, preset: str | None = None) -> None:
+        self.recipe, self.preset, self.config, self.path, self.stop = recipe, preset, config, path, stop
+        self.versions, self.writer, self._first = versions(), Writer(), True
+        tracker = "wandb" if config.log.wandb != "disabled" else None
+        self.parallel = Parallel(log_with=tracker, deterministic=config.run.deterministic)
+        self.directory = RunDirectory(path, config, self.parallel)
+        self.directory.lock()
+        self.parallel.watch(self.directory.write_failure, lambda: stop.signalled)
+
+    def run(self) -> None:
+        """Train every task that is not done, evaluate after each, and print the results.
+
+        Raises:
+            ConfigError: data or stream do not fit the configuration, or something saved is damaged.
+            Stopped: asked to stop, with everything saved.
+            TrainingFailed: a loss is not finite, or another process failed; the last checkpoint is kept.
+        """
+        try:
+            self._prepare()
+            self._run()
+            self.parallel.on_main(self._show_results)
+            self.directory.write_status("done", 0)
+        except Stopped as stopped:
+            self._end_stopped(stopped)
+            raise
+        except Exception as error:
+            reason = explained(error)
+            self._end_failed(reason)
+            if reason is error:
+                raise
+            raise reason from error
+        finally:
+            self.writer.close()
+            self.directory.release()
+        self.parallel.close()
+
+    def load(self) -> Stream:
+        """The data, cut into tasks.
+
+        Raises:
+            ConfigError: they are not there, or cannot be cut so.
+        """
+        return load_stream(self.config, self.stop.check)
+
+    def _end_stopped(self, stopped: Stopped) -> None:
+        agreed = self.stop.deferred
+        self.stop.defer()
+        # Before work begins a signal ends each process by itself, and a launcher sends it when another one has died.
+        if not agreed and (failure := self.parallel.leave()):
+            self.directory.write_failure(failure)
+            raise failure.error() from stopped
+        self.directory.write_status("stopped", stopped.exit_code, str(stopped))
+        if agreed:
+            self.parallel.close()
+
+    def _end_failed(self, error: Exception) -> None:
+        # A launcher ends the others by signals, which ask for nothing any more.
+        self.stop.defer()
+        failure = self.parallel.failure(error)
+        self.directory.write_failure(failure)
+        if failure.follows:
+            raise failure.error() from error
+        if isinstance(error, KaizenError):
+            error.everywhere = failure.tells
+
+    def _prepare(self) -> None:
+        """Everything that can be refused, before any work."""
+        config = self.config
+        check_deterministic(config, self.parallel.device.type)
+        recording = check_recording(config, self.parallel)
+        self.stream = self.parallel.main_first(self.load)
+        self.parallel.agree(f"the data that {config.data.source} holds", self.stream.source.digest)
+        self.source, self.tasks = self.stream.source, self.stream.tasks
+        sizes = self.parallel.world, self.parallel.accumulation
+        self.plan = make_plan(config, self.stream.train_sizes, *sizes)
+        self._check_sharding()
+        self.evaluator = Evaluator(config, self.stream, self.parallel)
+        self.directory.claim(self.recipe, self.preset, self.source.digest())
+        self.stop.defer()
+        described = {"recipe": self.recipe, "preset": self.preset, "config_hash": config.hash()}
+        results = Results(self.path / "results.json", described, config.stream.kind, self.tasks)
+        # One reading for all: `kaizen eval` may replace the file between those of two processes.
+        self.results = self.parallel.broadcast(results)
+        self.parallel.announce(f"run directory       {self.path}")
+        for line in (*self.stream.describe(), *describe(config, self.plan, *sizes), *filter(None, [recording])):
+            self.parallel.announce(line)
+
+    def _check_sharding(self) -> None:
+        config = self.config
+        if self.parallel.sharded:
+            check_encoder(build_encoder(config.encoder, config.data.image_size))
+        elif config.teacher.shard:
+            raise ConfigError("teacher.shard", "is true; allowed without FSDP (accelerate_configs/fsdp2.yaml): false")
+
+    def _show_results(self) -> None:
+        save_picture(self.results.content, self.path / "results.svg")
+        print_results(self.results.content)
+
+    def _run(self) -> None:
+        done, readers = self.directory.tasks_done(), self.config.eval.readers
+        self.results.keep(done)
+        steps_done = self.plan.tasks[done].first_step if done < len(self.tasks) else self.plan.steps
+        found = self.directory.find_checkpoint(done)
+        if found:
+            steps_done = found[1]["step"]
+        self.directory.position = (min(done, len(self.tasks) - 1), steps_done)
+        self.directory.cut_log(steps_done)
+        self.log = RunLog(self.path, self.config, self.parallel, steps=self.plan.steps, done=steps_done)
+        try:
+            for task in range(len(self.tasks)):
+                if task >= done:
+                    self.train_task(task, found if task == done else None)
+                # The untrained network comes from the seed and can wait until a first task is safe; its user cannot.
+                for row in (-1, 0) if task == 0 else (task,):
+                    if lacking := self.results.lacking(row, readers):
+                        self.evaluate(row, lacking)
+        finally:
+            self.writer.close()
+            self.log.close()
+
+    def train_task(self, task: int, checkpoint: tuple[Path, dict[str, Any]] | None) -> None:
+        """Train one task from its beginning, or from a checkpoint of it with its state, and write its end state."""
+        plan, weights = self.plan.tasks[task], term_weights(self.config, self.tasks, task)
+        sizes = self.source.num_classes, task, plan.images
+        state = TaskState(self.config, *sizes, self.plan.lr, weights, self.path, self.parallel)
+        position: dict[str, Any] = {"step": plan.first_step, "train_seconds": 0.0}
+        if checkpoint:
+            path, position = checkpoint
+            state.restore(path)
+        self.parallel.set_scaler(position.get("scaler"))
+        stepper = Stepper(self.config, self.stream, self.plan, state, weights, self.parallel)
+        clock = Clock(position["train_seconds"])
+        for step in range(position["step"] - plan.first_step, plan.steps):
+            terms = stepper.step(step)
+            if self._first:
+                self._first = False
+                synchronize(self.parallel.device)
+                self.log.say(FIRST_STEP.format(time.time() - kaizen.STARTED))
+            number = plan.first_step + step + 1
+            self.directory.position = (task, number)
+            clock.count(plan.batch)
+            self.log.advance(task, len(self.tasks), step // plan.steps_per_epoch, self.config.optim.epochs)
+            last = step + 1 == plan.steps
+            if last or number % self.config.log.every_steps == 0:
+                self._log(task, step, terms, stepper, clock)
+            if last:
+                break
+            if number % STOP_STEPS == 0 and self._stop_asked():
+                self._save(state, terms, weights, clock)
+                self._wait_for_save()
+                self._stop_if_asked()
+            elif (every := self.config.run.checkpoint_every) and number % every == 0:
+                self._save(state, terms, weights, clock)
+        self._wait_for_save()
+        path, position = task_directory(self.path, task), self._position(clock)
+        self.parallel.on_main(self.directory.check_lock)
+        self.log.sync()
+        stepper.close()
+        state.save_task_end(path, stepper.remember(), stepper.image, position)
+        self.parallel.release()
+
+    def evaluate(self, task: int, readers: Sequence[str]) -> None:
+        """These readers' accuracies after a task (-1: untrained), from its snapshot, into results.json."""
+        began = time.perf_counter()
+        with self.log.evaluating(task, len(self.tasks)):
+            network = self.evaluator.network(self.path, task)
+            row = self.evaluator.row(network, task, readers, self._stop_if_asked, self.stop.check)
+        self.results.add_row(task, row)
+        if task >= 0:
+            plan, trained = self.plan.tasks[task], self.directory.train_seconds(task)
+            spent = time.perf_counter() - began
+            self.results.add_seconds(task, images=plan.batch * plan.steps, trained=trained, evaluated=spent)
+            means = ", ".join(f"{reader} {100 * fmean(values[: task + 1]):.1f}" for reader, values in row.items())
+            self.log.say(f"task {task} ({self.tasks[task].name}): mean accuracy in % on the tasks seen: {means}")
+        world, peak = self.parallel.world, self.parallel.peak_memory()
+        self.parallel.on_main(lambda: self.results.write(world=world, peak_memory=peak))
+
+    def _log(self, task: int, step: int, terms: dict[str, Tensor], stepper: Stepper, clock: Clock) -> None:
+        plan = self.plan.tasks[task]
+        losses = self._check_finite(terms, stepper.weights)
+        rate = clock.lap()
+        record = {
+            "step": plan.first_step + step + 1,
+            "task": task,
+            "epoch": step // plan.steps_per_epoch,
+            "seconds": clock.seconds(),
+            "images_per_second": rate,
+            "lr": self.plan.rate(task, step, self.plan.lr),
+            **losses,
+            "projection_std": stepper.projection_std(),
+        }
+        self.log.line(record)
+        self.log.show(losses["loss/total"], rate)
+
+    def _check_finite(self, terms: dict[str, Tensor], weights: dict[str, float]) -> dict[str, float]:
+        """The global losses as numbers, by their names in the log."""
+        values = self.parallel.mean({**terms, "total": total(terms, weights)})
+        bad = [f"loss/{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            task, step = self.directory.position
+            raise TrainingFailed(f"task {task}, step {step}: {', '.join(bad)}; the last checkpoint is kept")
+        return {f"loss/{name}": values[name] for name in ("total", *terms)}
+
+    def _stop_asked(self) -> bool:
+        """Whether any process was asked to stop; every process gets the same answer."""
+        return self.parallel.any(self.stop.asked() is not None)
+
+    def _stop_if_asked(self) -> None:
+        if self._stop_asked():
+            # A signal may reach one process before the others.
+            asked = [reason for reason in self.parallel.every(self.stop.asked()) if reason]
+            raise Stopped(next((reason for reason in asked if reason.startswith("SIG")), asked[0]))
+
+    def _position(self, clock: Clock) -> dict[str, Any]:
+        """Where the run stands, as it is kept with what is saved."""
+        task, step = self.directory.position
+        record = {"task": task, "step": step, "train_seconds": clock.seconds()}
+        held = {"config_hash": self.config.hash(), "versions": self.versions, **self.parallel.setting()}
+        return {**record, **held, "scaler": self.parallel.scaler_state()}
+
+    def _save(self, state: TaskState, terms: dict[str, Tensor], weights: dict[str, float], clock: Clock) -> None:
+        """Begin to write a checkpoint of this step; `_wait_for_save` ends it."""
+        self._check_finite(terms, weights)
+        self._wait_for_save()
+        path, position = checkpoint_directory(self.path, *self.directory.position), self._position(clock)
+        write = state.checkpoint(path, position)
+
+        def work() -> None:
+            self.directory.check_lock()
+            self.log.sync()
+            write()
+            self.directory.prune_checkpoints(position["task"])
+
+        self.parallel.on_main(lambda: self.writer.submit(work))
+
+    def _wait_for_save(self) -> None:
+        """Have the checkpoint under way on the disk; what went wrong with it is raised on every process."""
+        self.parallel.on_main(self.writer.wait)

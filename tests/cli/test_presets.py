@@ -1,0 +1,136 @@
+"""Presets: named baselines over any recipe, below the command line; what each trains and how its run is named."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import TINY
+from runs import run_of
+from safetensors.torch import load_file
+
+from kaizen.cli.resolve import parse_arguments, resolve
+from kaizen.cli.shipped import shipped_presets, shipped_recipes
+from kaizen.commands import COMMANDS, run
+from kaizen.commands.train import main
+from kaizen.config.schema import Config, flatten
+from kaizen.model.learner import Network
+
+PAST: dict[str, tuple[bool, float | None, bool]] = {
+    "finetune": (False, 0, False),
+    "replay": (False, 0, True),
+    "cassle": (True, 0, False),
+    "cassle-replay": (True, 0, True),
+    "kaizen": (True, None, True),
+    "joint": (False, None, False),
+    "random-encoder": (False, 0, False),
+}
+"""Whether a preset has a distiller, its weight of the old classifier (None: the recipe's), whether it has a memory."""
+
+
+def config_of(*tokens: str) -> Config:
+    return resolve(*parse_arguments(tokens))[1]
+
+
+def test_the_presets_are_those_of_the_issue() -> None:
+    assert set(shipped_presets()) == set(PAST)
+
+
+@pytest.mark.parametrize("recipe", shipped_recipes())
+@pytest.mark.parametrize("preset", PAST)
+def test_a_preset_keeps_of_the_past_what_its_name_says(preset: str, recipe: str) -> None:
+    plain, config = config_of(recipe), config_of(recipe, "--preset", preset)
+    distills, weight, remembers = PAST[preset]
+    assert config.distill.name == (plain.distill.name if distills else "none")
+    assert config.classifier.distill_weight == (plain.classifier.distill_weight if weight is None else weight)
+    assert config.replay.policy == (plain.replay.policy if remembers else "none")
+    assert plain.replay.policy == "random"
+    changed = {key for key, value in flatten(config.model_dump()).items() if flatten(plain.model_dump())[key] != value}
+    allowed = {"distill.name", "distill.weight", "distill.temperature", "classifier.distill_weight", "replay.policy"}
+    own = {
+        "joint": {"stream.kind", "stream.tasks", "stream.domains"},
+        "random-encoder": {"method.weight", "optim.weight_decay"},
+    }
+    assert changed <= allowed | own.get(preset, set()), "everything else is the recipe's"
+
+
+def test_the_joint_preset_is_one_task_and_the_random_encoder_learns_nothing_but_its_classifier() -> None:
+    assert (config_of("--preset", "joint").stream.kind, config_of("--preset", "joint").stream.tasks) == ("joint", 1)
+    frozen = config_of("--preset", "random-encoder", "--method.name", "mocov2plus")
+    assert frozen.method.weight == 0, "another method leaves the recipe's keys behind, not the preset's"
+    assert (frozen.optim.weight_decay, frozen.classifier.stop_gradient) == (0, True)
+
+
+def test_the_preset_stands_above_the_recipe_and_below_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("classifier: {distill_weight: 3, stop_gradient: false}\ndistill: {name: none}")
+    mine = str(tmp_path / "mine.yaml")
+    config = config_of(mine, "--preset=random-encoder")
+    assert (config.classifier.distill_weight, config.classifier.stop_gradient) == (0, True)
+    config = config_of("--classifier.distill_weight", "0.5", mine, "--preset", "kaizen", "--replay.policy", "first")
+    assert (config.classifier.distill_weight, config.distill.name) == (0.5, "contrastive")
+    assert config.replay.policy == "first"
+    assert config_of("--preset", "joint", "--preset", "cassle").stream.kind == "class", "the last one counts"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        (["--preset", "casle"], "error: --preset: is 'casle'; allowed: cassle, cassle-replay, finetune, joint, kaizen"),
+        (["--preset"], "error: --preset: needs a value: --preset NAME"),
+        (["--preset", "--optim.lr", "1"], "error: --preset: needs a value: --preset NAME"),
+        (["--presets", "cassle"], "error: --presets: is no key"),
+        (["preset=cassle"], "error: RECIPE: is 'preset=cassle'"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "show"])
+def test_a_preset_that_is_none_ends_with_code_2_and_one_line(
+    command: str, tokens: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (main(tokens) if command == "train" else run(["show", *tokens], COMMANDS)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(said)
+    assert error.count("\n") == 1
+
+
+def test_a_run_is_named_after_its_preset_and_says_so(
+    cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    short = [*TINY, "--data.cache_dir", cache, "--stream.tasks", "2", "--run.checkpoint_every", "0", "--run.seed", "3"]
+    held: dict[str, Any] = {}
+    for name, tokens in {"digits-seed3": [], "digits-kaizen-seed3": ["--preset", "kaizen"]}.items():
+        assert main(["digits", *short, *tokens]) == 0
+        held[name] = json.loads((tmp_path / "runs" / name / "results.json").read_text())
+    assert [found["preset"] for found in held.values()] == [None, "kaizen"]
+    hashes = {found["config_hash"] for found in held.values()}
+    assert len(hashes) == 1, "a name decides nothing of what is computed"
+    lines = (tmp_path / "runs/digits-kaizen-seed3/config.yaml").read_text().splitlines()
+    assert lines[:2] == ["# recipe: digits", "# preset: kaizen"]
+
+
+@pytest.mark.parametrize("optimiser", ["lars", "sgd", "adamw"])
+def test_the_random_encoder_ends_with_the_parameters_it_began_with_bit_for_bit(optimiser: str, tiny: list[str]) -> None:
+    arguments = [*tiny, "--preset", "random-encoder", "--optim.name", optimiser, "--stream.tasks", "2"]
+    arguments += ["--run.checkpoint_every", "0"]
+    assert main(arguments) == 0
+    fresh = Network(config_of(*arguments), 10)
+    for task in (0, 1):
+        student = load_file(run_of(tiny) / f"tasks/task-{task:02d}/student.safetensors")
+        for name, parameter in fresh.encoder.named_parameters():
+            held = student[f"encoder.{name}"]
+            assert torch.equal(held.view(torch.int32), parameter.detach().view(torch.int32)), name
+        assert not torch.equal(student["classifier.0.weight"], fresh.classifier.state_dict()["0.weight"])
+
+
+def test_show_tells_the_preset_and_help_describes_each(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["show", "digits", "--preset", "cassle"], COMMANDS) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[:2] == ["# recipe: digits", "# preset: cassle"]
+    assert yaml.safe_load(out)["replay"]["policy"] == "none"
+    for text in (main, lambda tokens: run(["show", *tokens], COMMANDS)):
+        assert text(["--help"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert "--preset NAME" in lines[0]
+        assert {line.split()[0] for line in lines if line.startswith("  ") and line.split()} >= set(PAST)

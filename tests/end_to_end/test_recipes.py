@@ -1,0 +1,50 @@
+"""The digits' recipes learn: every method over five tasks, without collapse and without losing what it sees."""
+
+import json
+import math
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+from launches import finish, start
+from runs import log_of, sweep_file
+
+from kaizen.model.methods import REGISTRY
+
+FALLING = ("simclr", "supcon", "barlow", "vicreg", "wmse")
+"""Methods whose loss tells of learning; that of others follows a queue, a twin or assignments, which move."""
+EACH = 8
+"""Log lines at the ends of task 0 that are compared, as single steps vary."""
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory, cache: str) -> Path:
+    """A sweep of digits-METHOD over all methods, seed 0."""
+    folder = tmp_path_factory.mktemp("recipes")
+    recipes = ",".join(f"digits-{name}" for name in REGISTRY)
+    keys = f"--data.cache_dir {cache} --eval.readers [classifier,knn] --run.checkpoint_every 0 --log.every_steps 1"
+    command = ["-m", "kaizen", "sweep", str(sweep_file(folder, f"{{{recipes}}} {keys}")), "--jobs", "2"]
+    finish(start([], *command, "--run.dir", str(folder / "runs")), timeout=2400)
+    return folder / "runs"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2500)
+@pytest.mark.parametrize("name", REGISTRY)
+def test_a_method_learns_the_digits(name: str, sweep: Path) -> None:
+    (run,) = sweep.glob(f"digits-{name}-*")
+    lines: list[dict[str, Any]] = log_of(run)
+    assert {line["task"] for line in lines} == set(range(5))
+    assert all(math.isfinite(value) for line in lines for value in line.values())
+    last = {line["task"]: line for line in lines}
+    spreads = [last[task]["projection_std"] for task in range(5)]
+    assert min(spreads) > 0.3, f"collapsed: {spreads}"
+    assert max(line["projection_std"] for line in lines) < 1.001
+    if name in FALLING:
+        first_task = [line["loss/ssl"] for line in lines if line["task"] == 0]
+        assert fmean(first_task[-EACH:]) < fmean(first_task[:EACH])
+    results = json.loads((run / "results.json").read_text())["readers"]
+    untrained = fmean(results["knn"]["untrained"])
+    assert results["knn"]["final_accuracy"] > untrained - 0.01
+    assert results["classifier"]["final_accuracy"] > 0.4, "20 points above what fine-tuning keeps"

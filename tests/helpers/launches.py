@@ -1,0 +1,41 @@
+"""Launching train.py in tests: one process, several under torchrun, or through a file of accelerate_configs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT, HELPERS = Path(__file__).parents[2], Path(__file__).parent
+
+
+def start(launcher: list[str], *command: str, **environment: str) -> "subprocess.Popen[str]":
+    """A launch that is going on; `launcher` is what follows `python -m`, none for a plain start."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HELPERS), str(ROOT)]), "OMP_NUM_THREADS": "1", "KAIZEN_THREADS": "1", **environment}
+    line = [sys.executable, *(["-m", *launcher] if launcher else []), *command]
+    return subprocess.Popen(line, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: "subprocess.Popen[str]", timeout: float = 280) -> str:
+    """What a launch printed, once it has ended well."""
+    out, error = process.communicate(timeout=timeout)
+    assert process.returncode == 0, out[-2000:] + error[-4000:]
+    return out
+
+
+def torchrun(processes: int) -> list[str]:
+    return ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+
+
+def configured(name: str, *options: str) -> list[str]:
+    """accelerate launch with a file of accelerate_configs; port 0: a free one."""
+    file = f"accelerate_configs/{name}.yaml"
+    return ["accelerate.commands.launch", "--config_file", file, "--main_process_port", "0", *options]
+
+
+def train(kind: str, *arguments: str) -> str:
+    """A whole run on "1", "2" or "4" processes with DDP, or with "fsdp" on two; what it printed."""
+    if kind == "fsdp":
+        launcher = configured("fsdp2", "--num_processes", "2", "--mixed_precision", "no")
+        return finish(start(launcher, "tests/parallel/fsdp.py", *arguments))
+    launcher = torchrun(int(kind)) if kind != "1" else []
+    return finish(start(launcher, "train.py", *arguments, ACCELERATE_USE_CPU="1"))

@@ -1,0 +1,72 @@
+"""Tasks under way, for tests of single steps: ordinary ones and recorded ones from the same beginning."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kaizen.bench.session import Session, begin_run
+from kaizen.bench.synthetic import choose_stream
+from kaizen.cli.resolve import parse_arguments, resolve
+from kaizen.model.methods import REGISTRY, method_class
+from kaizen.parallel import Parallel
+from kaizen.training.plan import make_plan
+
+SMALL = ["--encoder.width", "2", "--method.projector_hidden", "12", "--method.projector_out", "6"]
+SMALL += ["--distill.hidden", "10", "--classifier.hidden", "[7]", "--replay.batch", "8", "--replay.per_class", "2"]
+SMALL += ["--stream.tasks", "3", "--optim.batch", "64", "--optim.epochs", "4", "--optim.warmup_epochs", "1"]
+SMALL += ["--optim.name", "lars", "--optim.lr", "1", "--optim.classifier_lr", "0.1"]
+KEYS = {"predictor_hidden": 9, "queue_size": 64, "prototypes": 14, "whitening_size": 12}
+
+
+def small(method: str) -> list[str]:
+    """Arguments of a method with networks as small as can be."""
+    fields = method_class(method).Settings.model_fields
+    return [*SMALL, *(word for key, n in KEYS.items() if key in fields for word in (f"--method.{key}", str(n)))]
+
+
+def more_of(method: str) -> list[str]:
+    """A phase that ends and one that begins within the steps, labels for some, and three optimizers by turns."""
+    name = ("lars", "sgd", "adamw")[list(REGISTRY).index(method) % 3]
+    queue = ["--method.queue_epoch", "1"] if method == "swav" else []
+    return [*small(method), *queue, "--optim.name", name, "--optim.lr", "0.1", "--labels.fraction", "0.6"]
+
+
+def begin(
+    arguments: list[str],
+    place: Path,
+    *,
+    recipe: str = "digits",
+    task: int = 1,
+    recording: bool = True,
+    parallel: Any = None,
+) -> Session:
+    """A task of a recipe on random images; the state before it is made in `place` once."""
+    _, config = resolve(*parse_arguments([recipe, *arguments]))
+    parallel = parallel or Parallel()
+    stream = choose_stream(config, True)[0]
+    plan = make_plan(config, stream.train_sizes, parallel.world, parallel.accumulation)
+    run = place / "run"
+    if task and not run.exists():
+        begin_run(config, stream, plan, run, parallel)
+    logs, steps = place / "logs", plan.tasks[task].steps
+    return Session(config, stream, plan, task, run, parallel, logs=logs, steps=steps, recording=recording)
+
+
+def changed_by_steps(session: Session) -> list[Tensor]:
+    """Everything that a step changes: networks, twin, the method's state, the optimizer's."""
+    state = session.state
+    tensors = [*state.learner.state_dict().values()]
+    tensors += [*state.twin.state_dict().values()] if state.twin is not None else []
+    held = state._plain_optimizer().state.values()
+    return tensors + [value for one in held for value in one.values() if isinstance(value, Tensor)]
+
+
+def terms_of(session: Session, steps: int) -> list[list[float]]:
+    """The four terms of so many steps."""
+    return [[float(value) for value in session.step().values()] for _ in range(steps)]
+
+
+def equal(ones: list[Tensor], others: list[Tensor]) -> bool:
+    return len(ones) == len(others) and all(torch.equal(a, b) for a, b in zip(ones, others, strict=True))

@@ -1,0 +1,65 @@
+"""Encoders and heads: shapes, and torchvision's own networks as second opinion."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from kaizen.cli.resolve import resolve
+from kaizen.config.schema import EncoderConfig
+from kaizen.model.learner import Network
+from kaizen.model.networks.encoders import build_encoder
+from kaizen.model.networks.heads import forget_running_statistics, mlp
+from kaizen.parallel import Parallel, memory_format
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+def test_resnets_equal_torchvisions(name: str) -> None:
+    ours = build_encoder(EncoderConfig(name=name, stem="imagenet")).eval()
+    theirs = getattr(torchvision.models, name)(weights=None).eval()
+    theirs.fc = nn.Identity()
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(ours(images), theirs(images), atol=1e-5)
+    assert ours.feature_dim == {"resnet50": 2048}.get(name, 512)
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize(("padding", "size"), [(1, 8), (2, 10)])
+def test_cifar_stem_keeps_the_resolution(norm: str, padding: int, size: int) -> None:
+    encoder = build_encoder(EncoderConfig(stem="cifar", stem_padding=padding, norm=norm, width=6))  # type: ignore[arg-type]
+    stem = encoder.maxpool(encoder.conv1(torch.randn(2, 3, 8, 8)))
+    assert stem.shape == (2, 6, size, size)
+    assert encoder(torch.randn(2, 3, 8, 8)).shape == (2, encoder.feature_dim) == (2, 48)
+    has_batchnorm = any(isinstance(m, nn.BatchNorm2d) for m in encoder.modules())
+    assert has_batchnorm == (norm == "batch")
+
+
+def test_mlp_forms() -> None:
+    assert [type(layer) for layer in mlp((4, 2))] == [nn.Linear]
+    assert [type(layer) for layer in mlp((4, 8, 8, 2))] == [nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear]
+    assert [type(layer) for layer in mlp((4, 8, 2), norm=True)] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
+
+
+def test_forgetting_statistics_normalises_by_the_batch_in_both_modes() -> None:
+    network = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5))
+    x = torch.randn(16, 3) * 4 + 1
+    expected = network.train()(x)
+    forget_running_statistics(network)
+    assert torch.equal(network.eval()(x), expected)
+    assert torch.equal(network.train()(x), expected)
+
+
+@pytest.mark.parametrize(("width", "layout"), [("8", torch.contiguous_format), ("16", torch.channels_last)])
+def test_images_and_weights_lie_alike_and_where_the_cpu_can_take_it_channels_last(
+    width: str, layout: torch.memory_format
+) -> None:
+    config = resolve("digits", {"encoder.width": width})[1]
+    parallel = Parallel()
+    network = parallel.placed(Network(config, 10))
+    assert memory_format(network, parallel.device) == layout
+    weight = network.encoder.layer2[0].conv1.weight
+    assert weight.is_contiguous(memory_format=layout)
+    assert memory_format(network, torch.device("cuda")) == torch.channels_last
+    assert memory_format(build_encoder(resolve("digits-vit", {})[1].encoder, 8), parallel.device) == torch.channels_last

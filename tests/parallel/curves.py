@@ -1,0 +1,68 @@
+"""Run by test_curves.py on any number of processes: the first steps of a run, in float64, for every method.
+
+usage: curves.py OUT CACHE METHOD...; the main process writes OUT/world-N.json, the four terms of each step by method.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from two_processes import KEYS, SMALL, WEIGHTS
+
+import kaizen.evaluation.features
+import kaizen.model.teacher
+import kaizen.training.state
+from kaizen.cli.resolve import parse_arguments, resolve
+from kaizen.data.load import load_stream
+from kaizen.data.views import normalize
+from kaizen.model.learner import Learner, Network
+from kaizen.parallel import Parallel
+from kaizen.run.places import task_directory
+from kaizen.training.device_step import DeviceStep
+from kaizen.training.plan import make_plan
+from kaizen.training.state import TaskState
+from kaizen.training.step import Stepper
+
+VIEWS = DeviceStep.views
+FIRST, SECOND = 4, 16
+"""Steps of task 0 and of task 1, where teacher, distillers and replay take part."""
+
+
+def double_views(self: DeviceStep, images: Tensor, keys: Tensor) -> list[Tensor]:
+    return [view.double() for view in VIEWS(self, images, keys)]
+
+
+def curve(method: str, run: Path, cache: str, parallel: Parallel) -> list[dict[str, float]]:
+    """Global terms of the steps; batches of 22 + 6 images are uneven over two and over four processes."""
+    options = ["--method.name", method, *KEYS.get(method, ()), "--data.cache_dir", cache, "--replay.batch", "6"]
+    options += ["--optim.batch", "22", "--optim.name", "lars", "--optim.lr", "0.05", "--optim.warmup_epochs", "0"]
+    options += ["--optim.epochs", "2", "--labels.fraction", "0.5", "--replay.policy", "herding"]
+    config = resolve(*parse_arguments([*SMALL, *options]))[1]
+    stream = load_stream(config)
+    plan = make_plan(config, stream.train_sizes, parallel.world, parallel.accumulation)
+    found = []
+    for task, steps in enumerate((FIRST, SECOND)):
+        state = TaskState(config, 10, task, plan.tasks[task].images, plan.lr, WEIGHTS, run, parallel)
+        stepper = Stepper(config, stream, plan, state, WEIGHTS, parallel)
+        for step in range(steps):
+            found.append(parallel.mean(stepper.step(step)) | {"projection_std": stepper.projection_std()})
+        state.save_task_end(task_directory(run, task), stepper.remember(), stepper.image, {"task": task, "step": 0})
+        parallel.release()
+    return found
+
+
+if __name__ == "__main__":
+    out, cache, methods = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
+    # In float32 rounding grows along a curve until nothing can be told.
+    DeviceStep.views = double_views  # type: ignore[method-assign]
+    kaizen.training.state.Learner = lambda *args: Learner(*args).double()  # type: ignore[misc,assignment]
+    kaizen.model.teacher.Network = lambda *args: Network(*args).double()  # type: ignore[misc,assignment]
+    kaizen.evaluation.features.normalize = lambda *args: normalize(*args).double()
+    parallel = Parallel()
+    torch.set_num_threads(1)
+    curves = {name: curve(name, out / f"run-{parallel.world}-{name}", cache, parallel) for name in methods}
+    if parallel.is_main:
+        (out / f"world-{parallel.world}.json").write_text(json.dumps(curves))
+    parallel.close()

@@ -1,0 +1,28 @@
+"""Run by test_failure.py: a process of a run that says which one it is and, if asked, raises in its data.
+
+usage: failing_process.py OUT STEP RUN_ARGUMENTS...; rank r writes its process id to OUT/pid-r, rank 1 cannot read the
+images of its draw number STEP (0: it can).
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from kaizen.commands.train import main
+from kaizen.data.feed import Feed
+
+if __name__ == "__main__":
+    out, step, arguments = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+    rank, gather, calls = os.environ["RANK"], Feed._gather, 0
+
+    def failing(self: Feed, draw: Any) -> Any:
+        global calls
+        calls += 1
+        if rank == "1" and calls == step:
+            raise OSError("the images are gone")
+        return gather(self, draw)
+
+    Feed._gather = failing  # type: ignore[method-assign]
+    (out / f"pid-{rank}").write_text(str(os.getpid()))
+    sys.exit(main(arguments))

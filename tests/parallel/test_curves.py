@@ -1,0 +1,39 @@
+"""The same curve on one, two and four processes: real steps, with views, twin, teacher, distillers and memory."""
+
+import json
+from pathlib import Path
+
+import pytest
+from launches import finish, start, torchrun
+
+from kaizen.model.methods import REGISTRY
+
+SCRIPT = str(Path(__file__).parent / "curves.py")
+FEW = ["simclr", "mocov2plus", "vicreg", "swav", "deepclusterv2", "dino"]
+"""One of each kind of need: gathered rows, queue, covariances, assignments, clusters, centre."""
+
+Curves = dict[str, list[dict[str, float]]]
+
+
+def curves(out: Path, cache: str, world: int, methods: list[str], parts: int = 1) -> Curves:
+    out = out / str(parts)
+    out.mkdir(exist_ok=True)
+    settings = {"ACCELERATE_USE_CPU": "1", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": str(parts)}
+    launcher = torchrun(world) if world > 1 else []
+    finish(start(launcher, SCRIPT, str(out), cache, *methods, **settings))
+    return json.loads((out / f"world-{world}.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("worlds", "parts"), [({2: list(REGISTRY), 4: FEW}, 1), ({2: FEW}, 2)])
+def test_the_curve_of_a_run_does_not_depend_on_the_number_of_processes(
+    worlds: dict[int, list[str]], parts: int, tmp_path: Path, cache: str
+) -> None:
+    one = curves(tmp_path, cache, 1, worlds[2], parts)
+    for world, methods in worlds.items():
+        for method, found in curves(tmp_path, cache, world, methods, parts).items():
+            assert len(found) == len(one[method]) == 20
+            for step, (terms, expected) in enumerate(zip(found, one[method], strict=True)):
+                assert terms == pytest.approx(expected, rel=1e-6, abs=1e-6), (world, method, step)
+            assert min(map(abs, found[-1].values())) > 0, "all four terms take part"

@@ -1,0 +1,146 @@
+"""Two processes against one: one launch, many checks. And launches that would train alone without saying so."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY
+from hypothesis import given
+from hypothesis import strategies as st
+from launches import ROOT, configured, finish, start, torchrun
+from runs import run_of, snapshots, status_of, wait_for_step
+from safetensors.numpy import load_file
+
+from kaizen.commands.train import main
+from kaizen.errors import ConfigError
+from kaizen.model.methods import REGISTRY
+from kaizen.parallel import Batch, shard
+from kaizen.parallel.launch import check_launch
+
+
+@given(st.integers(0, 300), st.integers(1, 64))
+def test_shards_are_disjoint_complete_and_even(count: int, world: int) -> None:
+    parts = [shard(count, rank, world) for rank in range(world)]
+    assert [i for part in parts for i in part] == list(range(count))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@given(st.integers(1, 60), st.integers(0, 20), st.integers(1, 16))
+def test_shares_of_all_ranks_average_to_the_mean(current: int, replay: int, world: int) -> None:
+    import torch
+
+    values = torch.arange(current + replay, dtype=torch.float64)
+    shares = []
+    for rank in range(world):
+        batch = Batch(current, replay, 0, rank, world)
+        if rows := [*batch.slices(rank)[0], *batch.slices(rank)[1]]:
+            shares.append(batch.share(values[rows].mean()))
+    assert float(sum(shares)) / world == pytest.approx(float(values.mean()), rel=1e-12)
+
+
+TWO = configured("cpu_2")
+
+
+@pytest.fixture(scope="module")
+def arguments(cache: str) -> list[str]:
+    """A run whose batch two processes cannot share evenly, and whose memory only one of them chooses."""
+    return ["digits", *TINY, "--optim.batch", "89", "--replay.policy", "herding", "--data.cache_dir", cache]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory, arguments: list[str]) -> tuple[list[dict[str, Any]], Path]:
+    """What two processes found, and the directory of the run they made."""
+    out = tmp_path_factory.mktemp("two")
+    command = [
+        str(ROOT / "tests" / "parallel" / "two_processes.py"),
+        str(out),
+        *arguments,
+        "--run.dir",
+        str(out / "run"),
+    ]
+    finish(start(torchrun(2), *command, ACCELERATE_USE_CPU="1"))
+    return [json.loads((out / f"rank-{rank}.json").read_text()) for rank in range(2)], out / "run"
+
+
+def test_collectives(two: tuple[list[dict[str, Any]], Path]) -> None:
+    for rank, found in enumerate(two[0]):
+        assert found["rank"] == rank
+        checks = {name: value for name, value in found.items() if isinstance(value, bool)}
+        assert len(checks) == 19
+        assert all(checks.values()), checks
+
+
+@pytest.mark.parametrize("method", REGISTRY)
+def test_uneven_slices_and_labels_give_the_losses_gradients_and_queues_of_one_process(
+    method: str, two: tuple[list[dict[str, Any]], Path]
+) -> None:
+    limits = {"first": 1e-9, "float32 terms": 1e-5, "float32 gradient": 1e-4}
+    for found in two[0]:
+        assert len(found["methods"][method]) == 7
+        for part, gap in found["methods"][method].items():
+            limit = next((most for name, most in limits.items() if part.startswith(name)), 1e-6)
+            assert gap < limit, (part, gap)
+
+
+def test_two_processes_train_the_digits_to_the_end(two: tuple[list[dict[str, Any]], Path]) -> None:
+    found, run = two
+    assert [rank["exit code"] for rank in found] == [0, 0]
+    results = json.loads((run / "results.json").read_text())
+    assert results["world_size"] == 2
+    assert len(results["readers"]["classifier"]["matrix"]) == 5
+    assert json.loads((run / "status.json").read_text())["state"] == "done"
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1)), "one process writes the log"
+    memory = load_file(run / "tasks" / "task-04" / "replay.safetensors")
+    assert len(memory["labels"]) == 40
+
+
+def test_two_processes_that_were_stopped_go_on_byte_for_byte(
+    two: tuple[list[dict[str, Any]], Path], arguments: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    command = ["train.py", *arguments, "--run.dir", str(run)]
+    first = start(TWO, *command, ACCELERATE_USE_CPU="1")
+    wait_for_step(run, 8, lambda: first.poll() is None)
+    (run / "stop").touch()
+    first.communicate(timeout=120)
+    assert first.returncode != 0
+    status = status_of(run)
+    assert (status["state"], status["exit_code"]) == ("stopped", 75)
+    assert 8 <= status["step"] < 30
+    assert not (run / "stop").exists()
+    assert "processes           2\n" in finish(start(TWO, *command, ACCELERATE_USE_CPU="1"))
+    assert snapshots(run) == snapshots(two[1])
+
+
+def test_processes_that_believe_to_be_alone_are_refused(tmp_path: Path, arguments: list[str]) -> None:
+    launch = start(torchrun(2), "train.py", *arguments, "--run.dir", str(tmp_path / "run"))
+    error = launch.communicate(timeout=120)[1]
+    assert launch.returncode != 0
+    assert "error: launcher: started 2 processes, but Accelerate sees 1" in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "asked", "found"), [("KAIZEN_PROCESSES", "2", "'1'"), ("KAIZEN_DEVICE", "gpu", "'cpu'|'cuda'")]
+)
+def test_a_launch_of_another_size_or_device_than_the_job_asked_for_is_refused(
+    key: str,
+    asked: str,
+    found: str,
+    tiny: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(key, asked)
+    assert main(tiny) == 2
+    error = capsys.readouterr().err
+    assert re.search(f"^error: {key}: is '{asked}', but this launch has ({found}); allowed: ", error)
+    assert not run_of(tiny).exists()
+
+
+def test_fp16_is_refused_on_a_cpu() -> None:
+    with pytest.raises(ConfigError, match="mixed_precision: is fp16, which does not train on a CPU"):
+        check_launch(1, "cpu", "fp16")

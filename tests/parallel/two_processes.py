@@ -1,0 +1,290 @@
+"""Run by tests/parallel/test_parallel.py on two processes: checks against one process, then a whole small run.
+
+usage: two_processes.py OUT RUN_ARGUMENTS...; rank r writes OUT/rank-r.json, a dictionary of what it found.
+"""
+
+import copy
+import json
+import os
+import sys
+import tempfile
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import torch
+import torch.distributed as dist
+from runs import in_epoch
+from torch import Tensor, nn
+
+import kaizen.parallel.processes
+from kaizen.cli.resolve import parse_arguments, resolve
+from kaizen.commands.train import main
+from kaizen.config.schema import Config, Reader
+from kaizen.data.load import load_stream
+from kaizen.errors import ConfigError, Stopped, TrainingFailed
+from kaizen.evaluation.evaluator import Evaluator
+from kaizen.model.distillers import build_distiller
+from kaizen.model.learner import TERMS, Learner, Network, TeacherOutputs, total
+from kaizen.model.methods import REGISTRY
+from kaizen.model.methods.base import Outputs
+from kaizen.model.networks.heads import forward_all
+from kaizen.parallel import ONE_PROCESS, Batch, Parallel, links
+from kaizen.training.optim import build_optimizer, parameter_groups
+
+SMALL = ["digits", "--encoder.width", "4", "--classifier.hidden", "[12]"]
+SMALL += ["--method.projector_hidden", "16", "--method.projector_out", "8", "--distill.hidden", "16"]
+CURRENT, REPLAY = 7, 4
+LABELS = torch.tensor([0, -1, -1, -1, 4, 2, 2, -1, 1, 5, 5])
+PREDICTOR, QUEUE = ("--method.predictor_hidden", "16"), ("--method.queue_size", "9")
+PROTOTYPES = ("--method.prototypes", "5")
+KEYS = {
+    "simclr": ("--method.temperature", "0.2"),
+    "mocov2plus": QUEUE,
+    "nnclr": (*QUEUE, *PREDICTOR),
+    "byol": PREDICTOR,
+    "simsiam": PREDICTOR,
+    # Enough rows for the dimensions, or the covariance is as good as singular and rounding grows without bounds.
+    "wmse": ("--method.projector_out", "4"),
+    "swav": (*QUEUE, *PROTOTYPES, "--method.queue_epoch", "3"),
+    "deepclusterv2": PROTOTYPES,
+    "dino": PROTOTYPES,
+    "ressl": QUEUE,
+}
+WEIGHTS = {"ssl": 1.0, "distill": 0.7, "classifier": 1.3, "classifier_distill": 2.0}
+STEPS = 20
+NAMES = ("terms", "gradient")
+
+
+def random(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def gather_checks(parallel: Parallel) -> dict[str, bool]:
+    """Uneven rows arrive in global order, and the gradient is the sum over processes."""
+    batch = Batch(CURRENT, REPLAY, 7, parallel.rank, parallel.world)
+    rows = batch.rows(parallel.device)
+    whole = random(CURRENT + REPLAY, 3, seed=1)
+    local = whole[rows].clone().requires_grad_()
+    gathered = batch.gather(local)
+    weights = random(CURRENT + REPLAY, 3, seed=2)
+    (gathered * weights * (parallel.rank + 1)).sum().backward()
+    return {
+        "gather value": torch.equal(gathered.detach(), whole),
+        "gather gradient": torch.allclose(local.grad, 3 * weights[rows]),
+        "sizes": batch.sizes == (5, 6),
+    }
+
+
+class Training:
+    """Steps on fixed global batches, on this process' slice of them or (world 1) on the whole."""
+
+    def __init__(self, config: Config, parallel: Parallel, world: int, dtype: torch.dtype = torch.float64) -> None:
+        learner = Learner(config, 10, build_distiller(config.distill)).to(dtype).train()
+        if world > 1:
+            learner = parallel.placed(learner)
+        learner.method.begin_task(20)
+        learner.method.begin_epoch(3, lambda: [random(20, 8, seed=90 + view) for view in range(2)])
+        self.learner = learner
+        optimizer = build_optimizer("lars", parameter_groups(learner, 0.01, 0.01, 1e-4), 0.9, 0.02, 0.01)
+        self.dtype, self.dim = dtype, config.method.projector_out
+        self.rank, self.world, self.parallel = parallel.rank if world > 1 else 0, world, parallel
+        self.wrapped, self.optimizer = (
+            parallel.prepare(learner, lambda: optimizer, ()) if world > 1 else (learner, optimizer)
+        )
+
+    def step(self, number: int) -> tuple[Tensor, Tensor]:
+        """Values of the terms and the whole gradient, of the global batch."""
+        size = CURRENT + REPLAY
+        draws = [random(size, 3, 8, 8, seed=100 * number + i) for i in range(2)]
+        draws += [random(size, self.dim, seed=100 * number + i) for i in range(2, 6)]
+        draws += [random(size, 10, seed=100 * number + i) for i in range(6, 8)]
+        batch = Batch(CURRENT, REPLAY, int((LABELS >= 0).sum()), self.rank, self.world, key=number)
+        rows = batch.rows(self.parallel.device)
+        rows = torch.arange(size) if rows is None else rows
+        places = torch.cat([torch.arange(CURRENT) * 2, torch.full((REPLAY,), -1)])
+        batch = in_epoch(replace(batch, places=places[rows]), self.learner.method, number)
+        mine = [draw[rows].to(self.dtype) for draw in draws]
+        method = self.learner.method
+        views, twin = mine[:2], [method.twin_head(mine[2 + v]).detach() for v in method.twin_views]
+        prototypes = [random(*method.prototypes().shape, seed=77).to(self.dtype)] if method.has_prototypes else [None]
+        old = TeacherOutputs(mine[4:6], mine[6:], *prototypes)
+        terms, projections = self.wrapped(views, LABELS[rows], batch, twin, old)
+        total(terms, WEIGHTS).backward()
+        method.after_backward(batch)
+        values = torch.stack([terms[name].detach() for name in TERMS])
+        if self.world > 1:
+            dist.all_reduce(values)
+            values /= self.world
+        gradient = torch.cat([p.grad.flatten() for p in self.learner.parameters() if p.grad is not None])
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.learner.method.after_step(Outputs(projections, twin, LABELS[rows]), batch)
+        self.learner.method.count_step(batch.size)
+        return values, gradient
+
+    def state(self) -> Tensor:
+        return torch.cat([t.detach().flatten().double() for t in self.learner.state_dict().values()])
+
+
+def gap(one: Tensor, two: Tensor) -> float:
+    return float((one - two).norm() / one.norm())
+
+
+def training_gaps(parallel: Parallel, *method: str) -> dict[str, float]:
+    """Through DDP on slices against the whole: relative gaps of terms, whole gradient and all that is trained."""
+    config = resolve(*parse_arguments([*SMALL, *method]))[1]
+    alone, together = Training(config, parallel, 1), Training(config, parallel, parallel.world)
+    found = dict.fromkeys(NAMES, 0.0)
+    for number in range(STEPS):
+        for name, one, two in zip(NAMES, alone.step(number), together.step(number), strict=True):
+            found[name] = max(found[name], gap(one, two))
+        if not number:
+            found |= {"first terms": found["terms"], "first gradient": found["gradient"]}
+    single = [Training(config, parallel, world, torch.float32).step(0) for world in (1, parallel.world)]
+    found |= {f"float32 {name}": gap(*pair) for name, pair in zip(NAMES, zip(*single, strict=True), strict=True)}
+    found["state"] = gap(alone.state(), together.state())
+    features = alone.learner.encoder(random(6, 3, 8, 8, seed=9))
+    assert features.std(dim=0).mean() > 0.01, "features that are all the same prove nothing"
+    parallel.release()
+    return found
+
+
+def norm_checks(parallel: Parallel) -> dict[str, bool]:
+    """BatchNorms over uneven slices give what torch's BatchNorm gives of the whole."""
+    whole = [random(7, 3, 6, 6, seed=view).requires_grad_() for view in range(2)]
+    rows = slice(0, 3) if parallel.is_main else slice(3, 7)
+    mine = [view.detach()[rows].requires_grad_() for view in whole]
+    torch.manual_seed(0)
+    # Nothing behind the first BatchNorm brings its gradient into the layout of the convolution before it.
+    layers = nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.Flatten(), nn.Linear(16 * 16, 5)
+    alone = nn.Sequential(*layers, nn.BatchNorm1d(5, momentum=None)).double()
+    together = parallel.placed(copy.deepcopy(alone))
+    found, expected = forward_all(together, mine), forward_all(alone, whole)
+    weights = [random(7, 5, seed=8 + view) for view in range(2)]
+    sum((y * w[rows]).sum() for y, w in zip(found, weights, strict=True)).backward()
+    sum((y * w).sum() for y, w in zip(expected, weights, strict=True)).backward()
+    sums = [p.grad.clone() for p in together.parameters()]
+    for gradient in sums:
+        dist.all_reduce(gradient)
+    statistics = [[held for m in net for held in m.buffers()] for net in (together, alone)]
+    return {
+        "norm values": all(map(torch.allclose, found, [y[rows] for y in expected])),
+        "norm gradients": all(map(torch.allclose, [x.grad for x in mine], [x.grad[rows] for x in whole])),
+        "norm sums": all(map(torch.allclose, sums, [p.grad for p in alone.parameters()])),
+        "norm statistics": all(map(torch.allclose, *statistics)),
+    }
+
+
+def link_checks(parallel: Parallel) -> dict[str, bool]:
+    """Sockets and torch's group bring the same, whatever the size and type; one process without sockets is enough."""
+
+    def brought() -> bool:
+        right = True
+        for size in (0, 1, 999, links.LARGEST // 16, links.LARGEST // 8, links.LARGEST):
+            for dtype in (torch.float64, torch.bfloat16, torch.int64, torch.bool):
+                both = [random(size, 2, seed=size + rank).mul(9).to(dtype).t() for rank in range(2)]
+                mine = both[parallel.rank]
+                right &= torch.equal(links.gather_alike(mine), torch.stack(both))
+                if dtype in (torch.float64, torch.int64):
+                    right &= torch.equal(parallel.group.sum(mine), both[0] + both[1])
+                    right &= torch.equal(parallel.group.max(mine), torch.maximum(*both))
+        scalar = torch.tensor(float(parallel.rank + 1))
+        return bool(right and parallel.group.sum(scalar) == 3 and parallel.any(parallel.is_main))
+
+    def reconnect() -> bool:
+        links.connect(parallel.rank, parallel.world, 60.0, parallel._cpu_group)
+        return links.current() is not None
+
+    found = {"links at first": links.current() is not None and brought()}
+    folder, tempfile.tempdir = tempfile.gettempdir(), "/nowhere" if parallel.is_main else None
+    found["links of one"] = not reconnect() and brought()
+    tempfile.tempdir = folder
+    world, os.environ["LOCAL_WORLD_SIZE"] = os.environ["LOCAL_WORLD_SIZE"], "1"
+    found["links of machines"] = not reconnect() and brought()
+    os.environ["LOCAL_WORLD_SIZE"] = world
+    return found | {"links again": reconnect() and brought()}
+
+
+def errors_reach_all(parallel: Parallel) -> dict[str, bool]:
+    """What one process raises is raised on both, so that none waits for the other."""
+
+    def broken() -> None:
+        raise ConfigError("data.source", "is broken")
+
+    def full() -> None:
+        raise OSError("no space left")
+
+    def asked() -> None:
+        raise Stopped("file stop")
+
+    caught = []
+    for work in (broken, full, asked):
+        try:
+            parallel.on_main(work)
+        except (ConfigError, TrainingFailed, OSError, Stopped) as error:
+            caught.append(str(error))
+    try:
+        parallel.main_first(broken)
+    except ConfigError as error:
+        caught.append(str(error))
+    differing = ""
+    try:
+        parallel.agree("the replay memory", lambda: str(parallel.rank))
+    except TrainingFailed as error:
+        differing = str(error)
+    last = "no space left" if parallel.is_main else "process 0: OSError: no space left"
+    return {
+        "errors": caught == ["data.source: is broken", last, "file stop", "data.source: is broken"],
+        "agree": differing == "the replay memory of process 1 is not that of process 0",
+        "any": parallel.any(parallel.rank == 1) and not parallel.any(False),
+        "every": parallel.every(f"from {parallel.rank}") == ["from 0", "from 1"],
+        "broadcast": parallel.broadcast(f"from {parallel.rank}") == "from 0",
+        "mean": parallel.mean({"a": torch.tensor(float(parallel.rank))}) == {"a": 0.5},
+    }
+
+
+def late_files(parallel: Parallel, out: Path) -> bool:
+    """A file that the main process has is waited for; one that never shows is an error on both."""
+    late = out / "late"
+    if parallel.is_main:
+        threading.Timer(0.5, late.touch).start()
+    parallel.await_file(late)
+    seen = parallel.is_main or late.exists()
+    kaizen.parallel.processes.SEEN_SECONDS = 0.5
+    try:
+        parallel.await_file(out / "never")
+    except ConfigError as error:
+        named = "process 1 on" in str(error)
+        return seen and "is not seen by every process" in str(error) and named == (parallel.rank == 1)
+    return False
+
+
+def evaluation_agrees(parallel: Parallel, arguments: list[str]) -> bool:
+    """Two processes find what one finds, whatever reads the features, to the last bit."""
+    config = resolve(*parse_arguments(arguments))[1]
+    stream, network = load_stream(config), Network(config, 10)
+    alone = copy.copy(parallel)
+    alone.rank, alone.world, alone.is_main, alone.group = 0, 1, True, ONE_PROCESS
+    alone._cpu_group = alone._step_group = None
+    readers = get_args(Reader)
+    rows = [[Evaluator(config, stream, p).row(network, task, readers) for p in (parallel, alone)] for task in (-1, 1)]
+    return all(two == one and all(any(two[reader]) for reader in readers) for two, one in rows)
+
+
+if __name__ == "__main__":
+    out, arguments = Path(sys.argv[1]), sys.argv[2:]
+    parallel = Parallel()
+    found = {
+        "rank": parallel.rank,
+        **gather_checks(parallel),
+        **errors_reach_all(parallel),
+        **norm_checks(parallel),
+        **link_checks(parallel),
+        "late files": late_files(parallel, out),
+        "evaluation": evaluation_agrees(parallel, arguments),
+        "methods": {name: training_gaps(parallel, "--method.name", name, *KEYS.get(name, ())) for name in REGISTRY},
+    }
+    found["exit code"] = main(arguments)
+    (out / f"rank-{parallel.rank}.json").write_text(json.dumps(found))
