@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision import transforms as tv
@@ -25,7 +26,7 @@ Views = Callable[[], list[Tensor]]
 
 def against_pil(images: np.ndarray, views: Sequence[ViewConfig], size: int, moments: tuple[Tensor, Tensor]) -> Views:
     """The common pipeline: torchvision's transforms on one PIL image after another, then a stack."""
-    pictures = [Image.fromarray(image.transpose(1, 2, 0)) for image in images]
+    pictures = [Image.fromarray(image) for image in np.ascontiguousarray(rearrange(images, "n c h w -> n h w c"))]
     pipelines = [_pil_pipeline(view, view.size or size, moments) for view in views]
     return lambda: [torch.stack([pipeline(picture) for picture in pictures]) for pipeline in pipelines]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from einops import rearrange
 
 from kaizen.config.schema import Config
 from kaizen.data.load import Stream, load_stream, make_stream
@@ -81,7 +82,8 @@ def save_source(source: Source, folder: Path) -> None:
     with quiet_datasets():
         for name, split in (("train", source.train), ("test", source.test)):
             assert split.domains is not None
-            rows = {"image": list(split.images.transpose(0, 2, 3, 1)), "label": split.labels, "domain": split.domains}
+            pictures = list(rearrange(split.images, "n c h w -> n h w c"))
+            rows = {"image": pictures, "label": split.labels, "domain": split.domains}
             parts[name] = datasets.Dataset.from_dict(rows, features=datasets.Features(columns))
         datasets.DatasetDict(parts).save_to_disk(str(folder))
 

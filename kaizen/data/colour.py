@@ -1,20 +1,21 @@
 """Colour operations of views: images are float32 (n, 3, h, w) in grey levels, 0..255, each with draws of its own.
 
-On a CPU an operation takes only the images that it is for. Comparisons and `where` take a CPU ten times as long as a
-sum, so on all pixels arithmetic stands in for them, bit for bit.
+On a CPU an operation touches only the images that need it. Comparisons and `where` take a CPU ten times as long as a
+sum, so arithmetic replaces them wherever all pixels take part, with the same bits.
 """
 
 from collections.abc import Callable
 from enum import IntEnum
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey (ITU-R 601, as in PIL)."""
 SOLARIZE_FROM = 128
 BEYOND = 1e30
-"""Times the difference of two unequal levels, this is beyond every level and hue."""
+"""Multiplied by the difference of two unequal levels, it exceeds every level and hue."""
 
 
 class Part(IntEnum):
@@ -29,7 +30,7 @@ class Part(IntEnum):
 def jitter_steps(
     brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor | None, order: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """Arguments of `jitter`, whose four parts follow, in each image, an order of its own.
+    """Arguments of `jitter`; each image has its own order of the four parts.
 
     Args:
         brightness, contrast, saturation: (n,) factors, 1 = unchanged.
@@ -49,7 +50,7 @@ def jitter_steps(
         # Turning the hue costs most, so it is done once, between two passes over the blends: those before, those after.
         before = turn > torch.arange(Part.HUE, device=turn.device)
         factors = torch.cat([torch.where(before, factors, 1.0), torch.where(before, 1.0, factors)], dim=1)
-        blends = blends.repeat(1, 2)
+        blends = repeat(blends, "n part -> n (sweep part)", sweep=2)
     rest = 1 - factors
     from_mean, from_gray = (torch.where(blends == part, rest, 0.0) for part in (Part.CONTRAST, Part.SATURATION))
     return torch.stack([factors, from_mean, from_gray], dim=2), hue
@@ -58,7 +59,7 @@ def jitter_steps(
 def jitter(images: Tensor, blends: Tensor, hue: Tensor | None, out: Tensor | None = None) -> Tensor:
     """Colour jitter of images (n, 3, h, w) by what `jitter_steps` returns; `out` may be the images."""
     out = images.clone() if out is None else out.copy_(images)
-    pixels = out.flatten(2)
+    pixels = rearrange(out, "n c h w -> n c (h w)")
     needed = [blends[:, :, 0] != 1] if hue is None else [blends[:, :, 0] != 1, hue[:, None] != 0]
     spans = _spans(torch.cat(needed, dim=1))
     for step, blend in enumerate(blends[..., None].unbind(1)):
@@ -71,7 +72,7 @@ def jitter(images: Tensor, blends: Tensor, hue: Tensor | None, out: Tensor | Non
 
 
 def on_cpu(tensor: Tensor) -> bool:
-    """Whether values may decide what to do; elsewhere the host would have to wait for the device to learn them."""
+    """Whether the host may read values to decide what to do; on a GPU it would have to wait for them."""
     return tensor.device.type == "cpu"
 
 
@@ -159,7 +160,7 @@ def apply_to(
 
 
 def gray(images: Tensor, chosen: Tensor, out: Tensor | None = None) -> Tensor:
-    """Images (n, 3, h, w), those `chosen` (n,) in grey, which all three channels then hold."""
+    """Images (n, 3, h, w), those `chosen` (n,) in grey, the same in all three channels."""
     return apply_to(chosen, lambda some: _shade(some)[:, None].expand_as(some), images, out=out)
 
 

@@ -1,8 +1,8 @@
 """Random resized crops of a batch: boxes drawn as torchvision draws them, pixels resampled as PIL does.
 
-A crop is two small matrices an image, one along each axis. Pixels are whole numbers and weights multiples of 2**-15,
-so a float32 product (not a TF32 one) is exact in any order of summation: an image's crop does not depend on the images
-beside it, nor on the number of threads.
+A crop is two small matrices per image, one along each axis. Pixels are whole numbers and weights multiples of 2**-15,
+so a float32 product (not a TF32 one) is exact in any order of summation: an image's crop depends neither on the rest
+of the batch nor on the number of threads.
 """
 
 import math
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 TRIES = 10
@@ -18,7 +19,7 @@ BOX_DRAWS = 2 * TRIES + 2
 GRID = 2.0**15
 """Weights are multiples of 1 / GRID: 255 * sum(abs(weights)) * GRID stays below 2**24, what float32 counts exactly."""
 TABLE = 2**21
-"""Most numbers that a table of weights may hold: 8 MB."""
+"""Maximum number of entries of a table of weights: 8 MB."""
 
 Box = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -57,7 +58,7 @@ def _central_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[f
 
 def _place(draws: Tensor, room: Tensor, found: Tensor) -> Tensor:
     """Start of a box that has `room` pixels to move in; in the middle where no try fitted."""
-    # The minimum is for draws so near to 1 that the product is rounded up.
+    # For draws so close to 1 that the product is rounded up.
     drawn = torch.minimum(torch.floor(draws * (room + 1)), room)
     return torch.where(found, drawn, torch.floor(room / 2))
 
@@ -134,16 +135,16 @@ def resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     Returns:
         float32 (n, c, height, width), whole grey levels in 0..255.
     """
-    n, channels, h, w = images.shape
     with exact_products(images.device):
-        pixels = images.to(rows.dtype).reshape(n, channels * h, w)
-        wide = _to_levels(torch.bmm(pixels, columns.transpose(1, 2))).view(n, channels, h, columns.shape[1])
+        pixels = rearrange(images.to(rows.dtype), "n c h w -> n (c h) w")
+        wide = _to_levels(torch.bmm(pixels, rearrange(columns, "n width w -> n w width")))
+        wide = rearrange(wide, "n (c h) width -> n c h width", c=images.shape[1])
         del pixels
         # One plane of all images after another in memory: later operations take the channels apart.
-        planes = wide.new_empty(channels, n, rows.shape[1], columns.shape[1])
+        planes = wide.new_empty(wide.shape[1], len(wide), rows.shape[1], columns.shape[1])
         for plane, channel in zip(planes, wide.unbind(1), strict=True):
             torch.bmm(rows, channel, out=plane)
-    return _to_levels(planes).transpose(0, 1)
+    return rearrange(_to_levels(planes), "c n height width -> n c height width")
 
 
 @contextmanager

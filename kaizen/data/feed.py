@@ -1,4 +1,4 @@
-"""What each step trains on, gathered one step ahead while the one before is computed."""
+"""Gathers the batch of each step, one step ahead, while the previous step is computed."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,9 +16,9 @@ from kaizen.parallel import Batch
 Numbers = Callable[[int, Batch], Sequence[float]]
 """Step of the task, part of its batch -> rates, follow, label_share, the method's numbers (see kaizen.data.packing)."""
 RESIDENT_PART = 4
-"""A task's images lie on the device where they take less than one in so many of its free bytes."""
+"""A task's images are stored on the device if they take less than this fraction (1 / 4) of its free memory."""
 CHUNK = 1024
-"""Images sent at a time."""
+"""Images per copy to the device."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Feed:
             return HostBatch(packed, numbers, None, selection.batch)
         shape = (len(ids) + len(rows), *self._images.shape[1:])
         images = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pinned)
-        # NumPy's own copy, as torch's would start threads of its own here; in range, so nothing is clipped.
+        # NumPy's copy, as torch's would start threads here. Indices are in range, so nothing is clipped.
         np.take(self._images, ids, axis=0, out=images[: len(ids)].numpy(), mode="clip")
         np.take(self._memory.images.numpy(), rows, axis=0, out=images[len(ids) :].numpy(), mode="clip")
         return HostBatch(packed, numbers, images, selection.batch)

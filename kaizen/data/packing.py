@@ -1,4 +1,4 @@
-"""What the host sends to the device for a step: labels, keys, places and the step's numbers in one small buffer.
+"""The buffer that the host sends to the device for each step: labels, keys, places and the step's numbers.
 
 The buffer is sent in one copy. On the device everything that differs from step to step is read from it, so that a step
 can be recorded once and replayed.
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 COLUMNS = 4
@@ -34,7 +35,7 @@ class StepData(NamedTuple):
 
 
 def pack(columns: Sequence[Tensor], key: int, numbers: Sequence[float], *, pinned: bool) -> Tensor:
-    """One int64 buffer of labels, keys, places and rows, each (n,), the step's key, and its numbers as their bits.
+    """One int64 buffer of labels, keys, places and rows, each (n,), the step's key, and the bits of its numbers.
 
     Args:
         numbers: rates, follow, label_share and the method's, in this order.
@@ -42,7 +43,7 @@ def pack(columns: Sequence[Tensor], key: int, numbers: Sequence[float], *, pinne
     """
     n = len(columns[0])
     packed = torch.empty(COLUMNS * n + 1 + len(numbers), dtype=torch.int64, pin_memory=pinned)
-    torch.stack(list(columns), out=packed[: COLUMNS * n].view(COLUMNS, n))
+    torch.stack(list(columns), out=rearrange(packed[: COLUMNS * n], "(column n) -> column n", n=n))
     packed[COLUMNS * n] = key
     packed[COLUMNS * n + 1 :].view(torch.float64).copy_(torch.tensor(numbers, dtype=torch.float64))
     return packed
@@ -50,7 +51,7 @@ def pack(columns: Sequence[Tensor], key: int, numbers: Sequence[float], *, pinne
 
 def unpack(packed: Tensor, n: int, groups: int) -> StepData:
     """The buffer of n images and so many groups of parameters, as views of it."""
-    columns, key = packed[: COLUMNS * n].view(COLUMNS, n), packed[COLUMNS * n]
+    columns, key = rearrange(packed[: COLUMNS * n], "(column n) -> column n", n=n), packed[COLUMNS * n]
     numbers = packed[COLUMNS * n + 1 :].view(torch.float64)
     rates, follow, label_share, method = numbers.split([groups, 1, 1, len(numbers) - groups - 2])
     labels, keys, places, rows = columns.unbind(0)

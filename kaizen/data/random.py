@@ -17,7 +17,7 @@ BITS = 24
 
 
 class Purpose(IntEnum):
-    """What a draw is for, as the part of a key that keeps different uses from sharing numbers."""
+    """Purpose of a draw: the part of a key that keeps different uses from sharing numbers."""
 
     INIT = 1
     ORDER = 2
@@ -63,7 +63,7 @@ def permutation(n: int, key: int | Tensor, device: torch.device | str = "cpu") -
     return torch.argsort(hash_rows(key, torch.arange(n, device=device)), stable=True)
 
 
-# Kept, because copying it to a GPU at each call would make the host wait for the device.
+# Cached: copying it to a GPU at each call would make the host wait for the device.
 @lru_cache(maxsize=256)
 def _places(count: int, stream: int, device: torch.device) -> Tensor:
     return torch.tensor([fold(stream, place) for place in range(count)], dtype=torch.int64, device=device)

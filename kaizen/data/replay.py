@@ -1,7 +1,8 @@
 """The replay memory: which images of past tasks it keeps, and how it is saved.
 
-It holds the images themselves, because past data may be gone. What is kept is a function of (seed, task, data) alone
-(herding: and of the network), so every process makes the same choice; one of them writes the file that all of them map.
+It holds the images themselves, because past data may no longer exist. What is kept is a function of (seed, task, data)
+alone (and of the network, for herding), so every process makes the same choice; one of them writes the file that all of
+them map.
 """
 
 import hashlib
@@ -89,7 +90,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a memory is to be after a task, without the images of it.
+    """The memory after a task, without its images.
 
     ids: int64 (n,), sample ids of images of the task that are taken up; rows: the rows of [the memory ; these] that
     are kept, in that order; None: all.
@@ -133,7 +134,7 @@ def choose(
             `herding_order`) or reservoir (see `_reservoir`).
         budget: ("per_class", k), ("fraction", part of each class, at least one image) or ("total", images in all);
             reservoir takes a total.
-        features: asked for the images of the task at once, and only by herding.
+        features: called once for all images of the task, only by herding.
 
     Raises:
         ValueError: herding without features, or a reservoir without a total.
@@ -144,7 +145,7 @@ def choose(
     if policy == "reservoir":
         if kind != "total":
             raise ValueError(f"a reservoir needs a total of images, not {kind}")
-        # Cut twice, so that a large task is never copied whole.
+        # Cut twice, so that a large task is never copied as a whole.
         ids = sample_ids[_reservoir(torch.from_numpy(sample_ids), int(size), seed).numpy()].astype(np.int64)
         return Choice(ids, _reservoir(torch.cat([memory.sample_ids, torch.from_numpy(ids)]), int(size), seed))
     ids = np.sort(sample_ids) if policy == "herding" else sample_ids
@@ -206,8 +207,9 @@ def _taken(images: np.ndarray, labels: np.ndarray, ids: np.ndarray, task: int) -
 def _reservoir(sample_ids: Tensor, total: int, seed: int) -> Tensor:
     """Rows of the `total` images that come first in a seeded order of all images.
 
-    Reservoir sampling with a random key an image (Efraimidis and Spirakis 2006, with equal weights): what was once
-    pushed out never comes back, so the memory is a uniform sample of all images seen, and their number is not needed.
+    Reservoir sampling with one random key per image (Efraimidis and Spirakis 2006, with equal weights): an image that
+    was once dropped never comes back, so the memory is a uniform sample of all images seen, and their number is not
+    needed.
     """
     order = torch.argsort(hash_rows(fold(seed, Purpose.MEMORY), sample_ids))
     return order[:total]

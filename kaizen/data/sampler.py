@@ -65,11 +65,11 @@ class Sampler:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full batches in the task's images; it never depends on the replay memory."""
+        """Full batches per epoch of the task; independent of the replay memory."""
         return len(self.sample_ids) // self.batch
 
     def draw(self, step: int) -> list[Selection]:
-        """The images of a step of the task (counted from 0 over its epochs), a draw for each part of its batch."""
+        """The images of a step of the task (counted from 0 over its epochs), one selection per part of its batch."""
         epoch, place = divmod(step, self.steps_per_epoch)
         current = self._order(Purpose.ORDER, epoch, len(self.sample_ids))[place * self.batch :][: self.batch]
         rows = self._memory_rows(step)
@@ -86,7 +86,7 @@ class Sampler:
         mine = torch.arange(a + new.start, a + new.stop)
         memory = torch.arange(c + old.start - batch.current, c + old.stop - batch.current)
         ids, held = self.sample_ids[current[mine]], rows[memory]
-        # Views belong to a place in the step's whole batch, so that neither parts nor processes change them.
+        # Views depend on the place in the step's whole batch, so that neither parts nor processes change them.
         keys = [
             hash_rows(fold(self.seed, purpose, self.task, epoch, place), where, images)
             for purpose, where, images in (
@@ -107,7 +107,7 @@ class Sampler:
         return laps[start - first * size : end - first * size]
 
     def _order(self, purpose: Purpose, lap: int, size: int) -> Tensor:
-        """Permutation of one lap over the images; the latest ones are kept, as a lap lasts many steps."""
+        """Permutation of one pass over the images; the latest ones are cached, as a pass takes many steps."""
         found = self._orders.get((purpose, lap))
         if found is None:
             found = permutation(size, fold(self.seed, purpose, self.task, lap))

@@ -19,7 +19,7 @@ CACHED_PIXELS = 96 * 32 * 32
 
 
 class Column(IntEnum):
-    """Column of each random number of a view: fixed, so that an operation switched off shifts no other's draws."""
+    """Column of each random number of a view; fixed, so that an operation switched off changes no other draw."""
 
     JITTER = 0
     BRIGHTNESS = 1
@@ -37,7 +37,7 @@ class Column(IntEnum):
 
 
 class SampledView(NamedTuple):
-    """What each image's operations have drawn, one row an image; None: the operation is switched off."""
+    """Random parameters of each image's operations, one row per image; None: the operation is switched off."""
 
     box: Tensor
     flip: Tensor | None
@@ -101,14 +101,14 @@ def augment(
 
 
 def _order(draws: Tensor, parameters: ViewConfig, part: int) -> Tensor:
-    """Rows (n,), in each part, of images with hue last in jitter, third, ..., without jitter: `jitter` gains by it."""
+    """Rows (n,) of each part, sorted by the place of hue in jitter, which makes `jitter` faster."""
     place = (draws[:, Column.ORDER : Column.ORDER + Part.HUE] < draws[:, Column.ORDER + Part.HUE, None]).sum(dim=1)
     place.masked_fill_(draws[:, Column.JITTER] >= parameters.jitter_p, -1)
     return (torch.arange(len(draws)) // part * 8 - place).argsort()
 
 
 def _draw(draws: Tensor, parameters: ViewConfig, height: int, width: int) -> SampledView:
-    """All that is small, at once: on a CPU such an operation takes as long for one image as for hundreds."""
+    """All small tensors in one go: on a CPU such an operation takes as long for one image as for hundreds."""
 
     def chosen(column: Column, probability: float) -> Tensor | None:
         return draws[:, column] < probability if probability else None
@@ -133,7 +133,7 @@ def _draw(draws: Tensor, parameters: ViewConfig, height: int, width: int) -> Sam
 def _distort(
     images: Tensor, drawn: SampledView, parameters: ViewConfig, size: int, scale: Tensor, shift: Tensor
 ) -> Tensor:
-    """The operations, each on the memory of the one before; those switched off cost nothing."""
+    """Apply the operations, each in the memory of the previous one; those switched off cost nothing."""
     # Every later operation commutes with a mirror, and inside the crop it is free.
     top, left, tall, wide = drawn.box.unbind(1)
     x = crop_resize(images, top, left, tall, wide, size, drawn.flip)

@@ -13,7 +13,7 @@ R = TypeVar("R")
 
 
 def in_float32(function: Callable[P, R]) -> Callable[P, R]:
-    """The function with autocast off, which would take the products of float32 tensors down to a half type again."""
+    """The function with autocast off, which would compute products of float32 tensors in a half type again."""
 
     @wraps(function)
     def computed(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -25,7 +25,7 @@ def in_float32(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def identity(tensor: Tensor) -> Tensor:
-    """What one process makes of a tensor together with all others: itself."""
+    """The tensor itself: what a sum or maximum over processes is when there is only one."""
     return tensor
 
 

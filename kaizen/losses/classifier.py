@@ -1,4 +1,4 @@
-"""Losses of the classifier: labels, and what the old classifier says; see the package for their common rules."""
+"""Losses of the classifier: cross-entropy to labels and to the old classifier; see the package for common rules."""
 
 import torch
 from torch import Tensor
@@ -9,11 +9,11 @@ from kaizen.losses.basics import in_float32, promote
 
 @in_float32
 def soft_label_distillation(logits1: Tensor, logits2: Tensor, teacher1: Tensor, teacher2: Tensor) -> Tensor:
-    """Cross-entropy of the classifier to the old one's softmax, mean over rows and views (arXiv 2303.17235, eq. 4).
+    """Distil the old classifier: cross-entropy to its softmax, mean over rows and views (arXiv 2303.17235, eq. 4).
 
     Args:
-        logits1, logits2: the student's logits (n, classes), a tensor a view.
-        teacher1, teacher2: the old classifier's logits (n, classes), a tensor a view.
+        logits1, logits2: the student's logits (n, classes), one tensor per view.
+        teacher1, teacher2: the old classifier's logits (n, classes), one tensor per view.
     """
     own, old = promote(torch.cat([logits1, logits2])), promote(torch.cat([teacher1, teacher2]))
     return F.cross_entropy(own, old.softmax(dim=1))

@@ -17,8 +17,8 @@ def contrastive_distillation(
     The mean of both directions, over the 2n x 2n cosines of predictions and teacher outputs; nothing is masked out.
 
     Args:
-        p1, p2: predictions (n, d) of the student's distillation predictor, a tensor a view.
-        z1, z2: the teacher's projections (n, d), a tensor a view.
+        p1, p2: predictions (n, d) of the student's distillation predictor, one tensor per view.
+        z1, z2: the teacher's projections (n, d), one tensor per view.
         temperature: divides the cosines.
         rows: int64 (m,), images whose rows count; None: all n.
     """
@@ -56,8 +56,8 @@ def prototype_distillation(
     """CaSSLe's knowledge distillation on prototypes, mean over views (Fini et al. 2022, arXiv 2112.04215).
 
     Args:
-        p1, p2: predictions (n, d) of the student, a tensor a view, in any norm.
-        z1, z2: the teacher's projections (n, d), a tensor a view, in any norm.
+        p1, p2: predictions (n, d) of the student, one tensor per view, in any norm.
+        z1, z2: the teacher's projections (n, d), one tensor per view, in any norm.
         prototypes: (k, d), the student's own for this purpose, as they are.
         teacher_prototypes: (k, d), the teacher's, as they are.
         temperature: divides both sides' scores.

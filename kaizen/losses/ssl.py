@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -12,7 +13,7 @@ from kaizen.losses.classifier import labelled_cross_entropy
 
 @in_float32
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float, rows: Tensor | None = None) -> Tensor:
-    """Normalised-temperature cross-entropy: each row of either view is told from all others (arXiv 2002.05709, eq. 1).
+    """NT-Xent: each row finds its image's other view among all rows (Chen et al. 2020, arXiv 2002.05709, eq. 1).
 
     Args:
         z1, z2: projections (n, d) of both views, in any norm.
@@ -30,10 +31,10 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float, rows: Tensor | None = No
 
 @in_float32
 def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
-    """InfoNCE with a queue: each query is told from the queue's keys by its own key (arXiv 1911.05722, eq. 1).
+    """InfoNCE with a queue: each query finds its own key among the queue's keys (arXiv 1911.05722, eq. 1).
 
     Args:
-        query, key: (n, d), L2-normalised; row i of both belongs together.
+        query, key: (n, d), L2-normalised; rows i belong to the same image.
         queue: (k, d), L2-normalised negatives.
         temperature: divides the similarities.
     """
@@ -59,7 +60,7 @@ def sup_con(z1: Tensor, z2: Tensor, labels: Tensor, temperature: float, rows: Te
     itself = torch.arange(2 * n, device=z.device) == anchors[:, None]
     logits = (z[anchors] @ z.t() / temperature).masked_fill(itself, float("-inf"))
     own = -1 - torch.arange(n, device=z.device)
-    classes = torch.where(labels < 0, own, labels).repeat(2)
+    classes = repeat(torch.where(labels < 0, own, labels), "n -> (view n)", view=2)
     positive = (classes == classes[anchors, None]) & ~itself
     log_probabilities = logits.log_softmax(dim=1).masked_fill(~positive, 0.0)
     return -(log_probabilities.sum(dim=1) / positive.sum(dim=1)).mean()
@@ -83,7 +84,7 @@ def relational(query: Tensor, key: Tensor, queue: Tensor, temperature_query: flo
 def nearest_neighbour(
     neighbours: Tensor, predictions: Tensor, temperature: float, rows: Tensor | None = None
 ) -> Tensor:
-    """NNCLR, one direction: each neighbour is told its image's prediction from all others (arXiv 2104.14548, eq. 2).
+    """NNCLR, one direction: each neighbour finds its image's prediction among all (arXiv 2104.14548, eq. 2).
 
     Args:
         neighbours: (m, d), the queue's nearest to one view of m images, in any norm.
@@ -113,8 +114,8 @@ def barlow_twins(z1: Tensor, z2: Tensor, off_diagonal: float, scale: float) -> T
 
     Args:
         z1, z2: (n, d); standardised by the mean and the biased variance (plus 1e-5) of these n rows.
-        off_diagonal: weight of the squares beside the diagonal.
-        scale: of the whole.
+        off_diagonal: weight of the squares off the diagonal.
+        scale: factor of the whole loss.
     """
     # The variance of the centred rows, so that rounding in the mean of large numbers cancels.
     centred = (z - z.mean(dim=0) for z in map(promote, (z1, z2)))
@@ -207,9 +208,8 @@ def deepcluster(scores: Tensor, assignments: Tensor, temperature: float) -> Tens
         assignments: int64 (heads, n), -1 = none; rows without one add nothing, and without any the loss is 0.
         temperature: divides the scores.
     """
-    heads, views, n, k = scores.shape
-    targets = assignments[:, None].expand(heads, views, n).reshape(heads, -1)
-    logits = (promote(scores) / temperature).reshape(heads, views * n, k)
+    targets = repeat(assignments, "head n -> head (view n)", view=scores.shape[1])
+    logits = rearrange(promote(scores) / temperature, "head view n k -> head (view n) k")
     sums = torch.stack([labelled_cross_entropy(*pair) for pair in zip(logits, targets, strict=True)])
     return (sums / (targets >= 0).sum(dim=1).clamp(min=1)).mean()
 

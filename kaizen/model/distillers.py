@@ -1,4 +1,4 @@
-"""Distillers of the features by name: what keeps the old encoder's knowledge.
+"""Distillers of the features by name: losses that keep what the old encoder knew.
 
 Source: CaSSLe (Fini et al. 2022, arXiv 2112.04215). A distiller
 compares the predictions h(z) of the student with the teacher's projections of the same views.
@@ -27,8 +27,8 @@ OFF_DIAGONAL, SCALE = 0.005, 0.1
 class Sides:
     """What a distiller compares on this process.
 
-    predictions, targets: rows (n, d) of student and teacher, a tensor a view, no gradient to the targets; predictor:
-    the distillation predictor; prototypes: the teacher's (heads, k, d), for methods that have them.
+    predictions, targets: rows (n, d) of student and teacher, one tensor per view, no gradient to the targets;
+    predictor: the distillation predictor; prototypes: the teacher's (heads, k, d), for methods that have them.
     """
 
     predictions: list[Tensor]
@@ -146,7 +146,7 @@ def resolve_distiller(config: Config) -> DistillConfig:
         fitting = [method for method in METHODS if method_class(method).has_prototypes]
         other = method_class(config.method.name).distiller
         problem = f"is {name!r}, which needs a method with prototypes ({', '.join(fitting)})"
-        raise ConfigError("distill.name", f"{problem}; allowed with {config.method.name}: {other} and all others")
+        raise ConfigError("distill.name", f"{problem}; allowed with {config.method.name}: {other} and all the rest")
     weight = distill.weight
     if name == "none":
         weight = 0.0

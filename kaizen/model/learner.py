@@ -26,7 +26,7 @@ TERMS = ("ssl", "distill", "classifier", "classifier_distill")
 
 @dataclass(frozen=True)
 class TeacherOutputs:
-    """What the frozen teacher says of this process' images: a tensor a view, without graph; logits may be none."""
+    """Outputs of the frozen teacher for the local images, one tensor per view, without graph; logits may be none."""
 
     projections: list[Tensor]
     logits: list[Tensor]
@@ -89,17 +89,18 @@ class Learner(Network):
         """The four terms of the loss, unweighted, and the projections.
 
         Args:
-            views: augmented images (n, 3, h, w) of this process, a tensor a view; those beyond the first two are small
-                crops, which only the SSL loss sees.
+            views: augmented images (n, 3, h, w) of this process, one tensor per view; those beyond the first two are
+                small crops, which only the SSL loss sees.
             labels: int64 (n,), -1 = not available.
             batch: where these images stand in the global batch.
             twin: outputs of the momentum twin, for methods that have one.
             old: outputs of the teacher for the first two views, from task 1 on.
-            join: called before `twin` and `old` are read, which may still be computed beside the student until then.
+            join: called before `twin` and `old` are read, which may be computed in parallel with the student until
+                then.
 
         Returns:
             Scalars by name (see TERMS; each process' share, the mean over processes is the global value), and
-            detached projections (n, d), a tensor a view.
+            detached projections (n, d), one tensor per view.
         """
         features = encode_all(self.encoder, views)
         projections = [promote(z) for z in forward_all(self.projector, features)]

@@ -1,4 +1,4 @@
-"""The two networks beside the student that are never trained: the frozen teacher and the momentum twin."""
+"""The two networks that are never trained themselves: the frozen teacher and the momentum twin."""
 
 import copy
 from pathlib import Path
@@ -42,8 +42,8 @@ class Teacher:
         self._reads = config.labels.fraction > 0
         if config.teacher.batchnorm == "batch":
             forget_running_statistics(self.network)
-            # Without statistics of its own a BatchNorm does the same in both modes, but for SyncBatchNorm, which meets
-            # the other processes only when it trains.
+            # Without running statistics a BatchNorm does the same in both modes. SyncBatchNorm is the exception: it
+            # communicates with the other processes only in train mode.
             self.network.train()
         if config.teacher.shard:
             parallel.spread(self.network, self.network.encoder.block_names)
@@ -72,7 +72,7 @@ class MomentumTwin(nn.Module):
         self.follow(learner)
 
     def follow(self, learner: Learner) -> None:
-        """Take a student's parameters, as they stand or as they are sharded, for those to follow."""
+        """Take a student's parameters, as they stand or as they are sharded, for the twin's to follow."""
         followed = (learner.encoder, learner.projector, learner.method.twin_head)
         students = [parameter for module in followed for parameter in module.parameters()]
         own = list(self.parameters())

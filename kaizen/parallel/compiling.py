@@ -17,7 +17,7 @@ class Compiler:
     """Compiles the networks of a run; without dynamo settings it does nothing.
 
     Accelerate would compile the module that it wraps: the losses as well, with the places and keys of each batch, which
-    are others at every step. What is worth compiling is the networks.
+    change at every step. Only the networks are worth compiling.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:

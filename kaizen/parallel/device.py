@@ -1,4 +1,4 @@
-"""What a device is asked, and which of its kernels are taken."""
+"""Waiting for the device, and the choice of its kernels."""
 
 import os
 
@@ -12,14 +12,14 @@ def synchronize(device: torch.device) -> None:
 
 
 def choose_kernels(device: torch.device, deterministic: bool) -> None:
-    """On a GPU, kernels that give the same bits in every run, or the fastest ones for the sizes at hand.
+    """On a GPU, kernels that give the same bits in every run, or the fastest ones for the sizes in use.
 
     Which is the fastest is measured in each run anew, so two runs may round differently. A CPU's are deterministic.
     """
     if device.type != "cuda":
         return
     if device.index is not None:
-        # Accelerate leaves this to whoever sets ACCELERATE_TORCH_DEVICE.
+        # Accelerate does not do this where ACCELERATE_TORCH_DEVICE is set.
         torch.cuda.set_device(device)
     if deterministic:
         # Read when cuBLAS is first used: a workspace of fixed size for each stream.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def add_scaled_(tensors: list[Tensor], others: Sequence[Tensor], factor: Tensor) -> None:
-    """Add factor () times others to tensors, in place; on a CPU as with a Python number for a factor, bit for bit."""
+    """Add factor () times others to tensors, in place; on a CPU with the same bits as for a Python number."""
     if factor.device.type == "cpu":
         for tensor, other in zip(tensors, others, strict=True):
             tensor.addcmul_(other, factor)

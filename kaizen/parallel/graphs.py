@@ -1,4 +1,4 @@
-"""CUDA graphs and the streams around them: what is recorded once and replayed, and what runs beside it."""
+"""CUDA graphs and the streams around them: what is recorded once and replayed, and what runs in parallel."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -9,11 +9,11 @@ import torch
 
 T = TypeVar("T")
 AHEAD = 3
-"""Recorded steps that the host may be ahead of the device."""
+"""Number of recorded steps by which the host may be ahead of the device."""
 
 
 class CudaGraph(Generic[T]):
-    """The kernels that some work launches, recorded on a stream; each replay rewrites `result`, what it returned.
+    """The kernels that some work launches, recorded on a stream; each replay rewrites its `result`.
 
     Args:
         work: launches kernels and waits for nothing; it is called once, and its kernels do not run yet.
@@ -26,7 +26,7 @@ class CudaGraph(Generic[T]):
     def __init__(self, work: Callable[[], T], stream: torch.cuda.Stream) -> None:
         self._graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
-            # Other threads go on meanwhile: they pin memory for the next batch.
+            # Other threads keep running: they pin memory for the next batch.
             with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
                 self.result = work()
         except BaseException:
@@ -107,7 +107,7 @@ class CudaLanes:
 class Branches:
     """Streams on which parts of a step run side by side, such as networks that do not wait for each other.
 
-    A branch begins after all that the current stream was given before, so memory that one of them gives back is not
+    A branch begins after all earlier work of the current stream, so memory that one of them gives back is not
     written while the other still reads it.
     """
 

@@ -1,9 +1,9 @@
-"""The half of a training step that runs on the device: views, networks, losses, backward, optimizer, what follows it.
+"""The device half of a training step: views, networks, losses, backward, optimizer and the updates after it.
 
-It reads tensors alone: no value decides here, no shape changes, and what differs from step to step comes from the
+It reads tensors only: no value decides here, no shape changes, and whatever differs from step to step comes from the
 buffer of `kaizen.data.packing`. So a step of one phase (`Method.phase`) is one sequence of operations on the same
-tensors, which a CUDA graph records once and replays. What depends on Python numbers belongs to the host's half,
-`Stepper`.
+tensors, which a CUDA graph records once and replays. Whatever depends on Python numbers belongs to the host
+half, `Stepper`.
 """
 
 from collections.abc import Hashable, Sequence
@@ -25,7 +25,7 @@ from kaizen.training.state import TaskState
 
 @dataclass(frozen=True)
 class Inputs:
-    """What one part of a step is computed from, on the device; of a recorded step these tensors stay the same ones."""
+    """Inputs of one part of a step, on the device; a recorded step keeps the same tensors."""
 
     views: list[Tensor]
     data: StepData
@@ -33,7 +33,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Passed:
-    """What one part of a step's batch gave: its part of the four terms, outputs without graph, and its place."""
+    """Results of one part of a step's batch: its part of the four terms, outputs without graph, and its place."""
 
     terms: dict[str, Tensor]
     outputs: Outputs
@@ -42,7 +42,7 @@ class Passed:
 
 @dataclass(frozen=True)
 class Done:
-    """What a step gives: the four terms, and projections (n, d) of the first two views.
+    """Results of a step: the four terms, and projections (n, d) of the first two views.
 
     The next recorded step overwrites those of a recorded step.
     """
@@ -86,7 +86,7 @@ class DeviceStep:
         return self.update(passed, inputs.data, host_batches[0].numbers)
 
     def inputs_of(self, host_batch: HostBatch) -> Inputs:
-        """Views and numbers of a host_batch."""
+        """Views and numbers of a host batch."""
         images = None if host_batch.images is None else self.parallel.put(host_batch.images)
         return self.inputs(self.parallel.put(host_batch.packed), images, host_batch.count)
 
@@ -112,7 +112,7 @@ class DeviceStep:
         """Forward and backward over one part of a step's batch; gradients add up over the parts.
 
         Args:
-            branches: twin and teacher run there, beside the student; None: before it.
+            branches: twin and teacher run there, in parallel with the student; None: before it.
         """
         state, accelerator = self.state, self.parallel.accelerator
         views, data = inputs.views, inputs.data
@@ -137,7 +137,7 @@ class DeviceStep:
         return Passed(held, Outputs(projections, twin, data.labels), batch)
 
     def _targets(self, views: list[Tensor], branches: Branches | None) -> tuple[list[Tensor], TeacherOutputs | None]:
-        """What twin and teacher say of the views."""
+        """Outputs of twin and teacher for the views."""
         state, twin_views = self.state, self.state.learner.method.twin_views
 
         def twin() -> list[Tensor]:
@@ -162,7 +162,7 @@ class DeviceStep:
         return parts
 
     def update(self, passed: Sequence[Passed], data: StepData, rates: Sequence[float]) -> Done:
-        """The optimizer's step, and what follows it.
+        """The optimizer's step and the updates after it.
 
         Args:
             rates: rates of the optimizer's groups for one that takes Python numbers.

@@ -1,4 +1,4 @@
-"""LARS, parameter groups and schedules; rates and tau are plain functions of the step."""
+"""LARS, parameter groups and schedules; rates and tau are functions of the step."""
 
 import math
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ def _scaled_gradients(group: dict[str, Any], params: list[Tensor]) -> list[Tenso
         return gradients
     held, g = [local(params[i]) for i in adapted], [gradients[i] for i in adapted]
     decay = group["weight_decay"]
-    # Of whole parameters: the norms of a shard would give each process another rate.
+    # Norms of whole parameters: norms of shards would give each process a different rate.
     p_norm, g_norm = (
         norms([params[i] for i in adapted]),
         norms([p.grad for i in adapted if (p := params[i]).grad is not None]),
@@ -135,12 +135,12 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Groups body, constant (no schedule), both also plain (no decay, not adapted by LARS), and classifier.
 
-    The classifier has a rate of its own and no decay. `base_lr` keeps a group's rate, `scheduled` says whether it
+    The classifier has its own rate and no decay. `base_lr` keeps a group's rate, `scheduled` says whether it
     follows the schedule.
 
     Args:
-        constant: beginnings of the names of parameters whose rate follows no schedule.
-        plain: names of parameters that are treated as those of one dimension are.
+        constant: prefixes of the names of parameters whose rate follows no schedule.
+        plain: names of parameters that are treated as one-dimensional ones.
     """
     settings = {
         "body": (lr, weight_decay, True, True),

@@ -1,4 +1,4 @@
-"""Recorded steps: one CUDA graph for each phase of a task, replayed, so that the device waits for no Python.
+"""Recorded steps: one CUDA graph for each phase of a task, replayed, so that the device never waits for Python.
 
 While a step trains, the next one's images are sent and its views are made. Results are those of ordinary steps: the
 same kernels on the same numbers.
@@ -29,7 +29,7 @@ def why_ordinary(config: Config, parallel: Parallel) -> str | None:
     reasons = {
         "run.graph is off": config.run.graph == "off",
         f"the device is a {parallel.device.type.upper()}": parallel.device.type != "cuda",
-        "the GPU is not one of NVIDIA's": torch.version.cuda is None,
+        "the GPU is not made by NVIDIA": torch.version.cuda is None,
         f"{parallel.world} processes": parallel.world > 1,
         "FSDP": parallel.sharded,
         f"gradient accumulation over {parallel.accumulation} parts": parallel.accumulation > 1,
@@ -53,7 +53,7 @@ def check_recording(config: Config, parallel: Parallel) -> str | None:
         raise ConfigError("run.graph", f"{problem}; allowed: auto, off, or one CUDA process in precision no or bf16")
     if reason is None or parallel.device.type != "cuda" or config.run.graph == "off":
         return None
-    return f"steps               ordinary ones, not recorded as a CUDA graph: {reason}"
+    return f"steps               ordinary, not recorded as a CUDA graph: {reason}"
 
 
 def make_recorder(device_step: DeviceStep) -> "Recorder | None":
@@ -73,8 +73,8 @@ class Recorder:
     """Takes a task's steps: the first of each phase as ordinary ones, the rest by replaying a recorded one.
 
     Args:
-        lanes: records, and runs what it is given beside each other.
-        branches: for networks of a recorded step that do not wait for each other; None: one after the other.
+        lanes: records, and runs independent work in parallel.
+        branches: for networks of a recorded step that are independent of each other; None: one after the other.
     """
 
     def __init__(self, device_step: DeviceStep, lanes: Any, branches: Branches | None = None) -> None:
@@ -92,7 +92,7 @@ class Recorder:
 
     @property
     def refused(self) -> str | None:
-        """Why steps are ordinary after all, once a recording has failed in this process."""
+        """Why steps are ordinary, if a recording has failed in this process."""
         refused: str | None = self.lanes.refused
         return refused
 
@@ -111,7 +111,7 @@ class Recorder:
         """Step number `step` of the task.
 
         Args:
-            following: gives the host_batches of the next step by its number; None after the last one.
+            following: gives the host batches of the next step by its number; None after the last one.
 
         Raises:
             ConfigError: run.graph is must, and the step cannot be recorded.
@@ -151,7 +151,7 @@ class Recorder:
         except RuntimeError as error:
             self.lanes.refused = _cause(error)
             self.close()
-            # What a step that was not run left behind.
+            # Gradients of a step that was recorded and not run.
             self.device_step.state.optimizer.zero_grad()
             if self.device_step.config.run.graph == "must":
                 problem = f"is must, but a step of this encoder cannot be recorded ({self.refused})"
@@ -184,7 +184,7 @@ class Recorder:
         self._training = self.lanes.record_training(work)
 
     def _prepare(self, step: int, host_batch: HostBatch) -> None:
-        """Send a step's numbers (and images) and make its views, beside the step that trains."""
+        """Send a step's numbers (and images) and make its views, in parallel with the step that trains."""
         with self.lanes.preparing():
             self._packed.copy_(host_batch.packed, non_blocking=True)
             if self._images is not None and host_batch.images is not None:
@@ -199,7 +199,7 @@ class Recorder:
 
 
 def _cause(error: BaseException) -> str:
-    """The first error of a chain, on one line: those that follow only say that the recording has ended early."""
+    """The first error of a chain, on one line; the later ones only say that the recording ended early."""
     while error.__context__ is not None:
         error = error.__context__
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]

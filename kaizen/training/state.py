@@ -1,7 +1,6 @@
-"""The state of one task: everything that trains, follows or remembers, how it begins, is saved and comes back.
+"""The state of one task: what is trained, follows or remembers; how it is initialised, saved and restored.
 
-A task always begins from files (the task-end state of the one before), so a run that goes on and one that was killed
-begin a task in the same way.
+A task always begins from files (the task-end state of the task before), whether the run continues or is resumed.
 """
 
 import copy
@@ -32,7 +31,7 @@ def read_memory(path: Path, image: tuple[int, int, int], num_classes: int, paral
 
     Raises:
         ConfigError: the file is missing or damaged.
-        TrainingFailed: names processes that read something else than the main process.
+        TrainingFailed: names processes whose memory differs from the main process'.
     """
     parallel.await_file(path / "replay.safetensors")
     memory = Memory.read(path / "replay.safetensors", image, num_classes)
@@ -107,7 +106,7 @@ class TaskState:
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Files of a snapshot: the student, and everything else the next task starts from.
 
-        All processes call this; under FSDP2 the main one alone gets whole tensors, the others none.
+        All processes call this; under FSDP2 only the main one gets the full tensors.
         """
         own = self.parallel.gathered(self.learner.state_dict())
         student = {name: t for name, t in own.items() if name.startswith(STUDENT)}
@@ -117,9 +116,9 @@ class TaskState:
         return {"student": student, "method": method}
 
     def checkpoint(self, path: Path, position: dict[str, Any]) -> Callable[[], None]:
-        """A copy of this very step's state on the CPU; all processes call this, one calls what writes it.
+        """Copy this step's state to the CPU; all processes call this, one calls the function returned, which writes it.
 
-        What it returns raises a TrainingFailed if something in that state is not finite.
+        That function raises a TrainingFailed if something in the state is not finite.
         """
         optimizer = optimizer_tensors(self._plain_optimizer(), self.learner)
         files = self.tensors() | {"optimizer": self.parallel.gathered(optimizer)}
@@ -156,7 +155,7 @@ class TaskState:
         return nn.ModuleDict({name: network.get_submodule(name) for name in parts})
 
     def restore(self, path: Path) -> None:
-        """Take up a checkpoint of this task.
+        """Restore a checkpoint of this task.
 
         Raises:
             ConfigError: its tensors do not fit.
@@ -179,7 +178,7 @@ class TaskState:
     def _load_student(
         self, student: dict[str, Tensor], method: dict[str, Tensor], path: Path, names: tuple[str, ...]
     ) -> None:
-        # At task 1 the distillation predictor is new: the snapshot of task 0 has none, and its fresh values stay.
+        # At task 1 the distillation predictor is new: the snapshot of task 0 has none, so it keeps its initial values.
         held = tuple(part for part in STUDENT if any(name.startswith(part) for name in student))
         load_into(self.learner, student, held, path / "student.safetensors")
         own = {name: t for name, t in method.items() if name.startswith("method.")}
@@ -191,7 +190,7 @@ class TaskState:
 
 
 def _check_finite(files: dict[str, dict[str, Tensor]], position: dict[str, Any]) -> None:
-    """Refuse to save what a step has broken although its losses were still finite."""
+    """Refuse to save a state that is not finite, although the losses still were."""
     for file, tensors in files.items():
         for name, tensor in tensors.items():
             if not torch.isfinite(tensor).all():

@@ -1,4 +1,4 @@
-"""The steps of one task: which images, which numbers; the arithmetic is the device's (`DeviceStep`)."""
+"""The host half of a step: chooses images and numbers. `DeviceStep` is the device half, which computes."""
 
 from collections.abc import Callable
 
@@ -25,9 +25,7 @@ from kaizen.training.state import TaskState
 
 
 class Stepper:
-    """Trains a task's state, a step at a time; a step is a function of its number and of that state.
-
-    This is the half of a step that runs on the host: which images, which numbers. `DeviceStep` is the other one.
+    """Trains a task's state step by step; a step is a function of its number and of that state.
 
     Args:
         weights: weights of the four terms.
@@ -98,7 +96,7 @@ class Stepper:
         return self._done.terms
 
     def close(self) -> None:
-        """Give back what only steps need, at a task's end."""
+        """Free what only steps need, at a task's end."""
         self.feed.close()
         self._done = None
         if self.recorder is not None:
@@ -106,7 +104,7 @@ class Stepper:
         self.device_step.store = None
 
     def _numbers(self, step: int, batch: Batch) -> list[float]:
-        """What the device reads of a step and of a part of its batch, in the order of `kaizen.data.packing`."""
+        """Numbers that the device reads for a part of a step's batch, in the order of `kaizen.data.packing`."""
         task, settings, method = self.state.task, self.config.method, self.state.learner.method
         rates = [
             self.plan.rate(task, step, group["base_lr"]) if group["scheduled"] else group["base_lr"]
@@ -119,10 +117,10 @@ class Stepper:
         return [*rates, follow, share, *method.schedule(step // self.feed.sampler.steps_per_epoch)]
 
     def projection_std(self) -> float:
-        """How far the last step's projections are from collapse; all processes call it, and get the same.
+        """Spread of the last step's projections, small if they collapse; all processes call it and get the same.
 
         The standard deviation over the global batch of L2-normalised projections, mean over dimensions and the first
-        two views, in units of 1 / sqrt(d): 1 where they spread over the whole sphere, 0 where all are one
+        two views, in units of 1 / sqrt(d): 1 for projections spread over the whole sphere, 0 if all are equal
         (Chen & He 2021, arXiv 2011.10566, section 4.1).
         """
         assert self._done is not None
@@ -133,10 +131,10 @@ class Stepper:
         return float(variance.sqrt().mean() * z.shape[2] ** 0.5)
 
     def remember(self) -> Callable[[], Memory]:
-        """Choose what the replay memory holds after the task, on all processes; returns what makes it.
+        """Choose what the replay memory holds after the task, on all processes; returns a function that builds it.
 
         Raises:
-            TrainingFailed: names processes that chose otherwise.
+            TrainingFailed: names processes whose choice differs.
         """
         images, moments = self.source.train.images, (self.device_step.mean, self.device_step.std)
 
@@ -168,7 +166,7 @@ class Stepper:
         ids = torch.from_numpy(self.ids)
         keys = hash_rows(fold(self.config.run.seed, Purpose.METHOD, self.state.task), ids)
         parts: list[list[Tensor]] = []
-        # Pieces of about a batch, none of them a single image, which has no statistics.
+        # Chunks of about a batch, never of a single image, which has no statistics.
         for rows in torch.arange(len(ids)).tensor_split(max(1, len(ids) // self.feed.sampler.batch)):
             mine = rows[group.shard(len(rows))]
             images = self.parallel.put(torch.from_numpy(self.source.train.images[ids[mine].numpy()]))

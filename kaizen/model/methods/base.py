@@ -21,7 +21,7 @@ class TwinSettings(MethodSettings):
 
 @dataclass(frozen=True)
 class Outputs:
-    """What one step's networks gave on this process, a tensor (n, d) a view."""
+    """Outputs of a step's networks on this process, one tensor (n, d) per view."""
 
     projections: list[Tensor]
     twin: list[Tensor]
@@ -34,7 +34,7 @@ class Method(nn.Module, ABC):
     """An SSL loss with the heads and the state (queues, prototypes, centres as buffers) that belong to it.
 
     The learner holds the method as a submodule: its parameters are trained, its parameters and buffers are saved under
-    `method.` in method.safetensors and kept over tasks, but for those that `of_one_task` names.
+    `method.` in method.safetensors and kept from task to task, except those that `of_one_task` names.
     """
 
     Settings: ClassVar[type[MethodSettings]]
@@ -44,9 +44,9 @@ class Method(nn.Module, ABC):
     """Views that go through a momentum twin of the encoder, the projector and `twin_head`; none: no twin."""
     most_views: ClassVar[int] = 2
     of_one_task: ClassVar[tuple[str, ...]] = ()
-    """Beginnings of the names of buffers that are gone at a task's end."""
+    """Prefixes of the names of buffers that are dropped at a task's end."""
     constant_rate: ClassVar[tuple[str, ...]] = ()
-    """Beginnings of the names of parameters whose learning rate neither warms up nor falls."""
+    """Prefixes of the names of parameters whose learning rate stays constant."""
     has_prototypes: ClassVar[bool] = False
 
     def __init__(self, settings: Any) -> None:
@@ -64,7 +64,7 @@ class Method(nn.Module, ABC):
         """This process' share of the SSL loss: a scalar whose mean over processes is the loss of the global batch."""
 
     def counted(self, batch: Batch) -> int:
-        """Images that the loss is a mean over, by which parts of a batch weigh: all of them unless overridden."""
+        """Number of images that the loss is a mean over, which weights the parts of a batch: all unless overridden."""
         return batch.size
 
     def distill_input(self, projections: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class Method(nn.Module, ABC):
 
     @classmethod
     def check_task(cls, settings: Any, images: int, batch: int) -> None:
-        """Raise a ConfigError if a task of so many training images, so many a step, does not fit; before any work."""
+        """Raise a ConfigError if a task of so many training images, so many per step, does not fit; before any work."""
         return
 
     def begin_task(self, images: int) -> None:
@@ -85,7 +85,7 @@ class Method(nn.Module, ABC):
         return
 
     def phase(self, epoch: int) -> Hashable:
-        """What decides, besides tensors, how the steps of an epoch are computed: the same for many steps on end.
+        """The part of the method's state, other than tensors, that decides how the steps of an epoch are computed.
 
         Steps of one phase run the same operations on tensors of the same shapes, so that one of them can be recorded
         and replayed. A method whose operations change puts what they depend on here and reads it from `batch.phase`.
@@ -97,11 +97,11 @@ class Method(nn.Module, ABC):
         return ()
 
     def begin_epoch(self, key: int, fill: Callable[[], list[Tensor]], group: Group = ONE_PROCESS) -> None:
-        """Before an epoch's first step; `fill` gives projections (images, d) of the task's images, a tensor a view."""
+        """Called before each epoch; `fill` gives projections (images, d) of the task's images, one tensor per view."""
         return
 
     def after_backward(self, batch: Batch) -> None:
-        """Drop gradients that are not to be followed."""
+        """Drop gradients that the optimizer must not apply."""
         return
 
     def after_step(self, outputs: Outputs, batch: Batch) -> None:
@@ -109,7 +109,7 @@ class Method(nn.Module, ABC):
         return
 
     def count_step(self, images: int) -> None:
-        """Keep count on the host of a step on so many images of all processes; a recorded step calls nothing else."""
+        """Count a step on so many images of all processes, on the host; a replayed step calls nothing else."""
         return
 
 

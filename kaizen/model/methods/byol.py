@@ -1,7 +1,7 @@
 """BYOL (Grill et al. 2020, arXiv 2006.07733): predict the momentum twin's projection of the other view.
 
-Projector and predictor Linear-BN-ReLU-Linear; the SUM of both directions; tau 0.99 to 1. Needs nothing from other
-processes but the mean over the global batch.
+Projector and predictor Linear-BN-ReLU-Linear; the SUM of both directions; tau 0.99 to 1. From other
+processes it needs only the mean over the global batch.
 """
 
 from typing import Literal

@@ -31,7 +31,7 @@ class DeepClusterV2Settings(MethodSettings):
 
 
 SUMMED = 4096
-"""Points summed at a time."""
+"""Points summed per chunk."""
 
 
 @torch.no_grad()
@@ -40,7 +40,7 @@ def spherical_kmeans(
 ) -> tuple[Tensor, Tensor]:
     """Centroids (k, d) and assignments int64 (n,) of unit points (n, d); an empty cluster keeps its centroid.
 
-    The points are this process' part of them, and so are the assignments; the centroids are those of all points.
+    Points and assignments are this process' part; centroids are computed from the points of all processes.
     """
     for _ in range(iterations):
         nearest = (points @ centroids.t()).argmax(dim=1)

@@ -1,6 +1,6 @@
 """MoCo v2+ (He et al. 2020, arXiv 1911.05722; Chen et al. 2020, arXiv 2003.04297; both views symmetric).
 
-Queries of each view are told from a queue of earlier keys of the other view, made by a momentum twin.
+The negatives of each view's queries are a queue of earlier keys of the other view, made by a momentum twin.
 Needs from other processes: the keys of the global batch in global order, after the loss (queue).
 """
 
@@ -45,7 +45,7 @@ class MoCoV2Plus(Method):
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         q1, q2 = (F.normalize(z, dim=1) for z in outputs.projections)
         k1, k2 = (F.normalize(z, dim=1) for z in outputs.twin)
-        # A query is told from earlier keys of its key's view: q1 meets k2, so its negatives stand in queue 2.
+        # A query's negatives are earlier keys of its key's view: q1 meets k2, so its negatives are in queue 2.
         first = info_nce(q1, k2, self.queue2.keys, self.settings.temperature)
         second = info_nce(q2, k1, self.queue1.keys, self.settings.temperature)
         return batch.share(0.5 * (first + second))

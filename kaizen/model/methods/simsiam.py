@@ -1,7 +1,7 @@
 """SimSiam (Chen & He 2021, arXiv 2011.10566): predict the other view's projection, which is stopped.
 
 Projector Linear-BN-ReLU-Linear-BN-ReLU-Linear-BN, the last BN without scale and shift; predictor Linear-BN-ReLU-Linear,
-whose learning rate is constant; no biases before a BN. Needs nothing from other processes but the mean.
+whose learning rate is constant; no biases before a BN. From other processes it needs only the mean.
 """
 
 from typing import Literal

@@ -65,7 +65,7 @@ class SwAV(Method):
 
     @torch.no_grad()
     def _assign(self, scores: Tensor, view: int, batch: Batch) -> Tensor:
-        """Assignments of the local rows, balanced over the global batch and the queue, whose own are thrown away."""
+        """Assignments of the local rows, balanced over the global batch and the queue, whose rows are then dropped."""
         mine, rows, group = scores, batch.size, batch.group
         assert isinstance(batch.phase, Phase)
         if batch.phase.rows:

@@ -21,7 +21,7 @@ class VICRegSettings(MethodSettings):
     projector_out: Count = Field(2048, description="size of the projections")
     invariance: NonNegative = Field(25.0, description="weight of the distance of both views")
     variance: NonNegative = Field(25.0, description="weight of the hinge on each dimension's standard deviation")
-    covariance: NonNegative = Field(1.0, description="weight of the covariances beside the diagonal")
+    covariance: NonNegative = Field(1.0, description="weight of the covariances off the diagonal")
 
 
 class VICReg(Method):

@@ -1,6 +1,6 @@
 """W-MSE (Ermolov et al. 2021, arXiv 2007.06346): distance of both views after whitening.
 
-Projector Linear-BN-ReLU-Linear. The global batch is cut, after one permutation a step that both views share, into
+Projector Linear-BN-ReLU-Linear. The global batch is cut, after one permutation per step that both views share, into
 slices of 128 rows; each is whitened by the Cholesky factor of its covariance. Needs from other processes: the
 projections of the global batch, gathered with gradient.
 """
@@ -39,8 +39,8 @@ class WMSESettings(MethodSettings):
 def whiten(rows: Tensor, eps: float) -> Tensor:
     """Rows (n, d) with mean 0 and covariance about the identity: L^-1 (x - mean), L L^T = (1 - eps) C + eps I.
 
-    Computed in float64, as rounding in the covariance of large rows outgrows eps. A covariance that has no factor all
-    the same gives rows that are not finite.
+    Computed in float64, as rounding in the covariance of large rows outgrows eps. A covariance that still has no
+    factor gives rows that are not finite.
     """
     n, d = rows.shape
     wide = rows.double()
@@ -64,7 +64,7 @@ class WMSE(Method):
     def check_task(cls, settings: WMSESettings, images: int, batch: int) -> None:
         if batch <= settings.projector_out:
             problem = f"is {batch} in a task of {images} images; allowed: more than method.projector_out"
-            raise ConfigError("optim.batch", f"{problem} ({settings.projector_out}), or whitening says nothing")
+            raise ConfigError("optim.batch", f"{problem} ({settings.projector_out}), or whitening is meaningless")
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         order = permutation(batch.size, batch.key, outputs.projections[0].device)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Union
 
+from einops import rearrange
 from torch import Tensor, nn
 from torchvision.models import resnet
 from torchvision.models.resnet import conv1x1
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class BasicBlock(resnet.BasicBlock):
-    """torchvision's block, each of its norms together with what follows it."""
+    """torchvision's block; each norm is called together with the operations that follow it."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (n, c, h, w) -> maps (n, c', h', w')."""
@@ -26,7 +27,7 @@ class BasicBlock(resnet.BasicBlock):
 
 
 class Bottleneck(resnet.Bottleneck):
-    """torchvision's block, each of its norms together with what follows it."""
+    """torchvision's block; each norm is called together with the operations that follow it."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (n, c, h, w) -> maps (n, c', h', w')."""
@@ -52,7 +53,7 @@ RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int
 def group_norm(channels: int) -> nn.GroupNorm:
     """GroupNorm of at most 32 groups (Wu & He 2018, arXiv 1803.08494) of at least four channels each.
 
-    A group of one channel would forget all that a map of one pixel, the end of small images, has to say.
+    A group of one channel would erase maps of one pixel, which the last stage has for small images.
     """
     groups = math.gcd(32, channels)
     while groups > 1 and channels // groups < 4:
@@ -68,7 +69,7 @@ class ResNet(nn.Module):
     """
 
     plain: tuple[str, ...] = ()
-    """Names of parameters that are neither decayed nor adapted by LARS, beside those of one dimension."""
+    """Names of parameters that are neither decayed nor adapted by LARS, in addition to one-dimensional ones."""
 
     def __init__(
         self,
@@ -108,7 +109,7 @@ class ResNet(nn.Module):
         """Images (n, 3, h, w) -> features (n, feature_dim)."""
         x = self.maxpool(normalised(self.bn1, self.conv1(images)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.avgpool(x).flatten(1)
+        return rearrange(self.avgpool(x), "n c 1 1 -> n c")
 
 
 def _stage(

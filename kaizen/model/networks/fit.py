@@ -1,4 +1,4 @@
-"""Which keys an encoder has, and whether a ViT's patches fit the images; found before any work and without the data."""
+"""Checks, before any work and without the data, that keys fit the encoder and that a ViT's patches fit the images."""
 
 from kaizen.config.schema import Config, EncoderConfig
 from kaizen.errors import ConfigError
@@ -34,7 +34,7 @@ def fit_encoder(config: Config, own_size: int | None) -> Config:
         return config
     size = config.data.image_size or own_size
     if size is None:
-        problem = f"is null; {encoder.name} needs the side of the images, which {config.data.source} does not tell"
+        problem = f"is null; {encoder.name} needs the side of the images, which {config.data.source} does not say"
         raise ConfigError("data.image_size", f"{problem}; allowed: a number")
     patch = encoder.patch or next((patch for least, patch in PATCHES if size >= least and size % patch == 0), None)
     if patch is None or size % patch:

@@ -1,4 +1,4 @@
-"""BatchNorm with what follows it (the sum with the residual, ReLU) as fused kernels for NVIDIA GPUs.
+"""BatchNorm and the operations that follow it (the sum with the residual, ReLU) as fused kernels for NVIDIA GPUs.
 
 On an H100 torch's own kernels took a third of a ResNet-18's step at 32 px in bfloat16, most of it in the statistics.
 Here a map is read twice and written once, forwards. Imported only where it is used, as Triton needs a compiler.
@@ -20,9 +20,9 @@ from kaizen.model.networks.norm_kernels import (
 )
 
 ROWS, COLUMNS, WARPS = 128, 64, 8
-"""Pixels and channels that a program takes at a time, and its warps."""
+"""Pixels and channels per program, and its warps."""
 PARTS = 256
-"""Most parts that the pixels are summed in, each by a program of its own; then one program adds up the parts."""
+"""Maximum number of parts in which pixels are summed, one program per part; one more program adds up the parts."""
 
 
 class _Fused(torch.autograd.Function):

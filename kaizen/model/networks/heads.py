@@ -21,10 +21,10 @@ def mlp(
 
     Args:
         sizes: input size, hidden sizes, output size, such as (512, 2048, 256); two sizes make one linear layer.
-        norm: BatchNorm1d after every layer but the last.
+        norm: BatchNorm1d after every layer except the last.
         bias: whether the linear layers have one.
         last_norm: BatchNorm1d after the last layer too, with (affine) or without (plain) scale and shift.
-        activation: makes what stands after every layer but the last.
+        activation: builds the activation after every layer except the last.
     """
     layers: list[nn.Module] = []
     for index, (before, after) in enumerate(pairwise(sizes)):
@@ -38,7 +38,7 @@ def mlp(
 
 
 class Prototypes(nn.Module):
-    """Prototypes (count, dim): directions of unit length times a gain a row, learned or fixed at 1.
+    """Prototypes (count, dim): directions of unit length times one gain per row, learned or fixed at 1.
 
     Starts as the rows of a linear layer, uniform; a learned gain starts at its row's norm.
     """
@@ -64,7 +64,7 @@ class Prototypes(nn.Module):
 
 
 def forget_running_statistics(module: nn.Module) -> None:
-    """Make every BatchNorm normalise by the batch at hand, in train and eval mode alike, and keep no statistics."""
+    """Make every BatchNorm normalise by the current batch, in train and eval mode alike, and keep no statistics."""
     for part in module.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             part.track_running_stats = False

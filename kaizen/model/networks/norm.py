@@ -1,4 +1,4 @@
-"""A BatchNorm with what follows it, by fused kernels where a GPU has them."""
+"""A BatchNorm and the operations that follow it, as fused kernels where the GPU has them."""
 
 import warnings
 from functools import lru_cache
@@ -14,7 +14,7 @@ def normalised(norm: nn.Module, x: Tensor, *, residual: Tensor | None = None, re
     """relu(norm(x) + residual) of maps (n, c, h, w).
 
     Args:
-        norm: any norm; a BatchNorm that normalises by the batch, alone on a GPU, takes kernels of our own.
+        norm: any norm; a BatchNorm that normalises by the batch takes our fused kernels on a single GPU.
         residual: maps of the same shape that are added; None: nothing.
         relu: whether ReLU follows.
     """

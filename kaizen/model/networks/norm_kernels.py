@@ -1,4 +1,4 @@
-"""Triton kernels of BatchNorm with what follows it; `fused_norm` launches them.
+"""Triton kernels of BatchNorm and the operations that follow it; `fused_norm` launches them.
 
 Maps are rows of pixels and columns of channels (channels last). Sums and statistics are float32. No sum is atomic, so
 the same input gives the same bits.

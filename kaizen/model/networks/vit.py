@@ -9,8 +9,8 @@ SIZES = {"vit_tiny": (192, 3), "vit_small": (384, 6), "vit_base": (768, 12)}
 class ViT(VisionTransformer):
     """Vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929; sizes of Touvron et al. 2021, arXiv 2012.12877).
 
-    Its features are the class token after the last norm; parameter names are timm's. Images of another side than the
-    one it is built for, such as small crops, see the position embedding interpolated to their grid.
+    Its features are the class token after the last norm; parameter names are timm's. For images of another size, such
+    as small crops, the position embedding is interpolated to their grid.
     """
 
     plain = ("cls_token", "pos_embed")
