@@ -1,50 +1,64 @@
 """Which columns of a data set hold images, labels and domains, and their values as checked integers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from kaizen.data.images import Undecoded
+from kaizen.data.tables import Part, Table
 from kaizen.errors import ConfigError
 
+ROLES = ("train", "test")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 MOST_CLASSES = 1_000_000
 """An integer without class names that is larger is taken for a mistake: a table of names would not fit."""
-Pair = tuple[Any, Any]
-"""Training and test split, each a datasets.Dataset."""
 
 
 def read_columns(
-    pair: Pair,
-    split_names: tuple[str, str],
+    tables: tuple[Table, Table],
     image_column: str | None,
     label_column: str | None,
     domain_column: str | None,
 ) -> tuple[dict[str, Undecoded], list[str], list[str]]:
     """Splits ready to decode, class names and domain names; ConfigError names the column, row and value at fault."""
-    image = image_column or _guess(pair[0], "data.image_column", "image", _images(pair[0]))
-    label = label_column or _guess(pair[0], "data.label_column", "label", _labels(pair[0]))
+    for role, table in zip(ROLES, tables, strict=True):
+        if not table.parts:
+            raise ConfigError(f"data.{role}_split", f"is {table.name!r}, which holds no images")
+    first = tables[0].parts[0]
+    image = image_column or _guess(first, "data.image_column", "image", _images(first))
+    label = label_column or _guess(first, "data.label_column", "label", _labels(first))
     wanted = {"data.image_column": image, "data.label_column": label, "data.domain_column": domain_column}
-    for name, part in zip(split_names, pair, strict=True):
+    for part in (part for table in tables for part in table.parts):
         for key, column in wanted.items():
-            if column is not None and column not in part.column_names:
-                raise ConfigError(key, f"is {column!r}; allowed, in split {name!r}: {_listed(part)}")
+            if column is not None and column not in part.features:
+                raise ConfigError(key, f"is {column!r}; allowed, in {part.where}: {_listed(part)}")
         if not _is_image(part.features[image]):
-            raise ConfigError("data.image_column", f"is {image!r}, which holds no images; found: {_listed(part)}")
-    labels, class_names = _encode(pair, split_names, label, "data.label_column", lowest=-1)
+            problem = f"is {image!r}, which holds no images in {part.where}; found: {_listed(part)}"
+            raise ConfigError("data.image_column", problem)
+    labels, class_names = _encode(tables, label, "data.label_column", lowest=-1)
+    for role, table, values in zip(ROLES, tables, labels, strict=True):
+        if values.max() < 0:
+            problem = f"is {table.name!r}, where {label!r} holds no value but -1 or null; allowed: a split with labels"
+            raise ConfigError(f"data.{role}_split", problem)
     domains: tuple[Any, Any] = (None, None)
     domain_names: list[str] = []
     if domain_column is not None:
-        domains, domain_names = _encode(pair, split_names, domain_column, "data.domain_column", lowest=0)
+        domains, domain_names = _encode(tables, domain_column, "data.domain_column", lowest=0)
     splits = {
-        role: Undecoded(name, _encoded_images(part, image), image, labels[i], domains[i])
-        for i, (role, name, part) in enumerate(zip(("train", "test"), split_names, pair, strict=True))
+        role: Undecoded(table.name, table.images(image), image, labels[i], domains[i])
+        for i, (role, table) in enumerate(zip(ROLES, tables, strict=True))
     }
     return splits, class_names, domain_names
 
 
-def _listed(part: Any) -> str:
+def sort_names(names: Iterable[str]) -> list[str]:
+    """Names in the order of their numbers: that of the alphabet, or by value where all are numbers."""
+    names = set(names)
+    return sorted(names, key=lambda name: (int(name), name)) if all(map(str.isdecimal, names)) else sorted(names)
+
+
+def _listed(part: Part) -> str:
     return ", ".join(f"{name} ({_type_name(feature)})" for name, feature in part.features.items())
 
 
@@ -52,21 +66,21 @@ def _type_name(feature: Any) -> str:
     return str(getattr(feature, "dtype", None) or type(feature).__name__) if not _is_label(feature) else "ClassLabel"
 
 
-def _guess(part: Any, key: str, what: str, candidates: list[str]) -> str:
+def _guess(part: Part, key: str, what: str, candidates: list[str]) -> str:
     if len(candidates) == 1:
         return candidates[0]
     found = f"{len(candidates)} columns could be it" if candidates else "no column is known to be it"
     raise ConfigError(key, f"name the {what} column with this key: {found}; found: {_listed(part)}")
 
 
-def _images(part: Any) -> list[str]:
+def _images(part: Part) -> list[str]:
     import datasets
 
     typed = [name for name, feature in part.features.items() if isinstance(feature, datasets.Image)]
     return typed or [name for name, feature in part.features.items() if _is_image(feature)]
 
 
-def _labels(part: Any) -> list[str]:
+def _labels(part: Part) -> list[str]:
     usual = [name for name in LABEL_COLUMNS if name in part.features]
     return usual[:1] or [name for name, feature in part.features.items() if _is_label(feature)]
 
@@ -86,47 +100,68 @@ def _is_image(feature: Any) -> bool:
     return isinstance(feature, datasets.Image) or getattr(feature, "dtype", None) in ("binary", "large_binary")
 
 
-def _encoded_images(part: Any, column: str) -> Any:
-    import datasets
-
-    only = part.with_format(None).select_columns([column])
-    is_typed = isinstance(only.features[column], datasets.Image)
-    return only.cast_column(column, datasets.Image(decode=False)) if is_typed else only
-
-
 def _encode(
-    pair: Pair, split_names: tuple[str, str], column: str, key: str, lowest: int
+    tables: tuple[Table, Table], column: str, key: str, lowest: int
 ) -> tuple[tuple[np.ndarray, np.ndarray], list[str]]:
-    """Values of a column as int64 of both splits and the names they stand for; null counts as -1."""
-    features = [part.features[column] for part in pair]
-    values = [part.with_format("arrow").select_columns([column])[:].column(0).to_pylist() for part in pair]
-    names: list[str] | None = None
-    if any(_is_label(feature) for feature in features):
-        listed = [getattr(feature, "names", None) for feature in features]
-        if listed[0] != listed[1]:
-            raise ConfigError(key, f"{column!r} has other class names in split {split_names[1]!r} than in the other")
-        names = list(listed[0] or ())
-    elif all(_holds(feature, "string") for feature in features):
-        names = sorted({value for part in values for value in part if value is not None})
-        index = {name: i for i, name in enumerate(names)}
-        values = [[None if value is None else index[value] for value in part] for part in values]
-    elif not all(_holds(feature, "int", "uint", "bool") for feature in features):
-        kinds = " and ".join(sorted({_type_name(feature) for feature in features}))
-        raise ConfigError(key, f"{column!r} holds {kinds}; allowed: ClassLabel, integers or strings")
-    highest = (MOST_CLASSES if names is None else len(names)) - 1
+    """Values of a column as int64 of both splits and the names they stand for; null counts as -1.
+
+    Names are those of each part, so that a number may stand for one name in one file and for another in the next.
+    """
+    parts = [part for table in tables for part in table.parts]
+    kinds = {kind: part for part in parts if (kind := _kind(part.features[column])) != "nothing"}
+    for kind, part in kinds.items():
+        if kind not in ("names", "numbers"):
+            raise ConfigError(key, f"{column!r} holds {kind} in {part.where}; allowed: ClassLabel, integers or strings")
+    if len(kinds) > 1:
+        found = " and ".join(f"{kind} in {part.where}" for kind, part in kinds.items())
+        raise ConfigError(
+            key, f"{column!r} holds {found}; allowed: one of both in all files, as which is which is open"
+        )
+    read = _read_names if "names" in kinds else _read_numbers
+    held = [[read(part, column, key, lowest) for part in table.parts] for table in tables]
+    every = [names for table in held for _, names in table if names]
+    declared = all(_is_label(part.features[column]) for part in parts if _kind(part.features[column]) != "nothing")
+    alike = declared and all(names == every[0] for names in every)
+    merged = every[0] if alike and every else sort_names(name for names in every for name in names)
+    index = {name: number for number, name in enumerate(merged)}
     train, test = (
-        _integers(part, f"{column!r}, split {name!r}", key, lowest, highest)
-        for part, name in zip(values, split_names, strict=True)
+        np.concatenate([_renumbered(numbers, [index[name] for name in names]) for numbers, names in table])
+        for table in held
     )
-    if names is None:
-        # Numbers without names: those that occur are the classes, so that a gap makes no class without an image.
-        present = np.unique(np.concatenate([train, test]))
-        present = present[present >= 0]
-        names = [str(number) for number in present]
-        train, test = (np.where(part < 0, -1, np.searchsorted(present, part)) for part in (train, test))
-    if not names or max(train.max(), test.max()) < 0:
-        raise ConfigError(key, f"{column!r} holds no value but -1; allowed: at least one known label")
-    return (train, test), names
+    return (train, test), merged
+
+
+def _renumbered(numbers: np.ndarray, new: Sequence[int]) -> np.ndarray:
+    """Each number's new one, where -1 stays."""
+    return np.array([*new, -1], dtype=np.int64)[numbers]
+
+
+def _kind(feature: Any) -> str:
+    if _is_label(feature) or _holds(feature, "string"):
+        return "names"
+    if _holds(feature, "null"):
+        return "nothing"
+    return "numbers" if _holds(feature, "int", "uint", "bool") else _type_name(feature)
+
+
+def _read_names(part: Part, column: str, key: str, lowest: int) -> tuple[np.ndarray, list[str]]:
+    """A part's values as positions in a list of names, and that list: a ClassLabel's, or the strings that occur."""
+    values, feature = part.read(column), part.features[column]
+    if _is_label(feature):
+        names = list(feature.names)
+    else:
+        names = sorted({value for value in values if value is not None})
+        index = {name: number for number, name in enumerate(names)}
+        values = [None if value is None else index[value] for value in values]
+    return _integers(values, f"{column!r}, {part.where}", key, lowest, len(names) - 1), names
+
+
+def _read_numbers(part: Part, column: str, key: str, lowest: int) -> tuple[np.ndarray, list[str]]:
+    """The same for numbers without names: those that occur are the classes, so that no gap makes one without images."""
+    numbers = _integers(part.read(column), f"{column!r}, {part.where}", key, lowest, MOST_CLASSES - 1)
+    present = np.unique(numbers[numbers >= 0])
+    positions = np.where(numbers < 0, -1, np.searchsorted(present, numbers))
+    return positions, [str(number) for number in present]
 
 
 def _holds(feature: Any, *kinds: str) -> bool:

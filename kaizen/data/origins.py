@@ -1,55 +1,66 @@
-"""Where images come from: the hub, a local directory or scikit-learn, always as Hugging Face datasets."""
+"""Where images come from: the hub, a local directory or scikit-learn, as tables that keep what each file declares."""
 
+import errno
 import hashlib
-import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from glob import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kaizen.data.columns import Pair
+from kaizen.data.files import Files, Request, check_images
+from kaizen.data.tables import Table, parquet_table, whole_table
 from kaizen.errors import ConfigError
 
-KINDS = {"hub": "hub:OWNER/NAME", "parquet": "parquet:DIR", "imagefolder": "imagefolder:DIR", "disk": "disk:DIR"}
-STAMPED_BYTES = 1 << 16
+
+def open_library(request: Request) -> tuple[Any, Any]:
+    """Training and test split of the hub or of scikit-learn, each as one datasets.Dataset."""
+    with guarded(request):
+        return _chosen(request, _digits() if request.kind == "digits" else _hub(request))
 
 
-@dataclass(frozen=True)
-class Request:
-    """What was asked for: kind is digits, hub, parquet, imagefolder or disk; place is a hub id or a directory."""
-
-    source: str
-    kind: str
-    place: str
-    image_size: int | None
-    image_column: str | None
-    label_column: str | None
-    domain_column: str | None
-    train_split: str
-    test_split: str
+def content(request: Request, opened: tuple[Any, Any]) -> list[str]:
+    """What identifies the content of both splits of the hub or of scikit-learn."""
+    if request.kind == "digits":
+        return _digits_content(opened)
+    return [part._fingerprint for part in opened]
 
 
-def open_pair(request: Request, work: Path) -> Pair:
-    """Training and test split as datasets.Dataset, converted files in work; ConfigError where they cannot be had."""
-    openers = {"digits": lambda: _digits(), "hub": lambda: _hub(request)}
-    opened = _guarded(request, openers.get(request.kind, lambda: _local(request, work)))
-    for key, name in (("data.train_split", request.train_split), ("data.test_split", request.test_split)):
+def as_tables(request: Request, opened: tuple[Any, Any]) -> tuple[Table, Table]:
+    """Both splits, each a table of one part."""
+    train, test = map(whole_table, request.splits.values(), opened)
+    return train, test
+
+
+def open_local(request: Request, files: Files, work: Path) -> tuple[Table, Table]:
+    """Training and test split of a directory; what has to be converted on the way lies in the folder `work`."""
+    openers: dict[str, Callable[[str, list[Path]], Table]] = {
+        "parquet": lambda name, paths: parquet_table(name, paths, work),
+        "imagefolder": lambda name, paths: whole_table(name, _pictures(request, paths)),
+    }
+    if opener := openers.get(request.kind):
+        train, test = (opener(name, files.splits[name]) for name in request.splits.values())
+        return train, test
+    return as_tables(request, _chosen(request, _saved(request)))
+
+
+def _chosen(request: Request, opened: Any) -> tuple[Any, Any]:
+    for key, name in request.splits.items():
         if name not in opened:
             raise ConfigError(key, f"is {name!r}; allowed, the splits of {request.source}: {', '.join(opened)}")
     return opened[request.train_split], opened[request.test_split]
 
 
-def _guarded(request: Request, opener: Callable[[], Any]) -> Any:
-    """Run what opens a data set, quietly, with its many errors turned into one line for the user."""
+@contextmanager
+def guarded(request: Request) -> Iterator[None]:
+    """What opens a data set runs inside, quietly, with its many errors turned into one line for the user."""
     from datasets.exceptions import DatasetsError
 
     try:
         with quiet_datasets():
-            return opener()
+            yield
     except ConnectionError as error:
         problem = (
             f"cannot reach the Hugging Face hub for {request.place!r} ({_line(error)}); set HF_HUB_OFFLINE=1 to use a "
@@ -57,11 +68,27 @@ def _guarded(request: Request, opener: Callable[[], Any]) -> Any:
         )
         raise ConfigError("data.source", problem) from error
     except FileNotFoundError as error:
-        raise ConfigError("data.source", f"{request.source} was not found: {_line(error)}") from error
+        key = "data.revision" if request.revision and "revision" in str(error).lower() else "data.source"
+        raise ConfigError(key, f"{request.source} was not found: {_line(error)}") from error
     except (DatasetsError, OSError, ValueError, TypeError, RuntimeError) as error:
         # The library wraps what went wrong while it converts files in an error that does not say what.
         cause = error.__cause__ if isinstance(error, DatasetsError) and error.__cause__ else error
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ConfigError("data.cache_dir", f"has no room ({cause.strerror}); name another directory") from error
+        if configurations := _configurations(request, str(cause)):
+            found = "null" if request.config is None else repr(request.config)
+            allowed = f"{', '.join(configurations)}, as in --data.config {configurations[0]}"
+            raise ConfigError("data.config", f"is {found}; allowed, of {request.source}: {allowed}") from error
         raise ConfigError("data.source", f"{request.source} cannot be read: {_line(cause)}") from error
+
+
+def _configurations(request: Request, said: str) -> list[str]:
+    """Names of a hub set's configurations where an error lists them, as when none or an unknown one was asked for."""
+    listed = re.search(r"available[^\[]*\[(.*?)\]", said, re.IGNORECASE | re.DOTALL)
+    cached = re.search(r"configurations in the cache: (.*)", said)
+    if request.kind != "hub":
+        return []
+    return re.findall(r"'([^']+)'", listed[1]) if listed else cached[1].split(", ") if cached else []
 
 
 def _line(error: BaseException) -> str:
@@ -89,7 +116,8 @@ def quiet_datasets() -> Iterator[None]:
 def _hub(request: Request) -> Any:
     import datasets
 
-    return datasets.load_dataset(request.place)
+    chosen = {"name": request.config, "revision": request.revision}
+    return datasets.load_dataset(request.place, **{key: value for key, value in chosen.items() if value is not None})
 
 
 def _digits() -> Any:
@@ -113,7 +141,7 @@ def _digits() -> Any:
     return datasets.DatasetDict(splits)
 
 
-def digits_content(pair: Pair) -> list[str]:
+def _digits_content(pair: tuple[Any, Any]) -> list[str]:
     """The digits' pixels and labels, hashed: the same on every machine and with every version of the libraries."""
     digests = []
     for part in pair:
@@ -123,110 +151,20 @@ def digits_content(pair: Pair) -> list[str]:
     return digests
 
 
-def _local_files(request: Request) -> list[Path]:
-    """Every file that a local source is read from, sorted; ConfigError where a directory or a split is missing."""
-    root = Path(request.place)
-    if not root.is_dir():
-        raise ConfigError("data.source", f"{request.source}: {root} is not a directory; allowed: {KINDS[request.kind]}")
-    names = sorted(path.name for path in root.iterdir())
-    files: list[Path] = []
-    for key, split in (("data.train_split", request.train_split), ("data.test_split", request.test_split)):
-        if request.kind == "parquet":
-            found = sorted(root.glob(f"{escape(split)}*.parquet"))
-            wanted = f"{split}*.parquet"
-        elif request.kind == "imagefolder":
-            found = _walk(root / split, depth=1)
-            wanted = f"images in {split}/CLASS/"
-            if misplaced := _misplaced(root / split):
-                raise ConfigError(
-                    "data.source", f"{request.source}: {misplaced} is not in {split}/CLASS/; allowed: images only there"
-                )
-        else:
-            found = _walk(root / split)
-            wanted = f"split {split!r}"
-        if not found:
-            listed = ", ".join(names[:20]) or "nothing"
-            raise ConfigError(key, f"is {split!r}, but {request.source} has no {wanted}; found there: {listed}")
-        if request.kind == "disk" and not any(path.suffix == ".arrow" for path in found):
-            raise ConfigError(key, f"is {split!r}, which holds no images")
-        files += found
-    return files
-
-
-def _misplaced(folder: Path) -> Path | None:
-    """An image of a folder that is not just one directory down, where its class would be, or None."""
-    from PIL import Image
-
-    kinds = Image.registered_extensions()
-    return next((p for p in _walk(folder) if p.suffix.lower() in kinds and p.parent.parent != folder), None)
-
-
-def _walk(folder: Path, depth: int | None = None) -> list[Path]:
-    """Files below a directory, sorted, hidden ones left out; with a depth only those that many directories down."""
-    found = []
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    # Links are followed: subsets of large sets are often directories of links to classes. What cannot be read is no
-    # reason to go on with less.
-    for place, folders, names in os.walk(folder, onerror=fail if folder.exists() else None, followlinks=True):
-        level = len(Path(place).relative_to(folder).parts)
-        if level == depth:
-            folders.clear()
-        if depth in (None, level):
-            found += [Path(place, name) for name in names if not name.startswith(".")]
-    return sorted(found)
-
-
-def stamp(request: Request) -> list[list[Any]]:
-    """Name, size and time of each file of a local source; ConfigError where one is missing or cannot be read."""
-    root = Path(request.place)
-    try:
-        return [_stamp_file(root, path) for path in _local_files(request)]
-    except OSError as error:
-        raise ConfigError("data.source", f"{request.source} cannot be read: {_line(error)}") from error
-
-
-def _stamp_file(root: Path, path: Path) -> list[Any]:
-    status = path.stat()
-    ends = hashlib.sha256()
-    if path.suffix in (".parquet", ".arrow", ".json"):
-        # Tables are few, so their two ends are read as well: times alone can be coarse, or set by an archive.
-        with path.open("rb") as file:
-            ends.update(file.read(STAMPED_BYTES))
-            file.seek(max(status.st_size - STAMPED_BYTES, 0))
-            ends.update(file.read(STAMPED_BYTES))
-    return [path.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns, ends.hexdigest()]
-
-
-def _local(request: Request, work: Path) -> Any:
-    """Open a directory; what the datasets library converts on the way goes to work, and goes away with it."""
+def _saved(request: Request) -> Any:
     import datasets
 
-    root = Path(request.place)
-    if request.kind == "disk":
-        opened = datasets.load_from_disk(str(root))
-        if not isinstance(opened, datasets.DatasetDict):
-            raise ValueError("it is one Dataset without splits; allowed: a DatasetDict that was saved")
-        return opened
-    kept = str(work / "datasets")
-    splits = {"data.train_split": request.train_split, "data.test_split": request.test_split}
-    if request.kind == "parquet":
-        tables = {split: _filled_tables(root, split, key) for key, split in splits.items()}
-        return datasets.load_dataset("parquet", data_files=tables, cache_dir=kept)
-    # A pattern a class, as the library's own do not follow links.
-    classes = {split: sorted({path.parent for path in _walk(root / split, depth=1)}) for split in splits.values()}
-    files = {split: [f"{escape(str(path))}/*" for path in paths] for split, paths in classes.items()}
-    return datasets.load_dataset("imagefolder", data_files=files, drop_labels=False, cache_dir=kept)
+    opened = datasets.load_from_disk(request.place)
+    if not isinstance(opened, datasets.DatasetDict):
+        raise ValueError("it is one Dataset without splits; allowed: a DatasetDict that was saved")
+    return opened
 
 
-def _filled_tables(root: Path, split: str, key: str) -> list[str]:
-    """The parquet files of a split that hold rows, as patterns; the datasets library fails on those without."""
-    from pyarrow import parquet  # type: ignore[import-untyped]
+def _pictures(request: Request, paths: list[Path]) -> Any:
+    """Files of class directories as a Dataset: these and no others, with their directories' names as labels."""
+    import datasets
 
-    paths = sorted(root.glob(f"{escape(split)}*.parquet"))
-    filled = [escape(str(path)) for path in paths if parquet.read_metadata(path).num_rows]
-    if not filled:
-        raise ConfigError(key, f"is {split!r}, which holds no images")
-    return filled
+    check_images(request, paths)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    held = {"image": [str(path) for path in paths], "label": [path.parent.name for path in paths]}
+    return datasets.Dataset.from_dict(held, features=features)

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from kaizen.data import origins, store
-from kaizen.data.columns import Pair, read_columns
+from kaizen.data.columns import read_columns
+from kaizen.data.files import KINDS, Request, find_files
 from kaizen.data.images import own_size
-from kaizen.data.origins import KINDS, Request
 from kaizen.data.store import Source, Split
 from kaizen.errors import ConfigError
 
@@ -45,6 +45,10 @@ KNOWN_SOURCES: dict[str, KnownSource] = {
 }
 
 
+PLACE = ("source", "place", "config", "revision")
+"""Parts of a request that say where the data lie, and not what they are."""
+
+
 def load_source(
     source: str,
     *,
@@ -55,36 +59,41 @@ def load_source(
     train_split: str = "train",
     test_split: str = "test",
     cache_dir: str | None = None,
+    config: str | None = None,
+    revision: str | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> Source:
     """Both splits as uint8 (n, 3, image_size, image_size), decoded once into cache_dir; ConfigError if unusable.
 
-    `check` is called again and again while images are decoded, and may raise.
+    `config` and `revision` are those of a hub source. `check` is called again and again while images are decoded, and
+    may raise.
     """
-    columns = (image_column, label_column, domain_column)
-    request = _parse(Request(source, "", "", image_size, *columns, train_split, test_split))
+    named = (image_size, image_column, label_column, domain_column, train_split, test_split)
+    request = _parse(Request(source, "", "", config, revision, *named))
     cache = _cache_folder(cache_dir)
-    pair: Pair | None = None
-    stamp: list[Any]
-    if request.kind in ("digits", "hub"):
-        pair = origins.open_pair(request, cache)
-        stamp = origins.digits_content(pair) if request.kind == "digits" else [part._fingerprint for part in pair]
-    else:
-        # Stamped by the files and not by the library, whose fingerprints do not follow every change in place;
-        # so a run that finds its images decoded never opens the data set at all.
-        stamp = origins.stamp(request)
+    library = request.kind in ("digits", "hub")
+    # Stamped by the files and not by the library, whose fingerprints do not follow every change in place; so a run that
+    # finds its images decoded never opens the data set at all.
+    files = None if library else find_files(request)
+    opened: Any = origins.open_library(request) if library else None
+    content = files.stamp if files else origins.content(request, opened)
     # Where the data lie is left out: a directory that is moved keeps its decoded images.
-    key = [store.FORMAT, stamp, {k: v for k, v in asdict(request).items() if k not in ("source", "place")}]
-    fingerprint = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+    kept = {key: value for key, value in asdict(request).items() if key not in PLACE}
+    fingerprint = hashlib.sha256(json.dumps([store.FORMAT, content, kept]).encode()).hexdigest()
     found = store.read_entry(cache / fingerprint)
     if found is None:
         with store.workplace(cache, fingerprint) as work:
-            _build(request, pair or origins.open_pair(request, work), work / "entry", check)
+            with origins.guarded(request):
+                tables = origins.open_local(request, files, work) if files else origins.as_tables(request, opened)
+                columns = (request.image_column, request.label_column, request.domain_column)
+                splits, class_names, domain_names = read_columns(tables, *columns)
+            size = request.image_size or own_size(splits["train"])
+            store.write_entry(work / "entry", splits, size, class_names, domain_names, check)
             store.publish(work / "entry", cache / fingerprint)
         found = store.read_entry(cache / fingerprint)
     if found is None:
         raise ConfigError("data.cache_dir", f"{cache / fingerprint} cannot be read back; name another directory")
-    return found
+    return replace(found, notes=files.notes if files else ())
 
 
 def _parse(request: Request) -> Request:
@@ -115,14 +124,3 @@ def _cache_folder(cache_dir: str | None) -> Path:
     if cache_dir is not None:
         return Path(cache_dir).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kaizen"
-
-
-def _build(request: Request, pair: Pair, entry: Path, check: Callable[[], None]) -> None:
-    names = (request.train_split, request.test_split)
-    for role, name, part in zip(("train", "test"), names, pair, strict=True):
-        if len(part) == 0:
-            raise ConfigError(f"data.{role}_split", f"is {name!r}, which holds no images")
-    columns = (request.image_column, request.label_column, request.domain_column)
-    splits, class_names, domain_names = read_columns(pair, names, *columns)
-    size = request.image_size or own_size(splits["train"])
-    store.write_entry(entry, splits, size, class_names, domain_names, check)

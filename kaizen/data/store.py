@@ -19,7 +19,7 @@ import numpy as np
 from kaizen.data.images import Undecoded, decoded
 from kaizen.errors import ConfigError
 
-FORMAT = 2
+FORMAT = 3
 """Version of what lies in an entry; another number is another cache key."""
 STALE_SECONDS = 24 * 3600
 DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError)
@@ -41,7 +41,10 @@ class Split:
 
 @dataclass(frozen=True)
 class Source:
-    """Both splits with their names; mean and std a channel of the training images in 0..1 (std 0 if constant)."""
+    """Both splits with their names; mean and std a channel of the training images in 0..1 (std 0 if constant).
+
+    notes: files and directories that lie with the images and were not read.
+    """
 
     train: Split
     test: Split
@@ -50,6 +53,7 @@ class Source:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     fingerprint: str
+    notes: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:

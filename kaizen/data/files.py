@@ -1,0 +1,171 @@
+"""Which files a local source is read from, what changes when one of them does, and what lies beside them unread."""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kaizen.errors import ConfigError
+
+KINDS = {"hub": "hub:OWNER/NAME", "parquet": "parquet:DIR", "imagefolder": "imagefolder:DIR", "disk": "disk:DIR"}
+STAMPED_BYTES = 1 << 16
+SYSTEM = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "__macosx", ".ipynb_checkpoints"}
+"""Files and directories, in small letters, that systems leave between images; others of theirs begin with a dot."""
+MOST_NAMES = 20
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for: kind is digits, hub, parquet, imagefolder or disk; place is a hub id or a directory."""
+
+    source: str
+    kind: str
+    place: str
+    config: str | None
+    revision: str | None
+    image_size: int | None
+    image_column: str | None
+    label_column: str | None
+    domain_column: str | None
+    train_split: str
+    test_split: str
+
+    @property
+    def splits(self) -> dict[str, str]:
+        """Names of the training and the test split by the keys that give them."""
+        return {"data.train_split": self.train_split, "data.test_split": self.test_split}
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files of each split in the order they are read, what changes when one does, and what lies there unread."""
+
+    splits: dict[str, list[Path]]
+    stamp: list[list[Any]]
+    notes: tuple[str, ...]
+
+
+def find_files(request: Request) -> Files:
+    """Every file that a local source is read from; ConfigError where one is missing, misplaced or cannot be read."""
+    try:
+        return _found(request)
+    except OSError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError("data.source", f"{request.source} cannot be read: {reason}") from error
+
+
+def _found(request: Request) -> Files:
+    root = Path(request.place)
+    if not root.is_dir():
+        raise ConfigError("data.source", f"{request.source}: {root} is not a directory; allowed: {KINDS[request.kind]}")
+    finder = {"parquet": _tables, "imagefolder": _class_files, "disk": _saved_files}[request.kind]
+    files: dict[str, list[Path]] = {}
+    notes: list[str] = []
+    for key, split in request.splits.items():
+        files[split], wanted, unread = finder(request, root, split)
+        if not files[split]:
+            there = listed(sorted(path.name for path in root.iterdir())) or "nothing"
+            raise ConfigError(key, f"is {split!r}, but {request.source} has no {wanted}; found there: {there}")
+        if request.kind == "disk" and not any(path.suffix == ".arrow" for path in files[split]):
+            raise ConfigError(key, f"is {split!r}, which holds no images")
+        notes += unread
+    taken = {path.relative_to(root).as_posix() for paths in files.values() for path in paths}
+    stamp = [_stamp(root, path) for split in request.splits.values() for path in files[split]]
+    return Files(files, stamp, tuple(dict.fromkeys(note for note in notes if note not in taken)))
+
+
+def listed(names: list[str]) -> str:
+    """Names separated by commas, cut where there are many."""
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(names[:MOST_NAMES]) + more
+
+
+def _tables(request: Request, root: Path, split: str) -> tuple[list[Path], str, list[str]]:
+    """SPLIT.parquet and its numbered parts: what stands behind a letter, digit or _ belongs to another split."""
+    ours = re.compile(rf"{re.escape(split)}(-\d+(-of-\d+)?(-[0-9a-f]+)?)?\.parquet", re.ASCII)
+    every = sorted(path for path in root.glob("*.parquet") if path.is_file())
+    unread = [path.name for path in every if path.name.startswith(split) and not ours.fullmatch(path.name)]
+    found = [path for path in every if ours.fullmatch(path.name)]
+    return found, f"{split}.parquet or {split}-00000-of-00001.parquet", unread
+
+
+def _saved_files(request: Request, root: Path, split: str) -> tuple[list[Path], str, list[str]]:
+    return [path for _, paths in _walk(root / split) for path in paths], f"split {split!r}", []
+
+
+def _class_files(request: Request, root: Path, split: str) -> tuple[list[Path], str, list[str]]:
+    """Every file of SPLIT/CLASS/; images that lie elsewhere are refused, other files there and empty classes noted."""
+    found: list[Path] = []
+    unread: list[str] = []
+    for place, paths in _walk(root / split):
+        level = len(place.relative_to(root / split).parts)
+        if level == 1:
+            found += paths
+            unread += [] if paths else [f"{split}/{place.name}/ (no image)"]
+            continue
+        for path in paths:
+            if level > 1 or path.suffix.lower() in image_suffixes():
+                allowed = f"is not in {split}/CLASS/; allowed: images only there, and nothing else below it"
+                raise ConfigError("data.source", f"{request.source}: {path} {allowed}")
+            path.stat()  # a link to nothing may be meant as a class
+            unread.append(f"{split}/{path.name}")
+    return found, f"images in {split}/CLASS/", unread
+
+
+def image_suffixes() -> set[str]:
+    """Endings, in small letters, of the formats that this Pillow reads."""
+    from PIL import Image
+
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+
+
+def check_images(request: Request, paths: list[Path]) -> None:
+    """Refuse the first file that is no image, by its ending or, where that is unknown, by its content."""
+    from PIL import Image, UnidentifiedImageError
+
+    known = image_suffixes()
+    for path in paths:
+        try:
+            str(path).encode()
+            if path.suffix.lower() not in known:
+                Image.open(path).close()
+        except UnicodeEncodeError:
+            problem = f"{os.fsencode(path)!r} has a name that is not UTF-8; allowed: another name"
+            raise ConfigError("data.source", f"{request.source}: {problem}") from None
+        except (UnidentifiedImageError, ValueError, SyntaxError) as error:
+            problem = f"{path} is no image that this Pillow reads; allowed in a class directory: such images only"
+            raise ConfigError("data.source", f"{request.source}: {problem}") from error
+
+
+def _is_system(name: str) -> bool:
+    return name.lower() in SYSTEM
+
+
+def _walk(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """A directory and all below it, each with its files, sorted; what systems leave there is left out."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    # Links are followed: subsets of large sets are often directories of links to classes. What cannot be read is no
+    # reason to go on with less.
+    for place, folders, names in os.walk(folder, onerror=fail if folder.exists() else None, followlinks=True):
+        below = Path(place) != folder
+        folders[:] = sorted(name for name in folders if not _is_system(name) and not (below and name.startswith(".")))
+        yield Path(place), [Path(place, name) for name in sorted(names) if name[0] != "." and not _is_system(name)]
+
+
+def _stamp(root: Path, path: Path) -> list[Any]:
+    """Name, size and time of a file, and of a table the two ends of its content."""
+    status = path.stat()
+    ends = hashlib.sha256()
+    if path.suffix in (".parquet", ".arrow", ".json"):
+        # Tables are few, so their two ends are read as well: times alone can be coarse, or set by an archive.
+        with path.open("rb") as file:
+            ends.update(file.read(STAMPED_BYTES))
+            file.seek(max(status.st_size - STAMPED_BYTES, 0))
+            ends.update(file.read(STAMPED_BYTES))
+    return [path.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns, ends.hexdigest()]

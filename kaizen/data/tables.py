@@ -1,0 +1,119 @@
+"""Tables as they lie in their files: what one file declares is compared before any library has unified it with others.
+
+Nothing heavy is imported at the top, as the configuration check imports this module.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+BATCH_ROWS = 256
+"""Rows of encoded images that are held in memory while a table is read."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of a split, or a split that is opened as a whole.
+
+    where: how messages name it. features: what each column holds, as it is declared there. read: a column's values.
+    """
+
+    where: str
+    features: dict[str, Any]
+    read: Callable[[str], list[Any]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A split: its name, its parts with at least one row each, and what opens a column of encoded images as Dataset."""
+
+    name: str
+    parts: tuple[Part, ...]
+    images: Callable[[str], Any]
+
+
+def whole_table(name: str, dataset: Any) -> Table:
+    """A split that a library has opened as one datasets.Dataset."""
+
+    def read(column: str) -> list[Any]:
+        return dataset.with_format("arrow").select_columns([column])[:].column(0).to_pylist()
+
+    parts = (Part(f"split {name!r}", dict(dataset.features), read),) if len(dataset) else ()
+    return Table(name, parts, partial(_encoded_images, dataset))
+
+
+def _encoded_images(dataset: Any, column: str) -> Any:
+    import datasets
+
+    only = dataset.with_format(None).select_columns([column])
+    is_typed = isinstance(only.features[column], datasets.Image)
+    return only.cast_column(column, datasets.Image(decode=False)) if is_typed else only
+
+
+def parquet_table(name: str, files: Sequence[Path], work: Path) -> Table:
+    """A split of parquet files, of which only columns in use are read; its images are copied into the folder `work`."""
+    from pyarrow import parquet  # type: ignore[import-untyped]
+
+    parts, filled = [], []
+    for file in files:
+        with file.open("rb") as opened:
+            found = parquet.ParquetFile(opened)
+            schema, rows = found.schema_arrow, found.metadata.num_rows
+        if rows:
+            where = f"split {name!r}" + (f", {file.name}" if len(files) > 1 else "")
+            parts.append(Part(where, declared_features(schema), partial(_read_column, file)))
+            filled.append(file)
+    return Table(name, tuple(parts), partial(_copied_images, filled, work / f"{name}.arrow"))
+
+
+def declared_features(schema: Any) -> dict[str, Any]:
+    """What each column holds: as the datasets library has declared it in the file, else by the column's type."""
+    held = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    declared = (held.get("info") or {}).get("features") or {}
+    return {field.name: _feature(field, declared.get(field.name)) for field in schema}
+
+
+def _feature(field: Any, declared: Any) -> Any:
+    import datasets
+    import pyarrow as pa
+
+    named = declared.get("_type") if isinstance(declared, dict) else None
+    try:
+        if named == "Image" or (named == "ClassLabel" and pa.types.is_integer(field.type)):
+            return datasets.Features.from_dict({field.name: declared})[field.name]
+        if pa.types.is_dictionary(field.type):
+            field = field.with_type(field.type.value_type)
+        return datasets.Features.from_arrow_schema(pa.schema([field]))[field.name]
+    except (ValueError, TypeError, KeyError, NotImplementedError):
+        return field.type  # of a column that the library cannot hold, which may well not be in use
+
+
+def _read_column(file: Path, column: str) -> list[Any]:
+    from pyarrow import parquet
+
+    with file.open("rb") as opened:
+        return parquet.ParquetFile(opened).read(columns=[column]).column(column).to_pylist()
+
+
+def _copied_images(files: Sequence[Path], place: Path, column: str) -> Any:
+    """A column of encoded images of several files as one Dataset, whatever type each of them has for images."""
+    import datasets
+    import pyarrow as pa
+    from datasets.arrow_writer import ArrowWriter
+    from pyarrow import parquet
+
+    features = datasets.Features({column: datasets.Image(decode=False)})
+    # Streams that are opened here, as the libraries take names with "::" or "*" for more than names.
+    with place.open("wb") as sink, ArrowWriter(features=features, stream=sink) as writer:
+        for file in files:
+            with file.open("rb") as opened:
+                for batch in parquet.ParquetFile(opened).iter_batches(BATCH_ROWS, columns=[column]):
+                    images = batch.column(column)
+                    if pa.types.is_large_binary(images.type):
+                        images = images.cast(pa.binary())
+                    writer.write_table(pa.table({column: images}))
+        writer.finalize()
+    return datasets.Dataset.from_file(str(place))
