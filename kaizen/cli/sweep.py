@@ -19,12 +19,16 @@ OF_THE_SWEEP = ("run.dir", "run.resume")
 
 @dataclass(frozen=True)
 class SweepRun:
-    """One run of a sweep: its name, the line that asks for it, its arguments and the hash of its configuration."""
+    """One run of a sweep: its name, the line that asks for it, its arguments and the hash of its configuration.
+
+    identity: a hash of the configuration and of the place of its data.
+    """
 
     name: str
     line: int
     tokens: tuple[str, ...]
     config_hash: str
+    identity: str
 
 
 def read_sweep(file: Path) -> list[SweepRun]:
@@ -104,10 +108,10 @@ def _planned(line: int, tokens: tuple[str, ...], before: list[SweepRun]) -> Swee
         if key in arguments.overrides:
             raise ConfigError(key, "is set by the sweep; a line may set any other key")
     recipe, config = resolve(*arguments)
-    run = SweepRun(run_name(recipe, arguments, config), line, tokens, config.hash())
+    run = SweepRun(run_name(recipe, arguments, config), line, tokens, config.hash(), config.hash(places=True))
     for other in before:
         same_label = parse_arguments(other.tokens)[::2] == arguments[::2]
-        if run.name == other.name or (same_label and run.config_hash == other.config_hash):
+        if run.name == other.name or (same_label and run.identity == other.identity):
             raise ConfigError(run.name, f"is the same run as {other.name} of line {other.line}")
     return run
 
@@ -124,5 +128,5 @@ def run_name(recipe: str, arguments: Arguments, config: Config) -> str:
     name = re.sub(r"[^A-Za-z0-9._+=-]+", "_", full)[:LONGEST_NAME]
     if name != full or arguments.recipe not in shipped_recipes():
         without_seed = config.model_copy(update={"run": config.run.model_copy(update={"seed": 0})})
-        name += f"-{without_seed.hash()[:8]}"
+        name += f"-{without_seed.hash(places=True)[:8]}"
     return f"{name}-seed{config.run.seed}"

@@ -20,17 +20,11 @@ Reader = Literal["classifier", "linear_probe_seen", "linear_probe_all", "knn"]
 
 # Keys that say where, how often and what is measured, not what is trained: a run may go on under other values of these.
 FREE_KEYS = (
-    "run.dir",
-    "run.resume",
-    "run.checkpoint_every",
-    "run.keep_checkpoints",
-    "run.graph",
-    "run.deterministic",
-    "data.cache_dir",
-    "teacher.shard",
-    "eval.readers",
-    "log",
+    *("run.dir", "run.resume", "run.checkpoint_every", "run.keep_checkpoints", "run.graph", "run.deterministic"),
+    *("data.cache_dir", "teacher.shard", "eval.readers", "log"),
 )
+PLACE_KEYS = ("data.source", "data.config", "data.revision")
+"""Where the data lie: a run goes on from another place with the same data, which are known by their digest."""
 
 
 class Section(BaseModel):
@@ -61,6 +55,8 @@ class DataConfig(Section):
         description="digits, cifar10, cifar100, imagenet100, domainnet, fashion_mnist, hub:OWNER/NAME, parquet:DIR, "
         "imagefolder:DIR, disk:DIR",
     )
+    config: Text | None = Field(None, description="of hub sources: configuration of the set; null: its default")
+    revision: Text | None = Field(None, description="of hub sources: branch, tag or commit; null: main")
     image_size: int | None = Field(
         None, ge=4, le=1024, description="side of the square image in pixels; null: the source's own"
     )
@@ -255,13 +251,14 @@ class Config(Section, Generic[M]):
     log: LogConfig = LogConfig()
 
     def fixed(self) -> dict[str, Any]:
-        """Flat dictionary of the keys that decide what is computed."""
+        """Flat dictionary of the keys that decide what is computed; which data they mean, a run's digest says."""
         flat = flatten(self.model_dump(mode="json"))
-        return {key: value for key, value in flat.items() if not is_free(key)}
+        return {key: value for key, value in flat.items() if not is_free(key) and key not in PLACE_KEYS}
 
-    def hash(self) -> str:
-        """SHA-256 (16 hex digits) of the keys that decide what is computed."""
-        return hashlib.sha256(json.dumps(self.fixed(), sort_keys=True).encode()).hexdigest()[:16]
+    def hash(self, *, places: bool = False) -> str:
+        """SHA-256 (16 hex digits) of the keys that decide what is computed; with `places`, also of PLACE_KEYS."""
+        named = {key: getattr(self.data, key.partition(".")[2]) for key in PLACE_KEYS} if places else {}
+        return hashlib.sha256(json.dumps(self.fixed() | named, sort_keys=True).encode()).hexdigest()[:16]
 
     def replay_budget(self) -> tuple[str, float]:
         """The replay budget's kind and size; 1 % of each class where none is given."""

@@ -28,11 +28,13 @@ def read_columns(
     first = tables[0].parts[0]
     image = image_column or _guess(first, "data.image_column", "image", _images(first))
     label = label_column or _guess(first, "data.label_column", "label", _labels(first))
+    given = (image_column, label_column, domain_column)
     wanted = {"data.image_column": image, "data.label_column": label, "data.domain_column": domain_column}
     for part in (part for table in tables for part in table.parts):
         for key, column in wanted.items():
             if column is not None and column not in part.features:
-                raise ConfigError(key, f"is {column!r}; allowed, in {part.where}: {_listed(part)}")
+                found = f"is {column!r}" if column in given else f"is null, which finds {column!r} in {first.where}"
+                raise ConfigError(key, f"{found}; allowed, in {part.where}: {_listed(part)}")
         if not _is_image(part.features[image]):
             problem = f"is {image!r}, which holds no images in {part.where}; found: {_listed(part)}"
             raise ConfigError("data.image_column", problem)

@@ -1,5 +1,6 @@
 """From the configuration to images, labels and tasks."""
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -8,6 +9,8 @@ import torch
 from torch import Tensor
 
 from kaizen.config.schema import Config
+from kaizen.data.columns import sort_names
+from kaizen.data.files import listed
 from kaizen.data.labels import visible_labels
 from kaizen.data.source import Source, load_source
 from kaizen.data.stream import StreamError, Task, cut
@@ -35,7 +38,9 @@ class Stream:
         used = sum(self.train_sizes)
         if unused := len(train) - used:
             lines.append(f"left out            {unused} training images without a label or domain of the stream")
-        return [*lines, f"labels              {(self.labels >= 0).sum()} of {used} training images have theirs"]
+        lines.append(f"labels              {(self.labels >= 0).sum()} of {used} training images have theirs")
+        lines += _odd_classes(self.source.class_names, *_labels_used(self.source, self.tasks))
+        return lines + ([f"not read            {listed(self.source.notes)}"] if self.source.notes else [])
 
     @property
     def train_sizes(self) -> list[int]:
@@ -62,6 +67,8 @@ def load_stream(config: Config, check: Callable[[], None] = lambda: None) -> Str
         train_split=data.train_split,
         test_split=data.test_split,
         cache_dir=data.cache_dir,
+        config=data.config,
+        revision=data.revision,
         check=check,
     )
     return make_stream(config, source)
@@ -74,6 +81,10 @@ def make_stream(config: Config, source: Source) -> Stream:
         ConfigError: it cannot be cut so, or a key does not fit the tasks.
     """
     data, tasks = config.data, _cut(config, source)
+    taught, judged = _labels_used(source, tasks)
+    if not set(taught) & set(judged):
+        problem = f"is {data.test_split!r}, and none of its classes has a training image: {_classes(source, judged)}"
+        raise ConfigError("data.test_split", f"{problem}; allowed: some of {_classes(source, taught)}")
     # Of the images that take part, so that no class's only label lies in a domain that is left out.
     labels = np.full_like(source.train.labels, -1)
     used = np.concatenate([task.train for task in tasks])
@@ -86,6 +97,33 @@ def make_stream(config: Config, source: Source) -> Stream:
             "data.normalize", f"std of the training images is {list(std)}; allowed: above 0, as [[mean x 3], [std x 3]]"
         )
     return Stream(source, tuple(tasks), labels, (torch.tensor(mean), torch.tensor(std)))
+
+
+def _labels_used(source: Source, tasks: Sequence[Task]) -> tuple[np.ndarray, np.ndarray]:
+    """Known labels of the training and of the test images that are in a task."""
+    train = source.train.labels[np.concatenate([task.train for task in tasks])]
+    return train[train >= 0], source.test.labels[np.concatenate([task.test for task in tasks])]
+
+
+def _classes(source: Source, labels: np.ndarray) -> str:
+    return listed([source.class_names[number] for number in np.unique(labels)]) or "none"
+
+
+def _odd_classes(names: Sequence[str], taught: np.ndarray, judged: np.ndarray) -> list[str]:
+    """Lines on classes that only one split has, or whose names look alike."""
+    train, test = set(taught.tolist()), set(judged.tolist())
+    lines = []
+    if only := sorted(test - train):
+        part = f"{np.isin(judged, only).sum()} of {len(judged)} test images, which cannot be classified rightly"
+        lines.append(f"no training image   {listed([repr(names[i]) for i in only])}: {part}")
+    if only := sorted(train - test):
+        lines.append(f"no test image       {listed([repr(names[i]) for i in only])}: trained on, never judged")
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        # ascii() shows what differs where letters look the same, as composed and decomposed umlauts do.
+        alike.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(ascii(name))
+    twins = [" and ".join(group) for group in alike.values() if len(group) > 1]
+    return [*lines, f"names alike         {listed(twins)}: classes of their own"] if twins else lines
 
 
 def _cut(config: Config, source: Source) -> list[Task]:
@@ -110,7 +148,7 @@ def _cut(config: Config, source: Source) -> list[Task]:
 def _domains(wanted: Sequence[str] | None, names: Sequence[str]) -> list[tuple[int, str]]:
     """Numbers and names of the domains in the order of the tasks; by default all, sorted (numbers by their value)."""
     if wanted is None:
-        wanted = sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names)
+        wanted = sort_names(names)
     for name in wanted:
         if name not in names:
             raise ConfigError("stream.domains", f"names {name!r}; allowed: {', '.join(sorted(names))}")

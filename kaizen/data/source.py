@@ -97,6 +97,14 @@ def load_source(
 
 
 def _parse(request: Request) -> Request:
+    found = _resolved(request)
+    for key in ("config", "revision"):
+        if getattr(request, key) is not None and found.kind != "hub":
+            raise ConfigError(f"data.{key}", f"is {getattr(request, key)!r}; allowed for {request.source}: null")
+    return found
+
+
+def _resolved(request: Request) -> Request:
     source = request.source
     known = KNOWN_SOURCES.get(source)
     if known is not None:

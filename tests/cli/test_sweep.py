@@ -93,6 +93,8 @@ def test_names_that_had_to_be_changed_hold_a_hash_which_tells_them_apart(tmp_pat
     mine = names_of(tmp_path, f"{tmp_path}/{{a,b}}/mine.yaml")
     assert len(set(mine)) == 2
     assert all(name.startswith("mine-") for name in mine)
+    sources = names_of(tmp_path, "digits --data.source parquet:{/x/y,/x:y}")
+    assert len(set(sources)) == 2, "two places of data are two runs"
     long = names_of(tmp_path, f"digits --data.train_split {'x' * 400}")[0]
     assert len(long) < 150
 

@@ -213,6 +213,9 @@ def test_hash_follows_what_is_computed_and_nothing_else() -> None:
     base = config_of("digits")
     free = config_of("--run.dir", "x", "--log.every_steps", "3", "--run.keep_checkpoints", "9", "--data.cache_dir", "y")
     assert base.hash() == free.hash()
+    moved = config_of("--data.source", "hub:own/set", "--data.config", "c1", "--data.revision", "v2")
+    assert base.hash() == moved.hash(), "where the data lie is no part of a configuration; their digest is a run's"
+    assert base.hash(places=True) != moved.hash(places=True)
     assert base.hash() != config_of("--run.seed", "1").hash()
 
 

@@ -89,7 +89,6 @@ def test_imagefolder_takes_classes_of_both_splits_from_directories(tmp_path: Pat
     (root / "train" / "empty").mkdir()
     (root / "train" / "hidden").mkdir()
     (root / "train" / "hidden" / ".DS_Store").write_bytes(b"")
-    (root / "train" / "a" / "notes.txt").write_text("no image")
     source = load(tmp_path, f"imagefolder:{root}")
     assert source.class_names == ("a", "b", "c")
     assert sorted(source.train.labels.tolist()) == [0, 0, 1]
@@ -122,14 +121,14 @@ def test_disk_reads_a_saved_dict_with_other_split_names(tmp_path: Path) -> None:
 def test_hub_name_and_columns_of_known_and_other_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def fake(name: str) -> datasets.DatasetDict:
-        asked.append(name)
+    def fake(path: str, **options: str) -> datasets.DatasetDict:
+        asked.append((path, options))
         part = table().rename_columns({"image": "img", "label": "fine_label"})
         return datasets.DatasetDict({"train": part.add_column("coarse_label", [0] * 6), "test": part})
 
     monkeypatch.setattr(datasets, "load_dataset", fake)
-    known, other = load(tmp_path, "cifar100"), load(tmp_path, "hub:some/one")
-    assert asked == ["uoft-cs/cifar100", "some/one"]
+    known, other = load(tmp_path, "cifar100"), load(tmp_path, "hub:some/one", config="c1", revision="v2")
+    assert asked == [("uoft-cs/cifar100", {}), ("some/one", {"name": "c1", "revision": "v2"})]
     assert (known.image_size, other.image_size) == (32, 8)
     assert known.train.labels.tolist() == other.train.labels.tolist() == [0, 1, 2, 0, 1, 2]
 

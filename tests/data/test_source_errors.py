@@ -105,12 +105,9 @@ def test_labels_beyond_the_class_names_name_row_and_value(tmp_path: Path) -> Non
     assert str(error) == "data.label_column: 'label', split 'train', row 1: found 7; allowed: -1 to 2"
 
 
-def test_splits_without_any_label_or_with_other_names(tmp_path: Path) -> None:
+def test_splits_without_any_label(tmp_path: Path) -> None:
     none = table(2, label=([-1, -1], datasets.Value("int64")))
     assert "holds no value but -1" in str(refusal(tmp_path, write_parquet(tmp_path / "data", none, none)))
-    other = table(3, label=([0, 1, 2], datasets.ClassLabel(names=["eel", "dog", "cat"])))
-    datasets.DatasetDict({"train": table(), "test": other}).save_to_disk(tmp_path / "saved")
-    assert "other class names in split 'test'" in str(refusal(tmp_path, f"disk:{tmp_path / 'saved'}"))
 
 
 def test_unreadable_and_missing_images_name_split_and_row(tmp_path: Path) -> None:
@@ -146,13 +143,50 @@ def test_first_image_that_is_no_square_asks_for_a_size(tmp_path: Path) -> None:
 def test_hub_failures_are_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception, said: str
 ) -> None:
-    def fail(name: str) -> None:
+    def fail(name: str, **options: str) -> None:
         raise raised
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
     error = refusal(tmp_path, "cifar100")
     assert error.key == "data.source"
     assert said in str(error)
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "said"),
+    [
+        ({}, "data.config", "is null; allowed, of hub:own/set: c1, c2, as in --data.config c1"),
+        ({"config": "c3"}, "data.config", "is 'c3'; allowed, of hub:own/set: c1, c2, as in --data.config c1"),
+        ({"config": "c2", "test_split": "validation"}, "data.test_split", "the splits of hub:own/set: train, test"),
+    ],
+)
+def test_a_configuration_of_a_hub_source_is_asked_for_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, str], key: str, said: str
+) -> None:
+    root = tmp_path / "own" / "set"
+    for config in ("c1", "c2"):
+        write_parquet(root / config)
+    parts = "[{split: train, path: %s/train*}, {split: test, path: %s/test*}]"
+    files = "".join(f"- {{config_name: {c}, data_files: {parts % (c, c)}}}\n" for c in ("c1", "c2"))
+    (root / "README.md").write_text(f"---\nconfigs:\n{files}---\n")
+    monkeypatch.chdir(tmp_path)  # the library takes OWNER/NAME for a directory where there is one
+    loader = datasets.load_dataset
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **o: loader(*a, **o, cache_dir=str(tmp_path / "kept")))
+    error = refusal(tmp_path, "hub:own/set", **options)
+    assert error.key == key
+    assert said in str(error)
+    assert len(load(tmp_path, "hub:own/set", config="c1").train.labels) == 6
+
+
+def test_configurations_in_an_offline_cache_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "There are multiple 'own/set' configurations in the cache: c1, c2\nPlease specify which one"
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: (_ for _ in ()).throw(ValueError(said)))
+    assert "allowed, of hub:own/set: c1, c2, as" in str(refusal(tmp_path, "hub:own/set"))
+
+
+@pytest.mark.parametrize("key", ["config", "revision"])
+def test_keys_of_the_hub_are_refused_elsewhere(tmp_path: Path, key: str) -> None:
+    assert str(refusal(tmp_path, "digits", **{key: "x"})) == f"data.{key}: is 'x'; allowed for digits: null"
 
 
 def test_cache_directory_that_cannot_be_written(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The cut into tasks: golden splits, and properties of any cut."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kaizen.cli.resolve import resolve
+from kaizen.data.load import Stream, make_stream
+from kaizen.data.store import Source, Split
 from kaizen.data.stream import StreamError, class_stream, cut, data_stream
+from kaizen.errors import ConfigError
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "schedules.json").read_text())["class_splits"]
 
@@ -139,3 +144,31 @@ def test_a_domain_without_a_test_image_that_can_be_judged_is_refused_by_name() -
         cut("domain", np.array([0, 0]), np.array([0, -1]), 1, 1, 0, **arguments, domains=[(0, "real"), (1, "sketch")])
     with pytest.raises(StreamError, match="needs the domain"):
         cut("domain", np.array([0, 0]), np.array([0, -1]), 1, 1, 0, domains=[(0, "real")])
+
+
+# ------------------------------------------------------------------------------------------- what is told of a source
+
+
+def made(names: Sequence[str], train: list[int], test: list[int], **keys: str) -> Stream:
+    splits = [Split(np.zeros((len(labels), 3, 8, 8), np.uint8), np.array(labels), None, "") for labels in (train, test)]
+    source = Source(*splits, tuple(names), (), (0.5,) * 3, (0.5,) * 3, "", notes=("train/metadata.csv",))
+    return make_stream(resolve("digits", {"stream.kind": "joint"} | keys)[1], source)
+
+
+def test_classes_of_one_split_and_names_that_look_alike_are_told() -> None:
+    names = ["cat", "Cat", "caf\u00e9", "cafe\u0301 ", "eel"]
+    said = made(names, [0, 0, 1, 2], [0, 0, 3, 3, 1], **{"stream.tasks": "1"}).describe()
+    assert said[2:] == [
+        f"no training image   {names[3]!r}: 2 of 5 test images, which cannot be classified rightly",
+        f"no test image       {names[2]!r}: trained on, never judged",
+        "names alike         'cat' and 'Cat', 'caf\\xe9' and 'cafe\\u0301 ': classes of their own",
+        "not read            train/metadata.csv",
+    ]
+    assert len(made(["a", "b"], [0, 1], [1, 0]).describe()) == 3
+
+
+def test_a_test_split_that_shares_no_class_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match="data.test_split: is 'test', and none of its classes has a training image: b"
+    ):
+        made(["a", "b"], [0, 0], [1, 1])

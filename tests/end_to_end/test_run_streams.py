@@ -198,8 +198,8 @@ def test_a_total_must_hold_an_image_of_each_group(tiny: list[str]) -> None:
     loaded(tiny, "--replay.total", "14", "--labels.fraction", "0.5", "--replay.policy", "reservoir")
 
 
-@pytest.mark.parametrize("what", ["label", "image", "nothing"])
-def test_a_run_does_not_go_on_with_other_data(
+@pytest.mark.parametrize("what", ["label", "image", "place"])
+def test_a_run_goes_on_from_another_place_but_not_with_other_data(
     what: str, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     labels = [i % 3 for i in range(36)]
@@ -210,6 +210,9 @@ def test_a_run_does_not_go_on_with_other_data(
         labels[7], labels[8] = labels[8], labels[7]
     images = table(36, 1 if what == "image" else 0, label=(labels, LABELS))
     images.to_parquet(tmp_path / "data" / "train-00000.parquet")
-    assert main(arguments) == (0 if what == "nothing" else 2)
+    if what == "place":
+        (tmp_path / "data").rename(tmp_path / "moved")
+        arguments += ["--data.source", f"parquet:{tmp_path / 'moved'}/"]
+    assert main(arguments) == (0 if what == "place" else 2)
     said = capsys.readouterr().err
-    assert ("data.source: " in said and "other images or labels" in said) == (what != "nothing")
+    assert ("data.source: " in said and "other images or labels" in said) == (what != "place")
