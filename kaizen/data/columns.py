@@ -55,7 +55,7 @@ def read_columns(
 
 
 def sort_names(names: Iterable[str]) -> list[str]:
-    """Names in the order of their numbers: that of the alphabet, or by value where all are numbers."""
+    """Different names in their order: by value where all are numbers, else by the alphabet."""
     names = set(names)
     return sorted(names, key=lambda name: (int(name), name)) if all(map(str.isdecimal, names)) else sorted(names)
 
@@ -116,9 +116,7 @@ def _encode(
             raise ConfigError(key, f"{column!r} holds {kind} in {part.where}; allowed: ClassLabel, integers or strings")
     if len(kinds) > 1:
         found = " and ".join(f"{kind} in {part.where}" for kind, part in kinds.items())
-        raise ConfigError(
-            key, f"{column!r} holds {found}; allowed: one of both in all files, as which is which is open"
-        )
+        raise ConfigError(key, f"{column!r} holds {found}; allowed: names in every file, or numbers in every file")
     read = _read_names if "names" in kinds else _read_numbers
     held = [[read(part, column, key, lowest) for part in table.parts] for table in tables]
     every = [names for table in held for _, names in table if names]

@@ -100,14 +100,17 @@ def _class_files(request: Request, root: Path, split: str) -> tuple[list[Path], 
     """Every file of SPLIT/CLASS/; images that lie elsewhere are refused, other files there and empty classes noted."""
     found: list[Path] = []
     unread: list[str] = []
+    known = image_suffixes()
     for place, paths in _walk(root / split):
         level = len(place.relative_to(root / split).parts)
         if level == 1:
+            if place.name.startswith(".") and not any(path.suffix.lower() in known for path in paths):
+                continue  # a tool's own, as .git and .cache are
             found += paths
             unread += [] if paths else [f"{split}/{place.name}/ (no image)"]
             continue
         for path in paths:
-            if level > 1 or path.suffix.lower() in image_suffixes():
+            if level > 1 or path.suffix.lower() in known:
                 allowed = f"is not in {split}/CLASS/; allowed: images only there, and nothing else below it"
                 raise ConfigError("data.source", f"{request.source}: {path} {allowed}")
             path.stat()  # a link to nothing may be meant as a class
@@ -135,7 +138,7 @@ def check_images(request: Request, paths: list[Path]) -> None:
         except UnicodeEncodeError:
             problem = f"{os.fsencode(path)!r} has a name that is not UTF-8; allowed: another name"
             raise ConfigError("data.source", f"{request.source}: {problem}") from None
-        except (UnidentifiedImageError, ValueError, SyntaxError) as error:
+        except (UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
             problem = f"{path} is no image that this Pillow reads; allowed in a class directory: such images only"
             raise ConfigError("data.source", f"{request.source}: {problem}") from error
 

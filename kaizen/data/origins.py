@@ -43,7 +43,7 @@ def open_local(request: Request, files: Files, work: Path) -> tuple[Table, Table
     if opener := openers.get(request.kind):
         train, test = (opener(name, files.splits[name]) for name in request.splits.values())
         return train, test
-    return as_tables(request, _chosen(request, _saved(request)))
+    return as_tables(request, _chosen(request, _saved(request, work)))
 
 
 def _chosen(request: Request, opened: Any) -> tuple[Any, Any]:
@@ -151,10 +151,13 @@ def _digits_content(pair: tuple[Any, Any]) -> list[str]:
     return digests
 
 
-def _saved(request: Request) -> Any:
+def _saved(request: Request, work: Path) -> Any:
     import datasets
 
-    opened = datasets.load_from_disk(request.place)
+    # A link, as the library takes a name with "::" for more than a name.
+    link = work / "saved"
+    link.symlink_to(request.place)
+    opened = datasets.load_from_disk(str(link))
     if not isinstance(opened, datasets.DatasetDict):
         raise ValueError("it is one Dataset without splits; allowed: a DatasetDict that was saved")
     return opened

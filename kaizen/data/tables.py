@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 BATCH_ROWS = 256
@@ -66,7 +67,7 @@ def parquet_table(name: str, files: Sequence[Path], work: Path) -> Table:
             where = f"split {name!r}" + (f", {file.name}" if len(files) > 1 else "")
             parts.append(Part(where, declared_features(schema), partial(_read_column, file)))
             filled.append(file)
-    return Table(name, tuple(parts), partial(_copied_images, filled, work / f"{name}.arrow"))
+    return Table(name, tuple(parts), partial(_copied_images, filled, work))
 
 
 def declared_features(schema: Any) -> dict[str, Any]:
@@ -98,7 +99,7 @@ def _read_column(file: Path, column: str) -> list[Any]:
         return parquet.ParquetFile(opened).read(columns=[column]).column(column).to_pylist()
 
 
-def _copied_images(files: Sequence[Path], place: Path, column: str) -> Any:
+def _copied_images(files: Sequence[Path], work: Path, column: str) -> Any:
     """A column of encoded images of several files as one Dataset, whatever type each of them has for images."""
     import datasets
     import pyarrow as pa
@@ -107,7 +108,7 @@ def _copied_images(files: Sequence[Path], place: Path, column: str) -> Any:
 
     features = datasets.Features({column: datasets.Image(decode=False)})
     # Streams that are opened here, as the libraries take names with "::" or "*" for more than names.
-    with place.open("wb") as sink, ArrowWriter(features=features, stream=sink) as writer:
+    with NamedTemporaryFile(dir=work, delete=False) as sink, ArrowWriter(features=features, stream=sink) as writer:
         for file in files:
             with file.open("rb") as opened:
                 for batch in parquet.ParquetFile(opened).iter_batches(BATCH_ROWS, columns=[column]):
@@ -116,4 +117,4 @@ def _copied_images(files: Sequence[Path], place: Path, column: str) -> Any:
                         images = images.cast(pa.binary())
                     writer.write_table(pa.table({column: images}))
         writer.finalize()
-    return datasets.Dataset.from_file(str(place))
+    return datasets.Dataset.from_file(sink.name)

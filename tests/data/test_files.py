@@ -54,11 +54,17 @@ def test_a_split_is_its_name_and_numbered_parts(tmp_path: Path, name: str, taken
 def test_names_that_a_library_takes_for_patterns_are_names(tmp_path: Path) -> None:
     write_parquet(tmp_path / "plain" / "data")
     folders(tmp_path / "plain" / "pictures", *(f"{split}/std::{c}/0.png" for split in ("train", "test") for c in "ab"))
+    datasets.DatasetDict({"train": table(3), "test": table(3)}).save_to_disk(tmp_path / "plain" / "saved")
     root = (tmp_path / "plain").rename(tmp_path / "a::b [0-9] *?#% {x}")
-    for name in (f"parquet:{root / 'data'}", f"imagefolder:{root / 'pictures'}"):
-        source = load(tmp_path, name, cache_dir=str(root / "cache"))
-        assert len(source.train.labels) == (2 if "pictures" in name else 6)
+    for name, images in (("parquet:{}/data", 6), ("disk:{}/saved", 3), ("imagefolder:{}/pictures", 2)):
+        source = load(tmp_path, name.format(root))
+        assert len(source.train.labels) == images
     assert source.class_names == ("std::a", "std::b")
+
+
+def test_one_split_may_be_both(tmp_path: Path) -> None:
+    source = load(tmp_path, write_parquet(tmp_path / "data"), test_split="train")
+    assert (source.train.images == source.test.images).all()
 
 
 def test_only_columns_in_use_are_read(tmp_path: Path) -> None:
@@ -119,6 +125,8 @@ def test_every_file_of_a_class_becomes_an_image(tmp_path: Path) -> None:
         (tmp_path / "train/a" / left).write_bytes(b"\0")
     (tmp_path / "train/a/@eaDir").mkdir()
     (tmp_path / "train/a/@eaDir/0.png").write_bytes(b"\0")
+    (tmp_path / "train/.git").mkdir()
+    (tmp_path / "train/.git/HEAD").write_text("ref")
     assert counts(load(tmp_path, name)) == kinds
 
 

@@ -169,6 +169,6 @@ def test_classes_of_one_split_and_names_that_look_alike_are_told() -> None:
 
 def test_a_test_split_that_shares_no_class_is_refused() -> None:
     with pytest.raises(
-        ConfigError, match="data.test_split: is 'test', and none of its classes has a training image: b"
+        ConfigError, match=r"data\.test_split: is .test., and none of its classes has a training image: b"
     ):
         made(["a", "b"], [0, 0], [1, 1])
