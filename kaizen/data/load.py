@@ -32,6 +32,7 @@ class Stream:
         """What was found, as lines for the user."""
         train, test = self.source.train.labels, self.source.test.labels
         lines = [f"images              {len(train)} to train, {len(test)} to test, {self.source.num_classes} classes"]
+        lines += self.source.describe()
         used = sum(self.train_sizes)
         if unused := len(train) - used:
             lines.append(f"left out            {unused} training images without a label or domain of the stream")
@@ -62,6 +63,8 @@ def load_stream(config: Config, check: Callable[[], None] = lambda: None) -> Str
         train_split=data.train_split,
         test_split=data.test_split,
         cache_dir=data.cache_dir,
+        background=data.background,
+        broken=data.broken,
         check=check,
     )
     return make_stream(config, source)

@@ -6,16 +6,16 @@ Nothing heavy is imported at the top: the configuration check reads KNOWN_SOURCE
 import difflib
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kaizen.data import cache as caches
 from kaizen.data import origins, store
 from kaizen.data.columns import Pair, read_columns
-from kaizen.data.images import own_size
+from kaizen.data.images import Decoding, own_size
 from kaizen.data.origins import KINDS, Request
 from kaizen.data.store import Source, Split
 from kaizen.errors import ConfigError
@@ -55,6 +55,8 @@ def load_source(
     train_split: str = "train",
     test_split: str = "test",
     cache_dir: str | None = None,
+    background: str = "white",
+    broken: str = "error",
     check: Callable[[], None] = lambda: None,
 ) -> Source:
     """Both splits as uint8 (n, 3, image_size, image_size), decoded once into cache_dir; ConfigError if unusable.
@@ -63,7 +65,8 @@ def load_source(
     """
     columns = (image_column, label_column, domain_column)
     request = _parse(Request(source, "", "", image_size, *columns, train_split, test_split))
-    cache = _cache_folder(cache_dir)
+    decoding = Decoding(background, broken, stamps_files=request.kind in ("parquet", "disk"))
+    cache = caches.cache_folder(cache_dir)
     pair: Pair | None = None
     stamp: list[Any]
     if request.kind in ("digits", "hub"):
@@ -74,12 +77,13 @@ def load_source(
         # so a run that finds its images decoded never opens the data set at all.
         stamp = origins.stamp(request)
     # Where the data lie is left out: a directory that is moved keeps its decoded images.
-    key = [store.FORMAT, stamp, {k: v for k, v in asdict(request).items() if k not in ("source", "place")}]
-    fingerprint = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+    kept = {key: value for key, value in asdict(request).items() if key not in ("source", "place")}
+    key = json.dumps([store.FORMAT, stamp, asdict(decoding), kept])
+    fingerprint = hashlib.sha256(key.encode()).hexdigest()
     found = store.read_entry(cache / fingerprint)
     if found is None:
-        with store.workplace(cache, fingerprint) as work:
-            _build(request, pair or origins.open_pair(request, work), work / "entry", check)
+        with caches.workplace(cache, fingerprint) as work:
+            _build(request, pair or origins.open_pair(request, work), decoding, work / "entry", check)
             store.publish(work / "entry", cache / fingerprint)
         found = store.read_entry(cache / fingerprint)
     if found is None:
@@ -111,18 +115,13 @@ def _parse(request: Request) -> Request:
     raise ConfigError("data.source", f"is {source!r}{hint}; allowed: {names}")
 
 
-def _cache_folder(cache_dir: str | None) -> Path:
-    if cache_dir is not None:
-        return Path(cache_dir).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kaizen"
-
-
-def _build(request: Request, pair: Pair, entry: Path, check: Callable[[], None]) -> None:
+def _build(request: Request, pair: Pair, decoding: Decoding, entry: Path, check: Callable[[], None]) -> None:
     names = (request.train_split, request.test_split)
     for role, name, part in zip(("train", "test"), names, pair, strict=True):
         if len(part) == 0:
             raise ConfigError(f"data.{role}_split", f"is {name!r}, which holds no images")
     columns = (request.image_column, request.label_column, request.domain_column)
     splits, class_names, domain_names = read_columns(pair, names, *columns)
-    size = request.image_size or own_size(splits["train"])
-    store.write_entry(entry, splits, size, class_names, domain_names, check)
+    size = request.image_size or own_size(list(splits.values()), check)
+    about = {"source": request.source, "class_names": class_names, "domain_names": domain_names}
+    store.write_entry(entry, splits, size, decoding, about | {"is_size_found": request.image_size is None}, check)
