@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from kaizen.commands.parser import Parser
-from kaizen.data.cache import cache_folder, clear, clear_unfinished, entries
+from kaizen.data.cache import cache_folder, clear, entries
 from kaizen.errors import ConfigError
 
 USAGE = "python -m kaizen cache [--clear [NAME]] [--data.cache_dir DIR]"
@@ -27,12 +27,12 @@ def main(tokens: Sequence[str]) -> int:
         found = [entry for entry in found if entry.source == wanted or entry.path.name.startswith(wanted)]
         if not found:
             raise ConfigError("--clear", f"is {wanted!r}; allowed: a name or source that the cache command lists")
+    if wanted is not None:
+        found = [entry for entry in found if not entry.is_in_work]
     for entry in found:
         if wanted is not None:
             clear(entry)
         print(f"{entry.path.name[:NAMED]}  {_size(entry.bytes):>9}  {_age(entry.age):>8}  {entry.source or '-'}")
-    if wanted is not None:
-        clear_unfinished(cache)
     print(f"{_size(sum(entry.bytes for entry in found))} {'in' if wanted is None else 'deleted from'} {cache}")
     return 0
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from kaizen.data.store import writing
 from kaizen.errors import ConfigError
+from kaizen.run.places import user_path
 
 STALE_SECONDS = 24 * 3600
 UNFINISHED = ".building-"
@@ -28,19 +29,21 @@ class Entry:
     bytes: int
     age: float
 
+    @property
+    def is_in_work(self) -> bool:
+        """Whether a builder may be at work on it."""
+        return self.path.name.startswith(UNFINISHED) and self.age <= STALE_SECONDS
+
 
 def cache_folder(given: str | None) -> Path:
     """Where decoded images are kept: the directory given, else one in the user's home."""
+    if given is not None:
+        return user_path("data.cache_dir", given).absolute()
     try:
-        if given is not None:
-            return Path(given).expanduser().absolute()
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kaizen"
     except RuntimeError:
-        found = "is not set" if given is None else f"is {given!r}"
-        raise ConfigError(
-            "data.cache_dir",
-            f"{found}, and this user has no home directory; allowed: the path of a directory, as /tmp/kaizen",
-        ) from None
+        problem = "is not set, and this user has no home directory; allowed: the path of a directory, as /tmp/kaizen"
+        raise ConfigError("data.cache_dir", problem) from None
 
 
 @contextmanager
@@ -48,21 +51,15 @@ def workplace(cache: Path, fingerprint: str) -> Iterator[Path]:
     """A fresh directory in the cache to build an entry in, deleted afterwards; those of killed builders go first."""
     with writing(cache):
         cache.mkdir(parents=True, exist_ok=True)
-        clear_unfinished(cache)
+        for left in cache.glob(f"{UNFINISHED}*"):
+            if _age(left) > STALE_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
         work = Path(tempfile.mkdtemp(prefix=f"{UNFINISHED}{fingerprint[:16]}-", dir=cache))
     try:
         yield work
     finally:
         # On NFS a file that is still mapped cannot go; a build a day later takes such rests away.
         shutil.rmtree(work, ignore_errors=True)
-
-
-def clear_unfinished(cache: Path) -> list[Path]:
-    """Delete what killed builders left, of any data set; what changed within a day may be in use and stays."""
-    stale = [left for left in cache.glob(f"{UNFINISHED}*") if _age(left) > STALE_SECONDS]
-    for left in stale:
-        shutil.rmtree(left, ignore_errors=True)
-    return stale
 
 
 def _age(folder: Path) -> float:
@@ -74,16 +71,17 @@ def _age(folder: Path) -> float:
 
 
 def entries(cache: Path) -> list[Entry]:
-    """The data sets in a cache, oldest first, and nothing else that lies there."""
+    """The data sets in a cache and what killed builders left, oldest first, and nothing else that lies there."""
     try:
-        found = [path for path in cache.iterdir() if re.fullmatch("[0-9a-f]{64}", path.name)] if cache.exists() else []
+        paths = list(cache.iterdir()) if cache.exists() else []
     except OSError as error:
         raise ConfigError("data.cache_dir", f"{cache} cannot be read ({error.strerror})") from None
-    return sorted(map(_entry, found), key=lambda entry: -entry.age)
+    found = [_entry(path) for path in paths if re.fullmatch(rf"[0-9a-f]{{64}}|{re.escape(UNFINISHED)}.*", path.name)]
+    return sorted(found, key=lambda entry: -entry.age)
 
 
 def _entry(path: Path) -> Entry:
-    source, size = "", 0
+    source, size = "unfinished" if path.name.startswith(UNFINISHED) else "", 0
     # Others may be clearing the same cache.
     with suppress(OSError):
         size = sum(file.stat().st_size for file in path.rglob("*"))

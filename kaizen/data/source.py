@@ -19,6 +19,7 @@ from kaizen.data.images import Decoding, own_size
 from kaizen.data.origins import KINDS, Request
 from kaizen.data.store import Source, Split
 from kaizen.errors import ConfigError
+from kaizen.run.places import user_path
 
 __all__ = ["KNOWN_SOURCES", "KnownSource", "Source", "Split", "load_source"]
 
@@ -108,7 +109,9 @@ def _parse(request: Request) -> Request:
         allowed = r"[\w.-]+/[\w.-]+" if kind == "hub" else r".+"
         if not re.fullmatch(allowed, place):
             raise ConfigError("data.source", f"is {source!r}; allowed: {KINDS[kind]}")
-        return replace(request, kind=kind, place=place if kind == "hub" else str(Path(place).expanduser().absolute()))
+        return replace(
+            request, kind=kind, place=place if kind == "hub" else str(user_path("data.source", place).absolute())
+        )
     near = difflib.get_close_matches(source, [*KNOWN_SOURCES, *KINDS], n=1)
     hint = f" (did you mean {KINDS.get(near[0], near[0])!r}?)" if near else ""
     names = ", ".join([*KNOWN_SOURCES, *KINDS.values()])

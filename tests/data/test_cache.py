@@ -1,9 +1,7 @@
 """The cache of decoded images as a directory: where it is, what the command lists, what it deletes."""
 
 import os
-import pwd
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,34 +9,19 @@ from small_sources import load, no_hub, write_parquet
 
 from kaizen.commands import COMMANDS, run
 from kaizen.data import cache as caches
-from kaizen.data.source import load_source
-from kaizen.errors import ConfigError
 
 __all__ = ["no_hub"]  # a fixture of every test here
 
 
-@pytest.mark.parametrize("given", [None, "~/cache", "~nobody-of-that-name/cache"])
-def test_a_user_without_a_home_is_asked_for_a_directory(monkeypatch: pytest.MonkeyPatch, given: str | None) -> None:
-    def unknown(user: Any) -> None:
-        raise KeyError(user)
-
-    for name in ("HOME", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(pwd, "getpwuid", unknown)
-    with pytest.raises(ConfigError, match=r"^data.cache_dir: is .*no home directory; allowed: the path of a directory"):
-        load_source("digits", cache_dir=given)
-    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert caches.cache_folder(None) == Path("/x/kaizen")
-
-
 def _cache(tmp_path: Path) -> list[str]:
-    """Two data sets, the older one an hour old, rests of a killed builder, and files of somebody else."""
+    """Two data sets, one three hours old, rests of a killed builder, a builder's folder, and files of somebody else."""
     cache = tmp_path / "cache"
     names = [load(tmp_path, "digits").fingerprint, load(tmp_path, write_parquet(tmp_path / "data")).fingerprint]
     for name, age in ((names[0], 3 * 3600), (".building-f00", 2 * caches.STALE_SECONDS)):
         (cache / name).mkdir(exist_ok=True)
         for path in (*(cache / name).iterdir(), cache / name):
             os.utime(path, (path.stat().st_atime - age, path.stat().st_mtime - age))
+    (cache / ".building-now").mkdir()
     (cache / "mine").mkdir()
     (cache / "notes.txt").write_text("mine")
     return names
@@ -48,11 +31,12 @@ def test_the_command_lists_sizes_ages_and_sources(tmp_path: Path, capsys: pytest
     names, cache = _cache(tmp_path), str(tmp_path / "cache")
     capsys.readouterr()
     assert run(["cache", "--data.cache_dir", cache], COMMANDS) == 0
-    older, newer, total = capsys.readouterr().out.splitlines()
+    left, older, newer, work, total = capsys.readouterr().out.splitlines()
+    assert (left.split()[3:], work.split()[3:]) == (["2", "days", "unfinished"], ["0", "min", "unfinished"])
     assert older.split() == [names[0][:12], "361", "kB", "3", "hours", "digits"]
     assert newer.split()[3:] == ["0", "min", f"parquet:{tmp_path}/data"]
     assert total.endswith(f"kB in {cache}")
-    assert len(list(Path(cache).iterdir())) == 5
+    assert len(list(Path(cache).iterdir())) == 6
     assert run(["cache", "--data.cache_dir", str(tmp_path / "none")], COMMANDS) == 0
     assert capsys.readouterr().out == f"0 B in {tmp_path}/none\n"
     assert not (tmp_path / "none").exists()
@@ -69,7 +53,7 @@ def test_the_command_clears_what_it_lists_and_nothing_else(
     assert run(["cache", "--clear", *wanted, "--data.cache_dir", str(cache)], COMMANDS) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[-1].endswith(f"kB deleted from {cache}")
-    kept = {"mine", "notes.txt", *(names[1:] if by != "all" else [])}
+    kept = {"mine", "notes.txt", ".building-now", *([names[1], ".building-f00"] if by != "all" else [])}
     assert {path.name for path in cache.iterdir()} == kept
     assert np.asarray(held).max() == 255, "a run keeps what it has mapped"
     assert run(["cache", "--clear", "digits", "--data.cache_dir", str(cache)], COMMANDS) == 2
@@ -79,7 +63,7 @@ def test_the_command_clears_what_it_lists_and_nothing_else(
 def test_an_entry_that_cannot_be_read_is_listed_and_cleared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names, cache = _cache(tmp_path), tmp_path / "cache"
     (cache / names[0] / "meta.json").write_text("[1]")
-    assert {entry.source for entry in caches.entries(cache)} == {"", f"parquet:{tmp_path}/data"}
+    assert {entry.source for entry in caches.entries(cache)} == {"", "unfinished", f"parquet:{tmp_path}/data"}
     assert run(["cache", "--clear", names[0], "--data.cache_dir", str(cache)], COMMANDS) == 0
     assert names[0][:12] in capsys.readouterr().out
     assert not (cache / names[0]).exists()
