@@ -16,6 +16,7 @@ COMMANDS = {
     "eval": "evaluate every task's snapshot of a run again",
     "show": "print the resolved configuration of a recipe and the numbers derived from it",
     "report": "compare runs: mean and spread over seeds of every reader and metric, as Markdown and CSV",
+    "cache": "list or clear the cache of decoded images",
     "bench": "measure a training step: images/s, time by part, FLOPs, memory, and beside a plain loop",
     "sweep": "train every run of a sweep file, skip the finished, go on with the broken",
 }

@@ -4,10 +4,10 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 
 from kaizen.cli.resolve import default_directory, parse_arguments, resolve
 from kaizen.errors import ConfigError, KaizenError, Stopped, TrainingFailed
+from kaizen.run.places import user_path
 from kaizen.run.stop import StopRequest, end_with_launcher
 
 USAGE = "accelerate launch -q train.py [RECIPE] [--preset NAME] [--section.key VALUE ...]"
@@ -29,7 +29,7 @@ def main(tokens: Sequence[str]) -> int:
         stop.install()
         arguments = parse_arguments(tokens)
         preset, (recipe, config) = arguments.preset, resolve(*arguments)
-        path = Path(config.run.dir or default_directory(recipe, preset, config.run.seed)).expanduser()
+        path = user_path("run.dir", config.run.dir or default_directory(recipe, preset, config.run.seed))
         stop.watch(path)
         from kaizen.training.trainer import (
             Trainer,  # torch, accelerate and datasets load only for a configuration that holds

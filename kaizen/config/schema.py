@@ -57,14 +57,14 @@ class DataConfig(Section):
     )
     config: Text | None = Field(None, description="of hub sources: configuration of the set; null: its default")
     revision: Text | None = Field(None, description="of hub sources: branch, tag or commit; null: main")
-    image_size: int | None = Field(
-        None, ge=4, le=1024, description="side of the square image in pixels; null: the source's own"
-    )
+    image_size: int | None = Field(None, ge=4, le=1024, description="side of the squares in pixels; null: their own")
     image_column: str | None = Field(None, description="column of the images; null: found by type")
     label_column: str | None = Field(None, description="column of the labels; null: found by type")
     domain_column: str | None = Field(None, description="column of the domains; null: none")
     train_split: str = Field("train", description="split trained on")
     test_split: str = Field("test", description="split evaluated on")
+    background: Literal["white", "black"] = Field("white", description="what is behind transparent images")
+    broken: Literal["error", "skip"] = Field("error", description="images that cannot be read: refused, or left out")
     cache_dir: Text | None = Field(None, description="where decoded images are kept; null: ~/.cache/kaizen")
     normalize: Literal["dataset"] | tuple[tuple[float, float, float], tuple[Positive, Positive, Positive]] = Field(
         "dataset", description="dataset: mean and std of the training images; or [[mean x 3], [std x 3]] for 0..1"

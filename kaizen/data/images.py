@@ -1,20 +1,32 @@
 """Encoded images to uint8 squares: any mode, depth, size and orientation that PIL reads."""
 
-import struct
-from collections.abc import Callable, Iterator
+import errno
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import ValidationError
 
+from kaizen.config.schema import DataConfig
 from kaizen.errors import ConfigError
 
 if TYPE_CHECKING:
     from PIL import Image
 
 CHUNK_BYTES = 1 << 22
-UNREADABLE = (OSError, ValueError, TypeError, SyntaxError, EOFError, struct.error, KeyError)
-"""What PIL raises for broken files: SyntaxError is how its PNG and TIFF readers report them."""
+MOST_ROWS = 1024
+"""Images read at once."""
+THIN = 16
+"""Images longer than this times their breadth are cropped before they are resized, all others afterwards."""
+DEEP_FORMATS = ("PNG", "PPM", "TIFF", "JPEG2000")
+"""Formats whose grey levels of more than 8 bits have a known range; as PIL reads them, 0..65535 (TIFF: as it says)."""
+BITS_PER_SAMPLE, SAMPLE_FORMAT = 258, 339
+"""Tags of TIFF files; a sample may be of format 1, unsigned integers, or 4, unknown."""
 
 
 @dataclass(frozen=True)
@@ -28,21 +40,102 @@ class Undecoded:
     domains: np.ndarray | None
 
 
-def decode_image(row: Any) -> "Image.Image":
-    """One encoded image, {"bytes", "path"} or bytes, as an upright RGB PIL image; alpha is dropped as PIL drops it."""
-    import datasets
+@dataclass(frozen=True)
+class Decoding:
+    """How encoded images become squares.
+
+    background: colour behind transparent pixels. broken: error or skip, for images that cannot be read.
+    stamps_files: whether the files that rows name are watched, because the key of the data does not cover them.
+    """
+
+    background: str = "white"
+    broken: str = "error"
+    stamps_files: bool = False
+
+
+def file_stamp(path: str) -> list[Any]:
+    """Path, size and modification time in nanoseconds of a file; both None where it cannot be seen."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return [path, None, None]
+    return [path, status.st_size, status.st_mtime_ns]
+
+
+def _path_of(row: Any) -> str | None:
+    """The file that a row names."""
+    return row["path"] if isinstance(row, dict) else None
+
+
+def _content_of(row: Any) -> bytes | None:
+    return row["bytes"] if isinstance(row, dict) else row
+
+
+def _open(row: Any) -> "Image.Image":
+    """An encoded image of which only the header is read so far."""
     from PIL import Image
 
-    if row is None:
+    content, path = _content_of(row), _path_of(row)
+    if content is None and path is None:
         raise ValueError("no image in this row")
-    image = datasets.Image().decode_example({"bytes": row, "path": None} if isinstance(row, bytes) else row)
+    if content is None and "://" in str(path) and not os.path.exists(str(path)):
+        import fsspec  # type: ignore[import-untyped]
+
+        with fsspec.open(path, "rb") as file:
+            content = file.read()
+    try:
+        return Image.open(BytesIO(content) if content is not None else str(path))
+    except Image.DecompressionBombError:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise ValueError(f"more than {most // 10**6} million pixels; allowed: fewer, so make it smaller") from None
+
+
+def _check_range(image: "Image.Image") -> None:
+    """Refuse pixels without a fixed range: which level is white would be a guess."""
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(BITS_PER_SAMPLE, (16,))[0] if image.format in DEEP_FORMATS else 8
+    kind = ""
     if image.mode == "F":
-        raise ValueError("floating-point pixels have no fixed range; allowed: 8-bit and 16-bit images")
+        kind = "floating-point"
+    elif image.mode.startswith("I") and bits not in (12, 16):
+        kind = "32-bit" if image.mode == "I" else "signed"
+    elif tags.get(SAMPLE_FORMAT, (1,))[0] not in (1, 4):
+        kind = "signed"
+    if kind:
+        raise ValueError(f"{kind} pixels have no fixed range; allowed: 8-bit and unsigned 16-bit images")
+
+
+def _eight_bits(image: "Image.Image", white: int) -> "Image.Image":
+    """Grey levels 0..white as 0..255, which PIL's own conversion would clip instead."""
+    from PIL import Image
+
+    levels = np.asarray(image).astype(np.int64)
+    grey = Image.fromarray(((levels * 510 + white) // (2 * white)).clip(0, 255).astype(np.uint8))
+    if isinstance(clear := image.info.get("transparency"), int):
+        grey.putalpha(Image.fromarray(np.where(levels == clear, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def decode_image(row: Any, background: str = "white") -> tuple["Image.Image", bool]:
+    """One encoded image, {"bytes", "path"} or bytes, as an upright RGB PIL image, and whether the background shows.
+
+    Opaque images keep their pixels; others are blended on the background.
+    """
+    from PIL import Image, ImageOps
+
+    with _open(row) as image:
+        _check_range(image)
+        image.load()
+    bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))[0]
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):
-        # PIL's own conversion clips at 255; 16-bit grey files open as "I;16" or, in older versions, as "I".
-        levels = np.asarray(image).astype(np.int64).clip(0, 65535)
-        image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
-    return image.convert("RGB")
+        image = _eight_bits(image, 2**bits - 1)
+    if image.mode.endswith("A") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        if image.getchannel("A").getextrema()[0] != 255:
+            ground = Image.new("RGBA", image.size, background)
+            return Image.alpha_composite(ground, image).convert("RGB"), True
+    return image.convert("RGB"), False
 
 
 def square(image: "Image.Image", size: int) -> np.ndarray:
@@ -52,45 +145,106 @@ def square(image: "Image.Image", size: int) -> np.ndarray:
     if image.size != (size, size):
         scale = size / min(image.size)
         width, height = (max(size, round(side * scale)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
         left, top = (width - size) // 2, (height - size) // 2
-        image = image.crop((left, top, left + size, top + size))
+        if max(width, height) > THIN * size:
+            # The same up to rounding, at a cost that does not grow with the longer side.
+            across, down = image.width / width, image.height / height
+            box = (left * across, top * down, (left + size) * across, (top + size) * down)
+            image = image.resize((size, size), Image.Resampling.BICUBIC, box)
+        else:
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+            image = image.crop((left, top, left + size, top + size))
     return np.asarray(image).transpose(2, 0, 1)
 
 
-def _decode_row(split: Undecoded, index: int, row: Any) -> "Image.Image":
-    from PIL import Image
-
-    try:
-        return decode_image(row)
-    except (*UNREADABLE, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ConfigError(
-            "data.source", f"split {split.name!r}, row {index}: image cannot be read ({reason})"
-        ) from error
-
-
-def own_size(split: Undecoded) -> int:
-    """Side of the first image in pixels; ConfigError unless it is a square."""
-    width, height = _decode_row(split, 0, split.rows[0][split.column]).size
-    if width != height:
-        raise ConfigError(
-            "data.image_size",
-            f"is not set and the first image of split {split.name!r} is {width} x {height}; "
-            "allowed without it: square images",
-        )
-    return width
-
-
-def decoded(split: Undecoded, size: int, check: Callable[[], None] = lambda: None) -> Iterator[np.ndarray]:
-    """Chunks uint8 (k, 3, size, size) of a few megabytes, in row order; `check` is called before each."""
+def _chunks(split: Undecoded, rows: int, doing: str, check: Callable[[], None]) -> Iterator[tuple[int, Sequence[Any]]]:
+    """Encoded images, so many at once, with the number of the first; `check` is called before each lot."""
     from tqdm import tqdm
 
     count = len(split.labels)
-    step = min(max(CHUNK_BYTES // (3 * size * size), 1), 1024)
-    with tqdm(total=count, desc=f"decoding {split.name}", unit="img", disable=None, leave=False) as bar:
-        for start in range(0, count, step):
+    with tqdm(total=count, desc=f"{doing} {split.name}", unit="img", disable=None, leave=False) as bar:
+        for start in range(0, count, rows):
             check()
-            rows = split.rows[start : start + step][split.column]
-            yield np.stack([square(_decode_row(split, start + i, row), size) for i, row in enumerate(rows)])
-            bar.update(len(rows))
+            chunk = split.rows[start : start + rows][split.column]
+            yield start, chunk
+            bar.update(len(chunk))
+
+
+def own_size(splits: Sequence[Undecoded], check: Callable[[], None] = lambda: None) -> int:
+    """Side in pixels of images that are squares of one size; ConfigError if they are not, or are too small or large."""
+    sizes: Counter[tuple[int, int]] = Counter()
+    for split in splits:
+        for _, rows in _chunks(split, MOST_ROWS, "measuring", check):
+            for row in rows:
+                with suppress(Exception), _open(row) as image:
+                    sizes[image.size] += 1
+            if len(sizes) > 1:
+                break
+    if not sizes:
+        return 4  # for nothing: no image can be read, as their decoding will say
+    found = ", ".join(f"{count} of {width} x {height}" for (width, height), count in sizes.most_common(5))
+    width, height = next(iter(sizes))
+    if len(sizes) > 1 or width != height:
+        problem = f"is not set, and the images are {found}{' and others' if len(sizes) > 5 else ''}"
+        raise ConfigError("data.image_size", f"{problem}; allowed without it: squares of one size; give it, as 64")
+    try:
+        DataConfig(image_size=width)
+    except ValidationError as error:
+        allowed = error.errors()[0]["msg"].removeprefix("Input should be ")
+        raise ConfigError("data.image_size", f"is not set, and the images are {found}; allowed: {allowed}") from None
+    return width
+
+
+class Decoder:
+    """Decodes the images of a split, and notes what it comes upon.
+
+    Attributes:
+        skipped: why an image is left out, by row.
+        blended: number of images that the background shows through.
+        files: stamps of the files that rows name, where they are watched.
+    """
+
+    def __init__(self, split: Undecoded, size: int, decoding: Decoding) -> None:
+        self.split, self.size, self.decoding = split, size, decoding
+        self.skipped: dict[int, str] = {}
+        self.blended = 0
+        self.files: list[list[Any]] = []
+
+    def chunks(self, check: Callable[[], None] = lambda: None) -> Iterator[np.ndarray]:
+        """Chunks uint8 (k, 3, size, size) of a few megabytes, in row order; `check` is called before each."""
+        rows = min(max(CHUNK_BYTES // (3 * self.size * self.size), 1), MOST_ROWS)
+        for start, chunk in _chunks(self.split, rows, "decoding", check):
+            pixels = [self.decode(start + i, row) for i, row in enumerate(chunk)]
+            if kept := [square for square in pixels if square is not None]:
+                yield np.stack(kept)
+
+    def decode(self, index: int, row: Any) -> np.ndarray | None:
+        """One image as uint8 (3, size, size); None if it is broken and left out.
+
+        Raises:
+            ConfigError: it is broken, and such images are errors, or the file system refuses to read it.
+        """
+        try:
+            if self.decoding.stamps_files and _content_of(row) is None and (path := _path_of(row)) is not None:
+                self._stamp(path)
+            image, is_blended = decode_image(row, self.decoding.background)
+            self.blended += is_blended
+            return square(image, self.size)
+        except MemoryError:
+            raise
+        except Exception as error:  # PIL's readers raise all sorts for broken files
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            where = f", {path}" if (path := _path_of(row)) else ""
+            problem = f"split {self.split.name!r}, row {index}{where}: image cannot be read ({reason})"
+            # A file that is there and is refused may be readable the next time.
+            is_refused = isinstance(error, OSError) and error.errno not in (None, errno.ENOENT)
+            if self.decoding.broken == "error" or is_refused:
+                remedy = "" if is_refused else "; data.broken=skip leaves such images out"
+                raise ConfigError("data.source", problem + remedy) from error
+            self.skipped[index] = problem
+            return None
+
+    def _stamp(self, path: str) -> None:
+        if "://" in path and not os.path.exists(path):
+            raise ValueError("it is elsewhere; allowed: images in the table itself, or paths of files of this machine")
+        self.files.append(file_stamp(path))

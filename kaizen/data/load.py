@@ -35,6 +35,7 @@ class Stream:
         """What was found, as lines for the user."""
         train, test = self.source.train.labels, self.source.test.labels
         lines = [f"images              {len(train)} to train, {len(test)} to test, {self.source.num_classes} classes"]
+        lines += self.source.describe()
         used = sum(self.train_sizes)
         if unused := len(train) - used:
             lines.append(f"left out            {unused} training images without a label or domain of the stream")
@@ -69,6 +70,8 @@ def load_stream(config: Config, check: Callable[[], None] = lambda: None) -> Str
         cache_dir=data.cache_dir,
         config=data.config,
         revision=data.revision,
+        background=data.background,
+        broken=data.broken,
         check=check,
     )
     return make_stream(config, source)

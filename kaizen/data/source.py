@@ -6,19 +6,19 @@ Nothing heavy is imported at the top: the configuration check reads KNOWN_SOURCE
 import difflib
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
+from kaizen.data import cache as caches
 from kaizen.data import origins, store
 from kaizen.data.columns import read_columns
 from kaizen.data.files import KINDS, Request, find_files
-from kaizen.data.images import own_size
+from kaizen.data.images import Decoding, own_size
 from kaizen.data.store import Source, Split
 from kaizen.errors import ConfigError
+from kaizen.run.places import user_path
 
 __all__ = ["KNOWN_SOURCES", "KnownSource", "Source", "Split", "load_source"]
 
@@ -61,6 +61,8 @@ def load_source(
     cache_dir: str | None = None,
     config: str | None = None,
     revision: str | None = None,
+    background: str = "white",
+    broken: str = "error",
     check: Callable[[], None] = lambda: None,
 ) -> Source:
     """Both splits as uint8 (n, 3, image_size, image_size), decoded once into cache_dir; ConfigError if unusable.
@@ -70,7 +72,8 @@ def load_source(
     """
     named = (image_size, image_column, label_column, domain_column, train_split, test_split)
     request = _parse(Request(source, "", "", config, revision, *named))
-    cache = _cache_folder(cache_dir)
+    decoding = Decoding(background, broken, stamps_files=request.kind in ("parquet", "disk"))
+    cache = caches.cache_folder(cache_dir)
     library = request.kind in ("digits", "hub")
     # Stamped by the files and not by the library, whose fingerprints do not follow every change in place; so a run that
     # finds its images decoded never opens the data set at all.
@@ -79,16 +82,19 @@ def load_source(
     content = files.stamp if files else origins.content(request, opened)
     # Where the data lie is left out: a directory that is moved keeps its decoded images.
     kept = {key: value for key, value in asdict(request).items() if key not in PLACE}
-    fingerprint = hashlib.sha256(json.dumps([store.FORMAT, content, kept]).encode()).hexdigest()
+    key = json.dumps([store.FORMAT, content, asdict(decoding), kept])
+    fingerprint = hashlib.sha256(key.encode()).hexdigest()
     found = store.read_entry(cache / fingerprint)
     if found is None:
-        with store.workplace(cache, fingerprint) as work:
+        with caches.workplace(cache, fingerprint) as work:
             with origins.guarded(request):
                 tables = origins.open_local(request, files, work) if files else origins.as_tables(request, opened)
                 columns = (request.image_column, request.label_column, request.domain_column)
                 splits, class_names, domain_names = read_columns(tables, *columns)
-            size = request.image_size or own_size(splits["train"])
-            store.write_entry(work / "entry", splits, size, class_names, domain_names, check)
+            size = request.image_size or own_size(list(splits.values()), check)
+            about: dict[str, Any] = {"source": request.source, "class_names": class_names, "domain_names": domain_names}
+            about["is_size_found"] = request.image_size is None
+            store.write_entry(work / "entry", splits, size, decoding, about, check)
             store.publish(work / "entry", cache / fingerprint)
         found = store.read_entry(cache / fingerprint)
     if found is None:
@@ -121,14 +127,10 @@ def _resolved(request: Request) -> Request:
         allowed = r"[\w.-]+/[\w.-]+" if kind == "hub" else r".+"
         if not re.fullmatch(allowed, place):
             raise ConfigError("data.source", f"is {source!r}; allowed: {KINDS[kind]}")
-        return replace(request, kind=kind, place=place if kind == "hub" else str(Path(place).expanduser().absolute()))
+        return replace(
+            request, kind=kind, place=place if kind == "hub" else str(user_path("data.source", place).absolute())
+        )
     near = difflib.get_close_matches(source, [*KNOWN_SOURCES, *KINDS], n=1)
     hint = f" (did you mean {KINDS.get(near[0], near[0])!r}?)" if near else ""
     names = ", ".join([*KNOWN_SOURCES, *KINDS.values()])
     raise ConfigError("data.source", f"is {source!r}{hint}; allowed: {names}")
-
-
-def _cache_folder(cache_dir: str | None) -> Path:
-    if cache_dir is not None:
-        return Path(cache_dir).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kaizen"

@@ -4,46 +4,50 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from kaizen.data.images import Undecoded, decoded
+from kaizen.data.images import Decoder, Decoding, Undecoded, file_stamp
 from kaizen.errors import ConfigError
 
 FORMAT = 3
 """Version of what lies in an entry; another number is another cache key."""
-STALE_SECONDS = 24 * 3600
 DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError)
 """What reading an entry raises when files are missing, cut short or overwritten."""
+
+
+class Outdated(ValueError):
+    """An entry whose images lie in files that changed since."""
 
 
 @dataclass(frozen=True)
 class Split:
     """One split: images uint8 (n, 3, s, s), read only; labels int64 (n,), -1 = none; domains int64 (n,) or None.
 
-    sha256: of the images' bytes, as they were decoded.
+    sha256: of the images' bytes, as they were decoded. skipped: why images were left out, one text each. blended:
+    number of images that were transparent somewhere.
     """
 
     images: np.ndarray
     labels: np.ndarray
     domains: np.ndarray | None
     sha256: str
+    skipped: tuple[str, ...] = ()
+    blended: int = 0
 
 
 @dataclass(frozen=True)
 class Source:
     """Both splits with their names; mean and std a channel of the training images in 0..1 (std 0 if constant).
 
-    notes: files and directories that lie with the images and were not read.
+    notes: files and directories that lie with the images and were not read. background: colour behind transparent
+    images. is_size_found: the images' side was asked of the images themselves.
     """
 
     train: Split
@@ -54,6 +58,8 @@ class Source:
     std: tuple[float, float, float]
     fingerprint: str
     notes: tuple[str, ...] = ()
+    background: str = "white"
+    is_size_found: bool = False
 
     @property
     def num_classes(self) -> int:
@@ -65,6 +71,18 @@ class Source:
         """Side of the square images in pixels."""
         return int(self.train.images.shape[-1])
 
+    def describe(self) -> list[str]:
+        """What decoding came upon, as lines for the user."""
+        lines = [f"image size          {self.image_size} x {self.image_size}"]
+        lines[0] += " (found in the data)" if self.is_size_found else ""
+        if count := self.train.blended + self.test.blended:
+            lines.append(f"transparent         {count} of the images, on {self.background} ground (data.background)")
+        if skipped := self.train.skipped + self.test.skipped:
+            lines.append(
+                f"left out            {len(skipped)} of the images (data.broken=skip), the first: {skipped[0]}"
+            )
+        return lines
+
     def digest(self) -> str:
         """SHA-256 of names, labels, domains and images, wherever they lie."""
         found = hashlib.sha256(json.dumps([self.class_names, self.domain_names]).encode())
@@ -72,11 +90,14 @@ class Source:
             found.update(f"{split.images.shape} {split.sha256}".encode() + np.ascontiguousarray(split.labels).tobytes())
             if split.domains is not None:
                 found.update(np.ascontiguousarray(split.domains).tobytes())
+            if split.skipped:
+                found.update(f"{len(split.skipped)} left out".encode())
         return found.hexdigest()
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def writing(folder: Path) -> Iterator[None]:
+    """Turns what the file system refuses into a ConfigError."""
     try:
         yield
     except OSError as error:
@@ -84,33 +105,8 @@ def _writing(folder: Path) -> Iterator[None]:
         raise ConfigError("data.cache_dir", f"cannot write {folder}: {reason}; name a directory with room") from error
 
 
-@contextmanager
-def workplace(cache: Path, fingerprint: str) -> Iterator[Path]:
-    """A fresh directory beside the entry to build in, gone afterwards; old ones of killed builders go first."""
-    prefix = f".building-{fingerprint[:16]}-"
-    with _writing(cache):
-        cache.mkdir(parents=True, exist_ok=True)
-        for left in cache.glob(prefix + "*"):
-            if _age(left) > STALE_SECONDS:
-                shutil.rmtree(left, ignore_errors=True)
-        work = Path(tempfile.mkdtemp(prefix=prefix, dir=cache))
-    try:
-        yield work
-    finally:
-        # On NFS a file that is still mapped cannot go; the next build takes such rests away.
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _age(folder: Path) -> float:
-    """Seconds since anything in a directory was written; 0 while it changes under our eyes."""
-    try:
-        return time.time() - max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
-    except OSError:
-        return 0.0
-
-
 def _write_synced(path: Path, content: bytes) -> None:
-    with _writing(path), path.open("wb") as file:
+    with writing(path), path.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -122,21 +118,29 @@ def _npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _write_images(path: Path, split: Undecoded, size: int, check: Callable[[], None]) -> tuple[np.ndarray, str]:
+def _write_images(path: Path, decoder: Decoder, check: Callable[[], None]) -> tuple[np.ndarray, str]:
     """Decode a split into one .npy file; returns the histogram int64 (3, 256) of its levels, and their SHA-256."""
     histogram, digest = np.zeros((3, 256), dtype=np.int64), hashlib.sha256()
-    header = {"descr": "|u1", "fortran_order": False, "shape": (len(split.labels), 3, size, size)}
     # Written in sequence, not through a map: a full disk is then an error here and not a bus error.
-    with _writing(path), path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        for chunk in decoded(split, size, check):
+    with writing(path), path.open("wb") as file:
+        _write_header(file, decoder)
+        for chunk in decoder.chunks(check):
             histogram += np.stack([np.bincount(chunk[:, c].ravel(), minlength=256) for c in range(3)])
             content = chunk.tobytes()
             digest.update(content)
             file.write(content)
+        if decoder.skipped:
+            file.seek(0)
+            _write_header(file, decoder)
         file.flush()
         os.fsync(file.fileno())
     return histogram, digest.hexdigest()
+
+
+def _write_header(file: BinaryIO, decoder: Decoder) -> None:
+    """The head of an .npy file of the images that are not left out; numpy gives it the same length for any number."""
+    shape = (len(decoder.split.labels) - len(decoder.skipped), 3, decoder.size, decoder.size)
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
 
 def _moments(histogram: np.ndarray) -> tuple[list[float], list[float]]:
@@ -156,24 +160,32 @@ def write_entry(
     entry: Path,
     splits: dict[str, Undecoded],
     size: int,
-    class_names: Sequence[str],
-    domain_names: Sequence[str],
+    decoding: Decoding,
+    about: dict[str, Any],
     check: Callable[[], None] = lambda: None,
 ) -> None:
     """Decode splits "train" and "test" into a new directory and make it durable; ConfigError if an image is broken.
 
-    `check` is called every few megabytes, and may raise.
+    `about` are more members of meta.json: source, class_names, domain_names and is_size_found. `check` is called every
+    few megabytes, and may raise.
     """
-    with _writing(entry):
+    with writing(entry):
         entry.mkdir()
-    meta: dict[str, Any] = {"format": FORMAT, "image_size": size, "splits": {}}
-    meta |= {"class_names": list(class_names), "domain_names": list(domain_names)}
+    meta: dict[str, Any] = {"format": FORMAT, **about, "image_size": size, "background": decoding.background}
+    meta |= {"splits": {}, "files": []}
     for name, split in splits.items():
-        histogram, digest = _write_images(entry / f"{name}.images.npy", split, size, check)
-        _write_synced(entry / f"{name}.labels.npy", _npy(split.labels))
+        decoder = Decoder(split, size, decoding)
+        histogram, digest = _write_images(entry / f"{name}.images.npy", decoder, check)
+        count, skipped = len(split.labels) - len(decoder.skipped), list(decoder.skipped.values())
+        if count == 0:
+            raise ConfigError("data.source", f"no image of split {split.name!r} can be read; the first: {skipped[0]}")
+        rows = list(decoder.skipped)
+        _write_synced(entry / f"{name}.labels.npy", _npy(np.delete(split.labels, rows)))
         if split.domains is not None:
-            _write_synced(entry / f"{name}.domains.npy", _npy(split.domains))
-        meta["splits"][name] = {"images": len(split.labels), "domains": split.domains is not None, "sha256": digest}
+            _write_synced(entry / f"{name}.domains.npy", _npy(np.delete(split.domains, rows)))
+        meta["splits"][name] = {"images": count, "domains": split.domains is not None, "sha256": digest}
+        meta["splits"][name] |= {"skipped": skipped, "blended": decoder.blended}
+        meta["files"] += decoder.files
         if name == "train":
             meta["mean"], meta["std"] = _moments(histogram)
     _write_synced(entry / "meta.json", json.dumps(meta, indent=1).encode())
@@ -206,7 +218,7 @@ def publish(entry: Path, final: Path) -> None:
 
 
 def read_entry(entry: Path) -> Source | None:
-    """The stored source, mapped read only; None if there is none or if it is damaged, which is said in one line."""
+    """The stored source, mapped read only; None if there is none, or it is damaged or outdated, said in one line."""
     try:
         if not entry.exists():
             return None
@@ -214,6 +226,9 @@ def read_entry(entry: Path) -> Source | None:
         raise ConfigError("data.cache_dir", f"{entry.parent} cannot be read ({error.strerror})") from None
     try:
         return _read(entry)
+    except Outdated as error:
+        print(f"kaizen: decoded images in {entry} are outdated ({error}); building them again", file=sys.stderr)
+        return None
     except DAMAGED as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         print(f"kaizen: decoded images in {entry} are damaged ({reason}); building them again", file=sys.stderr)
@@ -222,6 +237,9 @@ def read_entry(entry: Path) -> Source | None:
 
 def _read(entry: Path) -> Source:
     meta = json.loads((entry / "meta.json").read_bytes())
+    for stamp in meta["files"]:
+        if file_stamp(stamp[0]) != stamp:
+            raise Outdated(f"{stamp[0]} has changed")
     mean, std = ((float(red), float(green), float(blue)) for red, green, blue in (meta["mean"], meta["std"]))
     return Source(
         train=_read_split(entry, "train", meta),
@@ -231,22 +249,25 @@ def _read(entry: Path) -> Source:
         mean=mean,
         std=std,
         fingerprint=entry.name,
+        background=str(meta["background"]),
+        is_size_found=bool(meta["is_size_found"]),
     )
 
 
 def _read_split(entry: Path, name: str, meta: dict[str, Any]) -> Split:
-    count, size = meta["splits"][name]["images"], meta["image_size"]
+    about = meta["splits"][name]
+    count, size = about["images"], meta["image_size"]
     images = _read_array(entry / f"{name}.images.npy", (count, 3, size, size), np.uint8)
     # Labels are small and used everywhere: plain arrays, so that torch.from_numpy takes them without a warning.
     labels = np.array(_read_array(entry / f"{name}.labels.npy", (count,), np.int64))
     if labels.min() < -1 or labels.max() >= len(meta["class_names"]):
         raise ValueError(f"{name}.labels.npy holds labels out of range")
     domains = None
-    if meta["splits"][name]["domains"]:
+    if about["domains"]:
         domains = np.array(_read_array(entry / f"{name}.domains.npy", (count,), np.int64))
         if domains.min() < 0 or domains.max() >= len(meta["domain_names"]):
             raise ValueError(f"{name}.domains.npy holds domains out of range")
-    return Split(images, labels, domains, str(meta["splits"][name]["sha256"]))
+    return Split(images, labels, domains, str(about["sha256"]), tuple(about["skipped"]), int(about["blended"]))
 
 
 def _read_array(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:

@@ -7,8 +7,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from PIL import Image
-from small_sources import encoded, load, load_images, no_hub, picture, refusal, table, write_parquet
+from small_sources import encoded, load, no_hub, picture, refusal, table, write_parquet
 
 from kaizen.data import images as images_module
 from kaizen.data.source import KNOWN_SOURCES
@@ -149,38 +148,3 @@ def test_domains_and_labels_as_strings_integers_and_nulls(tmp_path: Path) -> Non
     assert source.test.domains is not None
     assert source.test.domains.tolist() == [0, 1]
     assert source.num_classes == 4
-
-
-# ----------------------------------------------------------------------------------------------- how it is decoded
-
-
-def test_grey_palette_alpha_and_16_bit_become_rgb(tmp_path: Path) -> None:
-    grey, alpha = picture(0, mode="L"), picture(1, mode="RGBA")
-    palette = picture(2).quantize(16)
-    deep = np.random.default_rng(3).integers(0, 65536, (8, 8), dtype=np.uint16)
-    deep[0, 0], deep[0, 1] = 0, 65535
-    rows = [encoded(image) for image in (grey, alpha, palette, Image.fromarray(deep))]
-    rows.append(encoded(Image.fromarray(deep.astype(np.int32)), "TIFF"))
-    images = load_images(tmp_path, rows).train.images
-    for index, image in enumerate((grey, alpha, palette)):
-        assert np.array_equal(images[index], np.asarray(image.convert("RGB")).transpose(2, 0, 1))
-    scaled = np.floor(deep / 257 + 0.5).astype(np.uint8)
-    assert np.array_equal(images[3], np.stack([scaled] * 3))
-    assert np.array_equal(images[4], images[3])
-
-
-def test_other_sizes_are_resized_by_the_shorter_side_and_cropped(tmp_path: Path) -> None:
-    rows = [encoded(picture(0, (8, 8))), encoded(picture(1, (40, 21))), encoded(picture(2, (5, 9)))]
-    images = load_images(tmp_path, rows).train.images
-    wide = picture(1, (40, 21)).resize((15, 8), Image.Resampling.BICUBIC).crop((3, 0, 11, 8))
-    tall = picture(2, (5, 9)).resize((8, 14), Image.Resampling.BICUBIC).crop((0, 3, 8, 11))
-    assert np.array_equal(images[1], np.asarray(wide).transpose(2, 0, 1))
-    assert np.array_equal(images[2], np.asarray(tall).transpose(2, 0, 1))
-    assert load_images(tmp_path, rows, image_size=12).image_size == 12
-
-
-def test_orientation_in_exif_is_applied(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[Image.ExifTags.Base.Orientation] = 6
-    images = load_images(tmp_path, [encoded(picture(0), exif=exif)]).train.images
-    assert np.array_equal(images[0], np.asarray(picture(0).rotate(-90)).transpose(2, 0, 1))

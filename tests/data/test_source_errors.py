@@ -117,7 +117,7 @@ def test_unreadable_and_missing_images_name_split_and_row(tmp_path: Path) -> Non
     broken[37:41] = b"\xff\xff\xff\xff"
     for bad in (None, {"bytes": b"junk", "path": None}, {"bytes": whole["bytes"][:300], "path": None}, float_image):
         train = table(3, image=([whole, whole, bad], datasets.Image()))
-        error = refusal(tmp_path, write_parquet(tmp_path / "data", train))
+        error = refusal(tmp_path, write_parquet(tmp_path / "data", train), image_size=8)
         assert error.key == "data.source"
         assert "split 'train', row 2: image cannot be read" in str(error)
 

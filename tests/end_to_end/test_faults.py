@@ -2,6 +2,7 @@
 
 import json
 import os
+import pwd
 import resource
 import shutil
 import subprocess
@@ -100,6 +101,38 @@ def test_who_was_taken_over_writes_nothing_more(
     assert "was taken over by another process" in capsys.readouterr().err
     assert status_of(run) == {"state": "theirs"}
     assert json.loads((run / ".lock").read_text()) == {"token": "theirs"}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "data.cache_dir: is not set, and this user has no home directory; allowed: the path of a directory, as "),
+        ({"data.cache_dir": "~/cache"}, "data.cache_dir: is '~/cache', but there is no such home directory; allowed: "),
+        (
+            {"data.source": "parquet:~nobody.of/x"},
+            "data.source: is '~nobody.of/x', but there is no such home directory",
+        ),
+        ({"run.dir": "~/run"}, "run.dir: is '~/run', but there is no such home directory; allowed: a path without ~"),
+    ],
+)
+def test_a_user_without_a_home_is_asked_for_a_directory(
+    given: dict[str, str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def unknown(user: Any) -> None:
+        raise KeyError(user)
+
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    keys = {"run.dir": str(tmp_path / "run"), **given}
+    assert main(["digits", *(token for key, value in keys.items() for token in (f"--{key}", value))]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {said}")
+    assert error.count("\n") == 1
 
 
 def test_a_run_that_began_in_between_is_not_overwritten(tiny: list[str]) -> None:

@@ -1,0 +1,99 @@
+"""The cache of decoded images as a directory: where it is, what is in it, and how it is cleared."""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from kaizen.data.store import writing
+from kaizen.errors import ConfigError
+from kaizen.run.places import user_path
+
+STALE_SECONDS = 24 * 3600
+UNFINISHED = ".building-"
+"""How the names of directories begin in which an entry is built, or deleted."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One data set in the cache: its source as it was first given ("" if unknown), bytes, and seconds since written."""
+
+    path: Path
+    source: str
+    bytes: int
+    age: float
+
+    @property
+    def is_in_work(self) -> bool:
+        """Whether a builder may be at work on it."""
+        return self.path.name.startswith(UNFINISHED) and self.age <= STALE_SECONDS
+
+
+def cache_folder(given: str | None) -> Path:
+    """Where decoded images are kept: the directory given, else one in the user's home."""
+    if given is not None:
+        return user_path("data.cache_dir", given).absolute()
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kaizen"
+    except RuntimeError:
+        problem = "is not set, and this user has no home directory; allowed: the path of a directory, as /tmp/kaizen"
+        raise ConfigError("data.cache_dir", problem) from None
+
+
+@contextmanager
+def workplace(cache: Path, fingerprint: str) -> Iterator[Path]:
+    """A fresh directory in the cache to build an entry in, deleted afterwards; those of killed builders go first."""
+    with writing(cache):
+        cache.mkdir(parents=True, exist_ok=True)
+        for left in cache.glob(f"{UNFINISHED}*"):
+            if _age(left) > STALE_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
+        work = Path(tempfile.mkdtemp(prefix=f"{UNFINISHED}{fingerprint[:16]}-", dir=cache))
+    try:
+        yield work
+    finally:
+        # On NFS a file that is still mapped cannot go; a build a day later takes such rests away.
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _age(folder: Path) -> float:
+    """Seconds since anything in a directory was written; 0 while it changes under our eyes."""
+    try:
+        return time.time() - max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+    except OSError:
+        return 0.0
+
+
+def entries(cache: Path) -> list[Entry]:
+    """The data sets in a cache and what killed builders left, oldest first, and nothing else that lies there."""
+    try:
+        paths = list(cache.iterdir()) if cache.exists() else []
+    except OSError as error:
+        raise ConfigError("data.cache_dir", f"{cache} cannot be read ({error.strerror})") from None
+    found = [_entry(path) for path in paths if re.fullmatch(rf"[0-9a-f]{{64}}|{re.escape(UNFINISHED)}.*", path.name)]
+    return sorted(found, key=lambda entry: -entry.age)
+
+
+def _entry(path: Path) -> Entry:
+    source, size = "unfinished" if path.name.startswith(UNFINISHED) else "", 0
+    # Others may be clearing the same cache.
+    with suppress(OSError):
+        size = sum(file.stat().st_size for file in path.rglob("*"))
+    with suppress(OSError, ValueError, AttributeError):
+        source = str(json.loads((path / "meta.json").read_bytes()).get("source", ""))
+    return Entry(path, source, size, _age(path))
+
+
+def clear(entry: Entry) -> None:
+    """Delete a data set from the cache; runs that use it keep what they have mapped."""
+    with writing(entry.path.parent):
+        # Under another name first: what is half deleted is then no damaged entry but a rest.
+        work = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=entry.path.parent))
+        entry.path.rename(work / "entry")
+    shutil.rmtree(work, ignore_errors=True)
