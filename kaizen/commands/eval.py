@@ -1,46 +1,76 @@
 """`python -m kaizen eval RUN`: every task's snapshot of a run evaluated again, into its results.json."""
 
+import argparse
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 from kaizen.cli.resolve import resolve
-from kaizen.config.schema import Config, Reader, read_header
+from kaizen.commands.parser import Parser
+from kaizen.config.schema import Config, DataConfig, Reader, read_header
 from kaizen.errors import ConfigError
+from kaizen.evaluation.schema import DAMAGED, provenance, read_results
 
-HELP = f"""usage: python -m kaizen eval RUN [--readers READER,...]
+if TYPE_CHECKING:
+    from kaizen.data.load import Stream
 
-Evaluate the untrained network and every task's snapshot of the run directory RUN again, rewrite RUN/results.json and
-print the table. Nothing else in RUN is touched.
+USAGE = "python -m kaizen eval RUN [--readers READER,...] [--data.source SOURCE] [--other-data NAME]"
+ABOUT = """Evaluate the untrained network and every task's snapshot of the run directory RUN again, rewrite
+RUN/results.json and print the table. Nothing else in RUN is touched. The images, labels and class names must be those
+that the run was trained on, wherever they lie."""
+CLOSING = """A run that is still training rewrites results.json after each task from what it has measured itself, so
+evaluate further readers when it has ended.
 
-  --readers  what reads the features: {", ".join(get_args(Reader))} [eval.readers of RUN/config.yaml]
-             Readers that are not named keep the rows that results.json has of them.
+  python -m kaizen eval runs/digits-seed0 --readers knn,linear_probe_all
+  python -m kaizen eval RUN --data.source parquet:/new/place          # the same data at another place
+  python -m kaizen eval RUN --data.source parquet:/corrupted --other-data corrupted"""
+PLACES = [f"data.{name}" for name in DataConfig.model_fields if name != "normalize"]
+"""Keys that say where the data lie and how they are read; what a run normalises by is its own."""
 
-A run that is still going on rewrites results.json after each task from what it has measured itself: what this command
-adds for readers that the run does not have is then gone, so evaluate those when the run has ended."""
+
+class Request(NamedTuple):
+    """What the command line asks for: readers, None for those of the configuration, and keys of the data."""
+
+    path: Path
+    readers: tuple[str, ...] | None
+    places: dict[str, str]
+    other: str | None
 
 
 def main(tokens: Sequence[str]) -> int:
     """Evaluate a run again; results.json is read, changed and replaced at the end, in one moment.
 
-    A training process that replaces it later does so without our rows (see HELP); if ours is the later, the row of a
+    A training process that replaces it later does so without our rows (see CLOSING); if ours is the later, the row of a
     task that ended meanwhile may be missing until the run goes on or is evaluated again. The file is whole at any time.
 
     Raises:
-        ConfigError: RUN is no run, a reader is unknown, or a snapshot is damaged.
+        ConfigError: RUN is no run, a reader is unknown, a snapshot is damaged, or the data are not those of the run.
     """
+    parser = Parser(USAGE, ABOUT, CLOSING)
+    known = ", ".join(get_args(Reader))
+    parser.add_argument("run", metavar="RUN", help="a run directory")
+    parser.add_argument(
+        "--readers", type=_readers, metavar="R,...", help=f"{known} [the run's own]; rows of those not named are kept"
+    )
+    parser.add_argument(
+        "--other-data", type=_name, metavar="NAME", help="evaluate on other data than the run's, into results-NAME.json"
+    )
+    for key in PLACES:
+        parser.add_argument(f"--{key}", metavar=key.rpartition(".")[2].upper(), help="as for train.py [the run's own]")
     if {"-h", "--help"} & set(tokens):
-        print(HELP)
+        print(parser.format_help(), end="")
         return 0
-    path, readers = _parsed(tokens)
-    _evaluate(path, *_configuration(path, readers))
+    given = vars(parser.parse_args(tokens))
+    places = {key: given[key] for key in PLACES if given[key] is not None}
+    _evaluate(Request(Path(given["run"]).expanduser(), given["readers"], places, given["other_data"]))
     return 0
 
 
-def _evaluate(path: Path, described: dict[str, str | None], config: Config) -> None:
+def _evaluate(request: Request) -> None:
+    described, own, config = _configurations(request)
     # torch loads only for a run and readers that hold
-    from kaizen.data.load import load_stream
     from kaizen.evaluation.evaluator import Evaluator
     from kaizen.evaluation.results import Results
     from kaizen.evaluation.table import print_results
@@ -48,21 +78,24 @@ def _evaluate(path: Path, described: dict[str, str | None], config: Config) -> N
     from kaizen.run.directory import RunDirectory
     from kaizen.training.plan import make_plan
 
-    parallel, readers = Parallel(), config.eval.readers
-    directory = RunDirectory(path, config, parallel)
+    path, other, parallel, readers = request.path, request.other, Parallel(), config.eval.readers
+    directory = RunDirectory(path, own, parallel)
     done = directory.tasks_done()
-    stream = parallel.main_first(lambda: load_stream(config))
+    stream = parallel.main_first(lambda: _load(path, config, other))
+    if other is None and "data" not in provenance(path):
+        parallel.announce(f"note: {path / 'environment.json'} names no data, so they were not compared")
+    file = path / ("results.json" if other is None else f"results-{other}.json")
 
-    def read_results() -> Results:
-        return Results(path / "results.json", described, config.stream.kind, stream.tasks)
+    def results_so_far() -> Results:
+        return Results(file, described, config, stream)
 
-    read_results()  # a file that cannot be read ends the command here and not after the work
+    results_so_far()  # a file that cannot be read ends the command here and not after the work
     evaluator, rows, seconds = Evaluator(config, stream, parallel), [], []
     for task in range(-1, done):
         began = time.perf_counter()
         rows.append(evaluator.row(evaluator.network(path, task), task, readers))
         seconds.append(time.perf_counter() - began)
-    results, world = read_results(), directory.world_size(done - 1) if done else parallel.world
+    results, world = results_so_far(), directory.world_size(done - 1) if done else parallel.world
     plan = make_plan(config, stream.train_sizes, world)
     results.forget(readers)
     for task, (row, spent) in enumerate(zip(rows, seconds, strict=True), start=-1):
@@ -72,41 +105,70 @@ def _evaluate(path: Path, described: dict[str, str | None], config: Config) -> N
             results.add_seconds(task, images=part.batch * part.steps, trained=trained, evaluated=spent)
     parallel.on_main(lambda: results.write(world=world, peak_memory=parallel.peak_memory()))
     parallel.on_main(lambda: print_results(results.content))
+    parallel.announce(f"results             {file}")
     parallel.close()
 
 
-def _parsed(tokens: Sequence[str]) -> tuple[Path, tuple[str, ...] | None]:
-    """RUN and the readers named, None for those of its configuration."""
-    paths, readers, rest = [], None, list(tokens)
-    while rest:
-        token = rest.pop(0)
-        option, given, value = token.partition("=")
-        if option == "--readers":
-            if not given and not rest:
-                raise ConfigError("--readers", f"needs a value; allowed: {', '.join(get_args(Reader))}")
-            readers = tuple((value if given else rest.pop(0)).split(","))
-        elif token.startswith("-"):
-            raise ConfigError(token, "is no option; allowed: --readers (see --help)")
-        else:
-            paths.append(token)
-    if len(paths) != 1:
-        raise ConfigError("RUN", f"is {paths}; allowed: one run directory")
-    for reader in readers or ():
-        if reader not in get_args(Reader) or (readers or ()).count(reader) > 1:
-            allowed = f"{', '.join(get_args(Reader))}, each once, separated by commas"
-            raise ConfigError("--readers", f"is {','.join(readers or ())!r}; allowed: {allowed}")
-    return Path(paths[0]).expanduser(), readers
+def _load(path: Path, config: Config, other: str | None) -> "Stream":
+    """The run's own data, wherever they lie, or others of the same classes.
+
+    Raises:
+        ConfigError: they are not there, or are not what was asked for.
+    """
+    from kaizen.data.load import load_stream
+    from kaizen.data.stream import task_name
+
+    try:
+        stream = load_stream(config)
+    except ConfigError as error:
+        if error.key != "data.source":
+            raise
+        hint = "; --data.source SOURCE names the place where the data lie now"
+        raise ConfigError(error.key, error.problem + hint) from None
+    trained, source = provenance(path).get("data"), stream.source
+    if other is None and trained not in (None, source.digest()):
+        problem = f"{config.data.source} holds other images or labels than {path} was trained on"
+        remedy = "--data.source SOURCE with those, or --other-data NAME, which writes results-NAME.json"
+        raise ConfigError("data.source", f"{problem}; allowed: {remedy}")
+    if other is not None and (file := path / "results.json").is_file():
+        try:
+            names = read_results(file).get("class_names") or source.class_names
+        except DAMAGED as error:
+            raise ConfigError(str(file), f"cannot be read ({type(error).__name__}: {error})") from None
+        if list(names) != list(source.class_names):
+            found, wanted = task_name(source.class_names), task_name(names)
+            problem = f"{config.data.source} has the classes {found}, the run {wanted}"
+            raise ConfigError("data.source", f"{problem}; allowed: data with the classes of the run, in that order")
+    return stream
 
 
-def _configuration(path: Path, readers: tuple[str, ...] | None) -> tuple[dict[str, str | None], Config]:
-    """What results.json tells of a run's origin, and its configuration, with these readers."""
-    file = path / "config.yaml"
+def _configurations(request: Request) -> tuple[dict[str, str | None], Config, Config]:
+    """What results.json tells of a run's origin, its configuration, and the one to evaluate by."""
+    path, file = request.path, request.path / "config.yaml"
     if not file.is_file():
         raise ConfigError("RUN", f"is '{path}', which holds no run (no config.yaml); allowed: a run directory")
-    name, config = resolve(str(file), {})
-    recipe, preset = read_header(file.read_text())
-    evaluation = config.eval if readers is None else config.eval.model_copy(update={"readers": readers})
+    name, own = resolve(str(file), {})
+    recipe, preset = read_header(file.read_text(encoding="utf-8"))
+    described = {"recipe": recipe or name, "preset": preset, "config_hash": own.hash()}
     # Whatever the run was started with, it is there now.
-    changed = {"run": config.run.model_copy(update={"resume": "must"}), "eval": evaluation}
-    described = {"recipe": recipe or name, "preset": preset, "config_hash": config.hash()}
-    return described, config.model_copy(update=changed)
+    own = own.model_copy(update={"run": own.run.model_copy(update={"resume": "must"})})
+    data = resolve(str(file), request.places)[1].data if request.places else own.data
+    readers = own.eval.readers if request.readers is None else request.readers
+    evaluation = own.eval.model_copy(update={"readers": readers})
+    return described, own, own.model_copy(update={"data": data, "eval": evaluation})
+
+
+def _readers(text: str) -> tuple[str, ...]:
+    """Readers from `a,b` or `[a,b]`."""
+    found = tuple(name.strip() for name in text.strip("[]").split(","))
+    if not set(found) <= set(get_args(Reader)) or len(set(found)) < len(found):
+        allowed = f"{', '.join(get_args(Reader))}, each once, separated by commas, as knn,classifier"
+        raise argparse.ArgumentTypeError(f"is {text!r}; allowed: {allowed}")
+    return found
+
+
+def _name(text: str) -> str:
+    """A name that can be part of a file's name."""
+    if not re.fullmatch(r"\w[\w.-]*", text):
+        raise argparse.ArgumentTypeError(f"is {text!r}; allowed: letters, digits, '_', '-' and '.', as corrupted")
+    return text

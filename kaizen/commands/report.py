@@ -1,6 +1,5 @@
 """`python -m kaizen report RUN ...`: runs compared, mean and spread over seeds, on the terminal and in files."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,14 +23,17 @@ from kaizen.evaluation.report import (
     sheets,
     summarise_groups,
 )
+from kaizen.evaluation.schema import DAMAGED, provenance, read_results
 from kaizen.run.checkpoint import write_text
 
 WIDTH = 240
 """Characters of a line where there is no terminal."""
-ABOUT = """Compare runs. Those whose configurations are equal but for run.seed and keys that decide nothing are a group,
-named after recipe, preset and the keys by which groups of that name differ. For every reader and metric: mean,
-standard deviation (ddof 1) and number of seeds, with each metric's definition."""
-CLOSING = """Metrics of unfinished runs, and those that one task leaves undefined, are empty and not counted.
+ABOUT = """Compare runs. Those that differ only in run.seed and in keys that decide nothing are a group, named after
+recipe, preset and the keys by which groups of that name differ. Runs of other data (by their digest, wherever they
+lie), mixed precision or gradient accumulation are another group, which its name shows. For every reader and metric:
+mean, standard deviation (ddof 1) and number of seeds, with each metric's definition."""
+CLOSING = """Metrics that are undefined are empty and not counted: those of unfinished runs, some of runs with one task,
+and the forward transfer of readers that cannot name a class before they are taught it.
 report.csv holds fractions in full precision; report.md and the terminal show per cent.
 
   python -m kaizen report runs/sweep --baseline cassle-replay      # each group against its recipe's cassle-replay"""
@@ -87,17 +89,18 @@ def read_run(path: Path) -> RunRecord:
     """
     file = path / "config.yaml"
     try:
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8")
         config = flatten(parse_yaml(text))
         if type(config[SEED]) is not int:
             raise ValueError(f"{SEED} is {config[SEED]!r}")
         file = path / "results.json"
-        results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else _header(text)
+        results = read_results(file) if file.exists() else _header(text)
         readers = results["readers"]
         if not all(isinstance(reader, dict) for reader in readers.values()):
             raise ValueError("a reader holds no metrics")
-        return RunRecord(str(path), str(results["recipe"]), results.get("preset"), config, readers)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        origin = str(results["recipe"]), results.get("preset")
+        return RunRecord(str(path), *origin, config, readers, provenance(path))
+    except DAMAGED as error:
         raise ConfigError(str(file), f"cannot be read ({type(error).__name__}: {error})") from None
 
 

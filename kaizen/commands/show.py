@@ -23,32 +23,36 @@ def main(tokens: Sequence[str]) -> int:
     print(f"{header(recipe, arguments.preset)}# config hash: {config.hash()}")
     print(dump_yaml(config.model_dump(mode="json")), end="")
     try:
-        sizes = _train_sizes(config)
+        sizes, found = _train_sizes(config)
     except ConfigError as error:
         # The configuration holds all the same, and the data may well be elsewhere.
         if error.key != "data.source" or config.data.source not in KNOWN_SOURCES:
             raise
         print(f"# numbers derived from the data are missing: {error}")
         return 0
-    for line in describe(config, make_plan(config, sizes, 1), 1):
+    for line in (*found, *describe(config, make_plan(config, sizes, 1), 1)):
         print(f"# {line}")
     return 0
 
 
-def _train_sizes(config: Config) -> list[int]:
-    """Training images of each task; known sources with equal classes need no data for it."""
+def _train_sizes(config: Config) -> tuple[list[int], list[str]]:
+    """Training images of each task, and lines on what was found, classes among it.
+
+    Known sources with equal classes need no data for the sizes, and have no lines.
+    """
     known = KNOWN_SOURCES.get(config.data.source)
     if known is not None and config.data.train_split == "train":
         if config.stream.kind == "joint":
-            return [known.train_images]
+            return [known.train_images], []
         from kaizen.data.stream import class_stream, data_stream
 
         if config.stream.kind == "data" and config.stream.tasks <= known.train_images:
             parts = data_stream(known.train_images, config.stream.tasks, config.stream.seed, split=0)
-            return [len(part) for part in parts]
+            return [len(part) for part in parts], []
         if config.stream.kind == "class" and known.train_images % known.classes == 0:
             cuts = class_stream(known.classes, config.stream.tasks, config.stream.seed)
-            return [len(cut) * known.train_images // known.classes for cut in cuts]
+            return [len(cut) * known.train_images // known.classes for cut in cuts], []
     from kaizen.data.load import load_stream
 
-    return load_stream(config).train_sizes
+    stream = load_stream(config)
+    return stream.train_sizes, stream.describe()

@@ -40,6 +40,9 @@ class Stream:
         if unused := len(train) - used:
             lines.append(f"left out            {unused} training images without a label or domain of the stream")
         lines.append(f"labels              {(self.labels >= 0).sum()} of {used} training images have theirs")
+        names = [f"{number}: {task.name}" for number, task in enumerate(self.tasks[:10])]
+        more = f"; ... ({len(self.tasks)} tasks)" if len(self.tasks) > len(names) else ""
+        lines.append(f"names of tasks      {'; '.join(names)}{more}")
         lines += _odd_classes(self.source.class_names, *_labels_used(self.source, self.tasks))
         return lines + ([f"not read            {listed(self.source.notes)}"] if self.source.notes else [])
 
@@ -143,6 +146,7 @@ def _cut(config: Config, source: Source) -> list[Task]:
             train_domains=train.domains,
             test_domains=test.domains,
             domains=_domains(stream.domains, source.domain_names) if is_domain else (),
+            class_names=source.class_names,
         )
     except StreamError as error:
         raise ConfigError("stream.domains" if is_domain else "stream.tasks", str(error)) from None

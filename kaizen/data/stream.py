@@ -23,6 +23,11 @@ class Task:
     test: np.ndarray
 
 
+def task_name(names: Sequence[str]) -> str:
+    """The name of a task that brings these classes: up to five, or two and their number, as `cat, dog, ... (20)`."""
+    return ", ".join(names if len(names) <= 5 else [*names[:2], f"... ({len(names)})"])
+
+
 def class_stream(num_classes: int, tasks: int, seed: int) -> list[list[int]]:
     """Classes of each task: a seeded permutation of all classes, cut by torch.tensor_split.
 
@@ -63,6 +68,7 @@ def cut(
     train_domains: np.ndarray | None = None,
     test_domains: np.ndarray | None = None,
     domains: Sequence[tuple[int, str]] = (),
+    class_names: Sequence[str] = (),
 ) -> list[Task]:
     """Tasks of a stream; test images without a label cannot be judged and belong to no task.
 
@@ -73,6 +79,7 @@ def cut(
         classes, tasks, seed: see `class_stream` and `data_stream`; domain and joint streams need no number of tasks.
         train_domains, test_domains: int64 (n,), for a domain stream.
         domains: numbers and names of the domains, in the order of the tasks; images of others belong to no task.
+        class_names: names of the classes, which tasks of a class stream are named by; none: their numbers.
 
     Raises:
         StreamError: a cut that is not possible, or a task without an image to train on or to test on.
@@ -84,7 +91,8 @@ def cut(
         made = []
         for chosen in class_stream(classes, tasks, seed):
             train, test = (np.flatnonzero(np.isin(labels, chosen)) for labels in (train_labels, test_labels))
-            made.append(Task(f"classes {', '.join(map(str, chosen))}", tuple(chosen), train, test))
+            names = [class_names[c] if class_names else f"class {c}" for c in chosen]
+            made.append(Task(task_name(names), tuple(chosen), train, test))
     elif kind == "data":
         names = [f"part {number} of {tasks}" for number in range(1, tasks + 1)]
         train_parts = data_stream(len(train_labels), tasks, seed, split=0)

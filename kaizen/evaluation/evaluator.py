@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,12 +11,24 @@ from torch import Tensor
 from kaizen.config.schema import Config
 from kaizen.data.load import Stream
 from kaizen.errors import ConfigError, TrainingFailed
-from kaizen.evaluation.features import BATCH, extract_features
+from kaizen.evaluation.features import BATCH, extract_features, rankme
+from kaizen.evaluation.metrics import cannot_name
 from kaizen.evaluation.readers import TOLERANCE, Check, fit_probe, nearest_neighbours
 from kaizen.model.learner import Network
 from kaizen.model.teacher import read_network
 from kaizen.parallel import Parallel, memory_format
 from kaizen.run.places import task_directory
+
+
+class Measured(NamedTuple):
+    """What is found of a network.
+
+    accuracies: fraction of right guesses on each task's test images by reader; None where the reader cannot name any
+    of their classes. rankme: effective rank of the features of all test images.
+    """
+
+    accuracies: dict[str, list[float | None]]
+    rankme: float
 
 
 class Evaluator:
@@ -57,8 +70,8 @@ class Evaluator:
         readers: Sequence[str],
         check: Check = lambda: None,
         check_alone: Check = lambda: None,
-    ) -> dict[str, list[float]]:
-        """Accuracy (fraction) on each task's test images by reader, after a task (-1: of the untrained network).
+    ) -> Measured:
+        """Accuracies by reader after a task (-1: of the untrained network), and the rank of the features.
 
         All processes call `check` before each batch of images, the main one `check_alone` while readers work; both may
         raise.
@@ -72,9 +85,10 @@ class Evaluator:
         train, test = self._features(network, train_ids, check)
         known = sum(map(len, self.labelled[: seen + 1]))
         labels = torch.from_numpy(self.stream.source.train.labels[train_ids])
-        found: dict[str, list[float]] = {}
+        measured: list[Measured] = []
 
         def read() -> None:
+            found: dict[str, list[float | None]] = {}
             probed: dict[int, Tensor] = {}  # by training images: after the last task both probes are the same
             for reader in readers:
                 if reader == "classifier":
@@ -89,10 +103,11 @@ class Evaluator:
                         name = f"{reader} after task {task}"
                         probed[count] = self._probe(train[:count], labels[:count], test, name, check_alone)
                     guesses = probed[count]
-                found[reader] = self._accuracies(guesses)
+                found[reader] = self._accuracies(guesses, self._taught(reader, task))
+            measured.append(Measured(found, rankme(test)))
 
         self.parallel.on_main(read)
-        return self.parallel.broadcast(found)
+        return self.parallel.broadcast(measured)[0]
 
     @staticmethod
     def _learning(readers: Sequence[str]) -> bool:
@@ -104,11 +119,24 @@ class Evaluator:
             print(f"note: {name}: the solver ended before it converged, at a gradient of {probe.gradient:.1e}")
         return probe.predict(test)
 
-    def _accuracies(self, guesses: Tensor) -> list[float]:
-        """Fraction of right guesses (all test images, by task) for each task."""
-        test, tasks = self.stream.source.test, self.stream.tasks
-        parts = guesses.cpu().split([len(task.test) for task in tasks])
-        return [float(np.mean(part.numpy() == test.labels[t.test])) for part, t in zip(parts, tasks, strict=True)]
+    def _taught(self, reader: str, task: int) -> set[int]:
+        """Classes that a reader has been taught after a task (-1: for the untrained network)."""
+        labels, last = self.stream.source.train.labels, task
+        if reader == "classifier":
+            labels = self.stream.labels if self.config.classifier.weight else np.full_like(labels, -1)
+        elif reader == "linear_probe_all" or task < 0:
+            last = len(self.stream.tasks) - 1
+        taught = [labels[part.train] for part in self.stream.tasks[: last + 1]]
+        return {int(label) for part in taught for label in np.unique(part) if label >= 0}
+
+    def _accuracies(self, guesses: Tensor, taught: set[int]) -> list[float | None]:
+        """Fraction of right guesses (all test images, by task) for each task, of a reader taught these classes."""
+        labels = [self.stream.source.test.labels[task.test] for task in self.stream.tasks]
+        parts = guesses.cpu().split(list(map(len, labels)))
+        return [
+            None if cannot_name(taught, set(truth.tolist())) else float(np.mean(part.numpy() == truth))
+            for part, truth in zip(parts, labels, strict=True)
+        ]
 
     def _features(self, network: Network, train_ids: np.ndarray, check: Check) -> tuple[Tensor, Tensor]:
         """Features (n, d) of these training images and of all test images, by task, on every process."""

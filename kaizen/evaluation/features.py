@@ -11,6 +11,8 @@ from kaizen.data.views import normalize
 from kaizen.parallel import Parallel, memory_format, shard
 
 BATCH = 256
+RANK_IMAGES = 25_600
+"""Most images that `rankme` looks at, as many as its authors do."""
 
 
 @torch.no_grad()
@@ -48,3 +50,22 @@ def extract_features(
             local.append(encoder(pixels.contiguous(memory_format=layout)).float())
     encoder.train(was_training)
     return parallel.group.gather(torch.cat(local), [sum(len(ids) for _, ids in part) for part in parts])
+
+
+def wide(features: Tensor) -> Tensor:
+    """Features in float64, which Apple's GPUs do not have."""
+    return (features.cpu() if features.device.type == "mps" else features).double()
+
+
+def rankme(features: Tensor) -> float:
+    """Effective rank of features (n, d), 1 to min(n, d), or 0 if all are 0.
+
+    exp of the entropy of the singular values, divided by their sum (RankMe: Garrido et al. 2023, arXiv 2210.02885,
+    equation 2, without its epsilon); of more than RANK_IMAGES rows, evenly spaced ones are taken.
+    """
+    rows = wide(features[:: -(-len(features) // RANK_IMAGES) or 1])
+    # Of the small square matrix: a fraction of the time of a decomposition of all rows.
+    squares = torch.linalg.eigvalsh(rows.T @ rows)
+    values = squares[squares > torch.finfo(squares.dtype).eps * len(squares) * squares.amax()].sqrt()
+    shares = values / values.sum()
+    return float(torch.exp(-(shares * shares.log()).sum())) if len(values) else 0.0

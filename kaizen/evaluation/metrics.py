@@ -3,7 +3,10 @@
 Tasks weigh equally. Several libraries define forgetting differently; DEFINITIONS says what is meant here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+
+Row = Sequence[float | None]
+"""Accuracies by task, fractions; None: see `cannot_name`."""
 
 DEFINITIONS = {
     "final_accuracy": "mean over tasks after the last task",
@@ -13,10 +16,30 @@ DEFINITIONS = {
     "forward_transfer": "mean over i >= 1 of the accuracy before task i was trained minus the untrained network's",
     "learning_accuracy": "mean over i of the accuracy right after task i",
 }
+PROTOCOLS = {
+    "classifier": "the network's own head, trained with it on the labels that the run may see; "
+    "the untrained network's head guesses",
+    "linear_probe_seen": "logistic regression on frozen features of the training images of the tasks trained so far, "
+    "with true labels; for the untrained network: of all tasks",
+    "linear_probe_all": "logistic regression on frozen features of the training images of all tasks, with true labels",
+    "knn": "vote of the nearest training images of the tasks trained so far, with true labels; "
+    "for the untrained network: of all tasks",
+}
+"""What each reader is trained on, in every row."""
 
 
-def summarize(matrix: Sequence[Sequence[float]], untrained: Sequence[float] | None) -> dict[str, float | None]:
+def cannot_name(taught: Set[int], asked: Set[int]) -> bool:
+    """Whether a reader taught these classes is wrong on every image of the classes asked for, whatever the features.
+
+    One that was taught nothing guesses, and may be right.
+    """
+    return bool(taught) and bool(asked) and not taught & asked
+
+
+def summarize(matrix: Sequence[Row], untrained: Row | None) -> dict[str, float | None]:
     """Metrics by name (see DEFINITIONS); None where one task or an unfinished run leaves them undefined.
+
+    A cell that is None counts as 0, as each of its images is judged wrong; the forward transfer then is None.
 
     Args:
         matrix: A[t][i] for the tasks done, fractions.
@@ -26,18 +49,29 @@ def summarize(matrix: Sequence[Sequence[float]], untrained: Sequence[float] | No
     tasks = len(matrix[0]) if matrix else 0
     if not matrix or len(matrix) < tasks:
         return found
-    last = matrix[-1]
-    found["final_accuracy"] = _mean(last)
-    found["continual_accuracy"] = _mean([_mean(row[: t + 1]) for t, row in enumerate(matrix)])
-    found["learning_accuracy"] = _mean([matrix[i][i] for i in range(tasks)])
+    rows = [[accuracy or 0.0 for accuracy in row] for row in matrix]
+    last = rows[-1]
+    found["final_accuracy"] = mean(last)
+    found["continual_accuracy"] = mean([mean(row[: t + 1]) for t, row in enumerate(rows)])
+    found["learning_accuracy"] = mean([rows[i][i] for i in range(tasks)])
     if tasks > 1:
         earlier = range(tasks - 1)
-        found["forgetting"] = _mean([max(row[i] for row in matrix[:-1]) - last[i] for i in earlier])
-        found["backward_transfer"] = _mean([last[i] - matrix[i][i] for i in earlier])
-        if untrained is not None:
-            found["forward_transfer"] = _mean([matrix[i - 1][i] - untrained[i] for i in range(1, tasks)])
+        found["forgetting"] = mean([max(row[i] for row in rows[:-1]) - last[i] for i in earlier])
+        found["backward_transfer"] = mean([last[i] - rows[i][i] for i in earlier])
+        found["forward_transfer"] = _forward_transfer(matrix, untrained)
     return found
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _forward_transfer(matrix: Sequence[Row], untrained: Row | None) -> float | None:
+    gains = []
+    for row, index in zip(matrix, range(1, len(matrix)), strict=False):
+        before, start = row[index], untrained[index] if untrained is not None else None
+        if before is None or start is None:
+            return None
+        gains.append(before - start)
+    return mean(gains)
+
+
+def mean(values: Row) -> float:
+    """Mean of accuracies or of their differences; None counts as 0."""
+    return sum(value or 0.0 for value in values) / len(values)

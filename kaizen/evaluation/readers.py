@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kaizen.data.random import Purpose, fold, permutation
+from kaizen.evaluation.features import wide
 
 Check = Callable[[], None]
 
@@ -44,7 +45,7 @@ class LinearProbe:
 
     def predict(self, features: Tensor) -> Tensor:
         """Features (n, d) -> labels int64 (n,)."""
-        scores = _affine((_wide(features) - self.mean) / self.std, self.weights)
+        scores = _affine((wide(features) - self.mean) / self.std, self.weights)
         return self.classes[scores.argmax(dim=1)]
 
 
@@ -54,12 +55,12 @@ def fit_probe(features: Tensor, labels: Tensor, seed: int, check: Check = lambda
     Its regularisation is the one with the best accuracy on a held-out fifth of them, of equals the strongest; it is
     then fitted to all. `check` is called before each look of the solver at the features, and may raise.
     """
-    wide = _wide(features)
-    mean, std = wide.mean(dim=0), wide.std(dim=0, correction=0)
+    doubles = wide(features)
+    mean, std = doubles.mean(dim=0), doubles.std(dim=0, correction=0)
     # A feature that never changes has, but for rounding, no spread to divide by.
     std = torch.where(std > 1e-7 * mean.abs(), std, 1.0)
-    inputs = (wide - mean) / std
-    del wide  # copies of all features are large
+    inputs = (doubles - mean) / std
+    del doubles  # copies of all features are large
     classes, targets = labels.to(inputs.device).unique(return_inverse=True)
     # Along the axes in which the features vary, the solver can tell steep directions from flat ones.
     spread, axes = torch.linalg.eigh(inputs.T @ inputs / len(inputs))
@@ -158,11 +159,6 @@ class _Problem:
 
 def _affine(inputs: Tensor, weights: Tensor) -> Tensor:
     return torch.addmm(weights[-1], inputs, weights[:-1])
-
-
-def _wide(features: Tensor) -> Tensor:
-    """Features in float64, which Apple's GPUs do not have."""
-    return (features.cpu() if features.device.type == "mps" else features).double()
 
 
 def nearest_neighbours(train: Tensor, labels: Tensor, test: Tensor, k: int, check: Check = lambda: None) -> Tensor:

@@ -10,14 +10,15 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from kaizen.config.schema import is_free
+from kaizen.config.schema import PLACE_KEYS, is_free
 from kaizen.errors import ConfigError
 from kaizen.evaluation.metrics import DEFINITIONS
+from kaizen.evaluation.schema import SETTINGS
 
-SEED = "run.seed"
+SEED, SOURCE = "run.seed", "data.source"
 CSV_COLUMNS = (
     *("group", "reader", "metric", "mean", "std", "n"),
     *("baseline", "difference_mean", "difference_std", "difference_n", "definition"),
@@ -26,13 +27,17 @@ CSV_COLUMNS = (
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as its directory tells it: flat configuration by dotted key, `readers` of results.json."""
+    """A run as its directory tells it.
+
+    config: flat, by dotted key; readers: of results.json; provenance: see kaizen.evaluation.schema.
+    """
 
     path: str
     recipe: str
     preset: str | None
     config: Mapping[str, Any]
     readers: Mapping[str, Mapping[str, Any]]
+    provenance: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -49,8 +54,8 @@ class RunRecord:
 class Group:
     """Runs of one configuration by seed, and runs left out because their seed was there already.
 
-    The name is `label` (of equal configurations under several names: all, joined by " = ") and `keys`, the keys by
-    which groups of one label differ.
+    The name is `label` (of equal configurations under several names: all, joined by " = ") and `keys`: those by which
+    groups of one label differ, and what groups of any label were trained on or how, where that differs.
     """
 
     label: str
@@ -95,7 +100,7 @@ class Sheet:
 
 
 def group_runs(records: Sequence[RunRecord]) -> list[Group]:
-    """Groups of runs whose configurations are equal but for the seed and the keys that decide nothing, in their order.
+    """Groups of runs that are equal in provenance and configuration, except for the seed and keys that decide nothing.
 
     Of runs that also have the same seed one counts: that with the most metrics, then the first.
     """
@@ -107,9 +112,18 @@ def group_runs(records: Sequence[RunRecord]) -> list[Group]:
     groups = []
     for mine, config, members in zip(labels, configs, held.values(), strict=True):
         siblings = [other for theirs, other in zip(labels, configs, strict=True) if mine.keys() & theirs.keys()]
-        every = dict.fromkeys(key for other in siblings for key in other)
-        differ = [key for key in every if any(other.get(key) != config.get(key) for other in siblings)]
-        keys = " ".join(f"{key}={json.dumps(config.get(key)).replace(' ', '')}" for key in differ).replace('"', "")
+        source = members[0].config.get(SOURCE)
+        same_source = [
+            other
+            for other, (first, *_) in zip(configs, held.values(), strict=True)
+            if first.config.get(SOURCE) == source
+        ]
+        # A difference to any of these is shown: of other keys, to groups of the same label.
+        compared = {"data": siblings + same_source, **dict.fromkeys(SETTINGS, configs)}
+        every = dict.fromkeys([*(key for other in siblings for key in other), *compared])
+        differ = [k for k in every if any(other.get(k) != config.get(k) for other in compared.get(k, siblings))]
+        shown = {**config, **_shown_data(members[0])}
+        keys = " ".join(f"{key}={json.dumps(shown.get(key)).replace(' ', '')}" for key in differ).replace('"', "")
         groups.append(Group(" = ".join(mine), keys, *_by_seed(members)))
     return groups
 
@@ -117,7 +131,16 @@ def group_runs(records: Sequence[RunRecord]) -> list[Group]:
 def _deciding(record: RunRecord) -> dict[str, Any]:
     # A key that is not there, as in runs of earlier versions, counts as null.
     held = {key: value for key, value in record.config.items() if value is not None}
-    return {key: value for key, value in held.items() if key != SEED and not is_free(key)}
+    held = {key: value for key, value in held.items() if key != SEED and not is_free(key)}
+    if "data" in record.provenance:  # the digest tells what lies at these places
+        held = {key: value for key, value in held.items() if key not in PLACE_KEYS}
+    return {**held, **record.provenance}
+
+
+def _shown_data(record: RunRecord) -> dict[str, str]:
+    """The source and the beginning of its digest, as one value."""
+    digest = record.provenance.get("data")
+    return {} if digest is None else {"data": f"{record.config.get(SOURCE)}@{digest[:8]}"}
 
 
 def _by_seed(members: Sequence[RunRecord]) -> tuple[dict[int, RunRecord], tuple[RunRecord, ...]]:

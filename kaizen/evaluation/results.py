@@ -1,18 +1,23 @@
-"""results.json: the accuracy matrices and what the run cost, rewritten after every task.
+"""results.json (schema 2, see README.md): accuracy matrices and what the run cost, rewritten after every task.
 
 Each reader has rows of its own, for the first so many tasks; one that the configuration no longer names keeps its rows.
 """
 
-import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from kaizen.config.schema import Reader
-from kaizen.data.stream import Task
+from safetensors import SafetensorError, safe_open
+
+from kaizen.config.schema import Config, Reader
+from kaizen.data.load import Stream
 from kaizen.errors import ConfigError
-from kaizen.evaluation.metrics import summarize
+from kaizen.evaluation.evaluator import Measured
+from kaizen.evaluation.metrics import PROTOCOLS, summarize
+from kaizen.evaluation.schema import DAMAGED, SCHEMA, read_results
 from kaizen.run.checkpoint import write_json
+from kaizen.run.places import task_directory
 
 
 class Results:
@@ -21,35 +26,46 @@ class Results:
     Args:
         file: where it is kept.
         described: recipe, preset (or None) and config_hash of the run.
-        kind, tasks: the stream.
+        config, stream: what is evaluated on.
 
     Raises:
-        ConfigError: the file is there and cannot be read.
+        ConfigError: the file is there and cannot be read, or its results are those on other data.
     """
 
-    def __init__(self, file: Path, described: Mapping[str, str | None], kind: str, tasks: Sequence[Task]) -> None:
+    def __init__(self, file: Path, described: Mapping[str, str | None], config: Config, stream: Stream) -> None:
         self.file = file
         listed = [
             {"name": t.name, "classes": list(t.classes), "train_images": len(t.train), "test_images": len(t.test)}
-            for t in tasks
+            for t in stream.tasks
         ]
+        told: dict[str, Any] = {
+            "schema": SCHEMA,
+            "data": {"source": config.data.source, "digest": stream.source.digest()},
+            "class_names": list(stream.source.class_names),
+            "stream": {"kind": config.stream.kind, "tasks": listed},
+        }
         self.content: dict[str, Any] = {
-            "schema": 1,
+            **told,
             **described,
-            "stream": {"kind": kind, "tasks": listed},
             "readers": {},
             "seconds": {"train": [], "evaluate": [], "total": 0.0},
             "images_per_second": [],
+            "rankme": [],
+            "memory_bytes": {"images": [], "statistics": []},
             "peak_memory_bytes": 0,
             "world_size": 0,
         }
         if file.exists():
             try:
-                self.content |= _read(file)
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                held = _read(file)
+                same = held.get("data", told["data"])["digest"] == told["data"]["digest"]
+            except DAMAGED as error:
                 raise ConfigError(
                     str(file), f"cannot be read ({type(error).__name__}: {error}); delete it to evaluate again"
                 ) from None
+            if not same:
+                raise ConfigError(str(file), "holds results on other images or labels; allowed: those, or another file")
+            self.content |= held | told
 
     def keep(self, tasks: int) -> None:
         """Drop the rows of tasks beyond the first `tasks`: those whose end state is gone will be trained again."""
@@ -59,7 +75,8 @@ class Results:
         seconds = self.content["seconds"]
         for name in ("train", "evaluate"):
             seconds[name] = seconds[name][:tasks]
-        self.content["images_per_second"] = self.content["images_per_second"][:tasks]
+        for name in ("images_per_second", "rankme"):
+            self.content[name] = self.content[name][:tasks]
 
     def lacking(self, task: int, readers: Sequence[str]) -> list[str]:
         """Which of these readers have no row for a task; task -1 is the untrained network's."""
@@ -71,18 +88,21 @@ class Results:
         for reader in readers:
             self.content["readers"].pop(reader, None)
 
-    def add_row(self, task: int, row: Mapping[str, list[float]]) -> None:
-        """Accuracies by reader after a task (-1: of the untrained network); these readers have the rows before it."""
-        held = self.content["readers"]
-        for reader, values in row.items():
+    def add_row(self, task: int, measured: Measured) -> None:
+        """What was measured after a task (-1: of the untrained network); its readers have the rows before it."""
+        held, ranks = self.content["readers"], self.content["rankme"]
+        if task >= 0:
+            ranks += [None] * (task + 1 - len(ranks))
+            ranks[task] = measured.rankme
+        for reader, values in measured.accuracies.items():
             if task < 0:
-                held[reader] = {"untrained": values, "matrix": []}
+                held[reader] = {"protocol": PROTOCOLS[reader], "untrained": values, "matrix": []}
             else:
                 held[reader]["matrix"].append(values)
             held[reader] |= summarize(held[reader]["matrix"], held[reader]["untrained"])
         # In one order, whenever a reader came.
-        ranks = {reader: rank for rank, reader in enumerate(get_args(Reader))}
-        self.content["readers"] = dict(sorted(held.items(), key=lambda item: ranks.get(item[0], len(ranks))))
+        places = {reader: place for place, reader in enumerate(get_args(Reader))}
+        self.content["readers"] = dict(sorted(held.items(), key=lambda item: places.get(item[0], len(places))))
 
     def add_seconds(self, task: int, *, images: int, trained: float, evaluated: float) -> None:
         """What a task cost: images it trained on (counted again each epoch) and seconds.
@@ -101,16 +121,28 @@ class Results:
         """Replace the file."""
         seconds = self.content["seconds"]
         seconds["total"] = sum(seconds["train"]) + sum(seconds["evaluate"])
+        done = range(len(seconds["train"]))
+        images = [_image_bytes(task_directory(self.file.parent, task) / "replay.safetensors") for task in done]
+        self.content["memory_bytes"] = {"images": images, "statistics": [None for _ in done]}
         self.content["world_size"] = world
         self.content["peak_memory_bytes"] = max(peak_memory, self.content["peak_memory_bytes"])
         write_json(self.file, self.content)
 
 
+def _image_bytes(file: Path) -> int | None:
+    """Bytes of the images in a replay memory; None where the file cannot be read."""
+    try:
+        with safe_open(file, "numpy") as held:
+            return math.prod(held.get_slice("images").get_shape())  # uint8
+    except (OSError, SafetensorError):
+        return None
+
+
 def _read(file: Path) -> dict[str, Any]:
     """An earlier results.json; what is added to later must be there."""
-    held = json.loads(file.read_text())
+    held = read_results(file)
     seconds = held["seconds"]
-    lists = [held["images_per_second"], seconds["train"], seconds["evaluate"]]
+    lists = [held["images_per_second"], held["rankme"], seconds["train"], seconds["evaluate"]]
     for reader in held["readers"].values():
         lists += [reader["matrix"], reader["untrained"]]
     if not all(isinstance(part, list) for part in lists):

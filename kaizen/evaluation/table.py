@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ from rich.table import Table
 from rich.terminal_theme import DEFAULT_TERMINAL_THEME
 from rich.text import Text
 
-from kaizen.evaluation.metrics import DEFINITIONS
+from kaizen.evaluation.metrics import DEFINITIONS, mean
 from kaizen.run.checkpoint import write_text
 
-COLUMN = 10
-"""Characters of a task's column, its border included."""
+COLUMN, LABEL = 10, 44
+"""Characters of a task's column, its border included, and of a row's label at most."""
 LEAST_WIDTH = 112
+UNTAUGHT = "classes not yet taught to the reader, which it cannot name: counts as 0"
 COLD, WARM = (247, 251, 255), (33, 113, 181)
 """Colours of accuracy 0 and 1."""
 
@@ -43,30 +44,36 @@ def save_picture(results: Mapping[str, Any], file: Path) -> None:
 
 
 def _width(results: Mapping[str, Any]) -> int:
-    return max(LEAST_WIDTH, COLUMN * (len(results["stream"]["tasks"]) + 3))
+    return max(LEAST_WIDTH, COLUMN * (len(results["stream"]["tasks"]) + 2) + max(map(len, _labels(results))))
+
+
+def _labels(results: Mapping[str, Any]) -> list[str]:
+    """Labels of a matrix' rows: the untrained network's and each task's, with its classes or its domain."""
+    labels = [f"task {index}: {task['name']}" for index, task in enumerate(results["stream"]["tasks"])]
+    return ["nothing (untrained)", *(x if len(x) <= LABEL else x[: LABEL - 1] + "…" for x in labels)]
 
 
 def _parts(results: Mapping[str, Any]) -> list[RenderableType]:
-    readers = results["readers"]
-    count = len(results["stream"]["tasks"])
-    return [*(_matrix(name, found, count) for name, found in readers.items()), *_metrics(readers)]
+    readers, labels = results["readers"], _labels(results)
+    return [*(_matrix(name, found, labels) for name, found in readers.items()), *_metrics(readers)]
 
 
-def _matrix(reader: str, found: Mapping[str, Any], tasks: int) -> Table:
-    table = Table(title=f"{_name(reader)}: top-1 accuracy in %, over all classes", title_justify="left")
-    table.add_column("after training")
-    for index in range(tasks):
+def _matrix(reader: str, found: Mapping[str, Any], labels: Sequence[str]) -> Table:
+    title, protocol = f"{_name(reader)}: top-1 accuracy in %, over all classes", found.get("protocol")
+    table = Table(title=title, title_justify="left", caption=protocol and f"{protocol}\n", caption_justify="left")
+    table.add_column("after training", no_wrap=True)
+    for index in range(len(labels) - 1):
         table.add_column(f"task {index}", justify="right")
     table.add_column("mean of seen", justify="right")
-    table.add_row("nothing", *map(_cell, found["untrained"]), "")
-    for index, row in enumerate(found["matrix"]):
-        seen = row[: index + 1]
-        table.add_row(f"task {index}", *map(_cell, row), _cell(sum(seen) / len(seen)))
+    # As Text, since the names are the user's and may look like rich's markup.
+    table.add_row(Text(labels[0]), *map(_cell, found["untrained"]), "")
+    for index, (label, row) in enumerate(zip(labels[1:], found["matrix"], strict=False)):
+        table.add_row(Text(label), *map(_cell, row), _cell(mean(row[: index + 1])))
     return table
 
 
 def _metrics(readers: Mapping[str, Any]) -> list[RenderableType]:
-    """A table with a row a metric and a column a reader, and what each metric means."""
+    """A table with a row per metric and a column per reader, and what each metric means."""
     table = Table(title="metrics in %", title_justify="left")
     table.add_column("")
     for reader in readers:
@@ -76,8 +83,10 @@ def _metrics(readers: Mapping[str, Any]) -> list[RenderableType]:
         values = [found.get(metric) for found in readers.values()]
         if any(value is not None for value in values):
             name = metric.replace("_", " ")
-            table.add_row(name, *("" if value is None else f"{100 * value:.1f}" for value in values))
+            table.add_row(name, *("-" if value is None else f"{100 * value:.1f}" for value in values))
             told.append(f"  {name + ':':20} {definition}")
+    if any(None in row for found in readers.values() for row in found["matrix"]):
+        told.append(f"  {'-:':20} {UNTAUGHT}")
     return [table, *told]
 
 
@@ -85,7 +94,9 @@ def _name(reader: str) -> str:
     return reader.replace("linear_probe_", "linear probe, ")
 
 
-def _cell(accuracy: float) -> Text:
+def _cell(accuracy: float | None) -> Text:
+    if accuracy is None:
+        return Text("-")
     shade = tuple(round(cold + (warm - cold) * accuracy) for cold, warm in zip(COLD, WARM, strict=True))
     ink = "rgb(255,255,255)" if accuracy > 0.6 else "rgb(0,0,0)"
     return Text(f"{100 * accuracy:.1f}", style=f"{ink} on rgb({shade[0]},{shade[1]},{shade[2]})")

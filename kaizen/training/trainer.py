@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +13,7 @@ from kaizen.config.schema import Config
 from kaizen.data.load import Stream, load_stream
 from kaizen.errors import ConfigError, KaizenError, Stopped, TrainingFailed, explained
 from kaizen.evaluation.evaluator import Evaluator
+from kaizen.evaluation.metrics import mean
 from kaizen.evaluation.results import Results
 from kaizen.evaluation.table import print_results, save_picture
 from kaizen.model.learner import total
@@ -125,7 +125,7 @@ class Trainer:
         self.directory.claim(self.recipe, self.preset, self.source.digest())
         self.stop.defer()
         described = {"recipe": self.recipe, "preset": self.preset, "config_hash": config.hash()}
-        results = Results(self.path / "results.json", described, config.stream.kind, self.tasks)
+        results = Results(self.path / "results.json", described, config, self.stream)
         # One reading for all: `kaizen eval` may replace the file between those of two processes.
         self.results = self.parallel.broadcast(results)
         self.parallel.announce(f"run directory       {self.path}")
@@ -217,7 +217,9 @@ class Trainer:
             plan, trained = self.plan.tasks[task], self.directory.train_seconds(task)
             spent = time.perf_counter() - began
             self.results.add_seconds(task, images=plan.batch * plan.steps, trained=trained, evaluated=spent)
-            means = ", ".join(f"{reader} {100 * fmean(values[: task + 1]):.1f}" for reader, values in row.items())
+            means = ", ".join(
+                f"{reader} {100 * mean(values[: task + 1]):.1f}" for reader, values in row.accuracies.items()
+            )
             self.log.say(f"task {task} ({self.tasks[task].name}): mean accuracy in % on the tasks seen: {means}")
         world, peak = self.parallel.world, self.parallel.peak_memory()
         self.parallel.on_main(lambda: self.results.write(world=world, peak_memory=peak))

@@ -20,6 +20,8 @@ def test_show_prints_yaml_and_derived_numbers(recipe: str, capsys: pytest.Captur
     assert run(["show", recipe, "--data.cache_dir", cache], COMMANDS) == 0
     out = capsys.readouterr().out
     assert yaml.safe_load(out)["run"]["seed"] == 0
+    if recipe == "digits":
+        assert "# names of tasks      0: 1, 4; 1: 9, 6; 2: 3, 5; 3: 0, 2; 4: 8, 7" in out
     if recipe == "cifar100-simclr":
         assert "steps an epoch      39, 39, 39, 39, 39; 500 epochs a task" in out
         assert "learning rate       1 = 1 x 256 / 256; classifier 0.1; lars, warm-up 390 steps" in out

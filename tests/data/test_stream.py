@@ -54,8 +54,16 @@ def test_tasks_hold_the_images_of_their_classes(classes: int, tasks: int, seed: 
 
 
 def test_a_task_without_images_is_refused() -> None:
-    with pytest.raises(StreamError, match="no labelled test image"):
-        cut("class", np.array([0, 1]), np.array([0, 0]), 2, 2, 5)
+    with pytest.raises(StreamError, match=r"\(dog\) has no labelled test image"):
+        cut("class", np.array([0, 1]), np.array([0, 0]), 2, 2, 5, class_names=["cat", "dog"])
+
+
+def test_a_task_is_named_by_its_classes() -> None:
+    labels = np.arange(12)
+    for tasks, more in ((4, None), (1, "... (12)")):
+        task = cut("class", labels, labels, 12, tasks, 5, class_names="abcdefghijkl")[0]
+        shown = ["abcdefghijkl"[c] for c in task.classes]
+        assert task.name.split(", ") == ([*shown[:2], more] if more else shown)
 
 
 def test_joint_is_one_task_with_everything_that_can_be_judged() -> None:

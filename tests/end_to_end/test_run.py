@@ -56,10 +56,21 @@ def test_results_hold_the_matrix_and_its_metrics(undisturbed: Path) -> None:
     assert [len(row) for row in reader["matrix"]] == [TASKS] * TASKS
     for name, value in summarize(reader["matrix"], reader["untrained"]).items():
         assert reader[name] == value
-        assert value is not None
+        assert (value is None) == (name == "forward_transfer")
     assert [task["classes"] for task in results["stream"]["tasks"]] == [[1, 4], [9, 6], [3, 5], [0, 2], [8, 7]]
     assert len(results["seconds"]["train"]) == len(results["images_per_second"]) == TASKS
     assert results["peak_memory_bytes"] > 0
+    assert results["class_names"] == [str(digit) for digit in range(10)]
+    assert [task["name"] for task in results["stream"]["tasks"]] == ["1, 4", "9, 6", "3, 5", "0, 2", "8, 7"]
+    assert [[value is None for value in row] for row in reader["matrix"]] == [
+        [task > row for task in range(TASKS)] for row in range(TASKS)
+    ]
+    assert results["memory_bytes"] == {
+        "images": [8 * 3 * 8 * 8 * (task + 1) for task in range(TASKS)],
+        "statistics": [None] * TASKS,
+    }
+    assert len(results["rankme"]) == TASKS
+    assert all(1 <= rank <= 32 for rank in results["rankme"])
 
 
 def test_log_has_all_four_terms_at_every_step(undisturbed: Path) -> None:

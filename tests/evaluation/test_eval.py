@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import datasets
 import pytest
 from conftest import TINY, Launcher
 from runs import TASKS, run_of, snapshots
@@ -13,6 +15,7 @@ from runs import TASKS, run_of, snapshots
 import kaizen.training.trainer
 from kaizen.commands import COMMANDS, run
 from kaizen.commands.train import main
+from kaizen.data.source import load_source
 
 ALL = "[classifier, linear_probe_seen, linear_probe_all, knn]"
 
@@ -32,6 +35,9 @@ def results_of(path: Path) -> dict[str, Any]:
 
 def files_of(path: Path) -> dict[str, bytes]:
     return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+
+
+Digits = Callable[..., str]
 
 
 def test_every_reader_has_its_matrix_and_readers_change_no_training(full: Path, undisturbed: Path) -> None:
@@ -160,23 +166,100 @@ def test_the_untrained_network_is_looked_at_after_the_first_task_and_once(
     assert len(found["seconds"]["evaluate"]) == TASKS
 
 
+@pytest.fixture(scope="module")
+def digits(cache: str, tmp_path_factory: pytest.TempPathFactory) -> Digits:
+    """Writes the bundled digits as a parquet source of its own, as they are or changed."""
+    source = load_source("digits", cache_dir=cache)
+
+    def write(name: str, images: int | None = None, classes: str = "0123456789") -> str:
+        folder = tmp_path_factory.mktemp(name)
+        columns = {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(classes))}
+        for split, part, count in (("train", source.train, None), ("test", source.test, images)):
+            rows = {"image": list(part.images[:count].transpose(0, 2, 3, 1)), "label": part.labels[:count]}
+            held = datasets.Dataset.from_dict(rows, features=datasets.Features(columns))
+            held.to_parquet(folder / f"{split}.parquet")
+        return f"parquet:{folder}"
+
+    return write
+
+
+def test_data_that_were_moved_are_found_by_their_key_and_known_by_their_digest(
+    undisturbed: Path, tmp_path: Path, cache: str, digits: Digits
+) -> None:
+    path, source = tmp_path / "run", digits("moved")
+    shutil.copytree(undisturbed, path)
+    assert run(["eval", str(path), "--data.source", source, "--data.cache_dir", cache], COMMANDS) == 0
+    before, after = results_of(undisturbed), results_of(path)
+    assert after["readers"] == before["readers"]
+    assert after["config_hash"] == before["config_hash"]
+    assert after["data"] == {**before["data"], "source": source}
+
+
+def test_other_data_are_refused_or_have_a_file_of_their_own(
+    undisturbed: Path, tmp_path: Path, cache: str, digits: Digits, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path, source = tmp_path / "run", digits("fewer", images=100)
+    shutil.copytree(undisturbed, path)
+    files, given = files_of(path), ["eval", str(path), "--data.source", source, "--data.cache_dir", cache]
+    assert run(given, COMMANDS) == 2
+    error = capfd.readouterr().err
+    assert f"error: data.source: {source} holds other images or labels than {path} was trained on" in error
+    assert "--other-data NAME" in error
+    assert files_of(path) == files
+    assert run([*given, "--other-data", "fewer"], COMMANDS) == 0
+    found = json.loads((path / "results-fewer.json").read_text())
+    assert sum(task["test_images"] for task in found["stream"]["tasks"]) == 100
+    assert found["data"]["source"] == source
+    assert {name: content for name, content in files_of(path).items() if name != "results-fewer.json"} == files
+    # A file holds results on one set of data.
+    assert run(["eval", str(path), "--other-data", "fewer"], COMMANDS) == 2
+    assert "holds results on other images or labels" in capfd.readouterr().err
+
+
+def test_other_data_of_other_classes_are_refused(
+    undisturbed: Path, cache: str, digits: Digits, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--data.source", digits("named", images=100, classes="abcdefghij"), "--data.cache_dir", cache]
+    assert run(["eval", str(undisturbed), *given, "--other-data", "named"], COMMANDS) == 2
+    assert "has the classes a, b, ... (10), the run 0, 1, ... (10)" in capfd.readouterr().err
+    assert not (undisturbed / "results-named.json").exists()
+
+
+def test_results_of_schema_1_are_kept_and_written_as_schema_2(undisturbed: Path, tmp_path: Path) -> None:
+    path, expected = tmp_path / "run", results_of(undisturbed)
+    shutil.copytree(undisturbed, path)
+    old = {
+        key: value for key, value in expected.items() if key not in ("data", "class_names", "rankme", "memory_bytes")
+    }
+    text = json.dumps({**old, "schema": 1}).replace("null", "0.0")
+    (path / "results.json").write_text(text)
+    assert run(["eval", str(path), "--readers", "[knn]"], COMMANDS) == 0
+    found = results_of(path)
+    assert found["readers"].pop("knn")["forward_transfer"] is None
+    measured = {"seconds": 0, "peak_memory_bytes": 0}
+    assert {**found, **measured, "preset": None} == {**expected, **measured, "preset": None}
+
+
 MISTAKES = {
     "no run": (["/no/such/run"], "RUN"),
-    "nothing": ([], "RUN"),
-    "two runs": (["a", "b"], "RUN"),
-    "unknown reader": (["RUN", "--readers", "knn,tarot"], "--readers"),
-    "a reader twice": (["RUN", "--readers", "knn,knn"], "--readers"),
-    "no reader": (["RUN", "--readers"], "--readers"),
-    "unknown option": (["RUN", "--reader", "knn"], "--reader"),
+    "nothing": ([], "arguments: the following arguments are required: RUN"),
+    "two runs": (["a", "b"], "arguments: unrecognized arguments: b"),
+    "unknown reader": (["RUN", "--readers", "knn,tarot"], "arguments: argument --readers: is 'knn,tarot'; allowed"),
+    "a reader twice": (["RUN", "--readers", "[knn, knn]"], "arguments: argument --readers: is '[knn, knn]'; allowed"),
+    "no reader": (["RUN", "--readers"], "arguments: argument --readers"),
+    "unknown option": (["RUN", "--reader", "knn"], "arguments: unrecognized arguments: --reader"),
+    "a key of the training": (["RUN", "--optim.lr", "1"], "arguments: unrecognized arguments: --optim.lr"),
+    "a name with a slash": (["RUN", "--other-data", "a/b"], "arguments: argument --other-data: is 'a/b'; allowed"),
+    "data that are not there": (["RUN", "--data.source", "parquet:/no/such"], "data.source"),
 }
 
 
 @pytest.mark.parametrize("case", MISTAKES)
 def test_mistakes_end_with_code_2_and_one_line(case: str, undisturbed: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    tokens, key = MISTAKES[case]
+    tokens, said = MISTAKES[case]
     assert run(["eval", *(str(undisturbed) if token == "RUN" else token for token in tokens)], COMMANDS) == 2
     error = capfd.readouterr().err
-    assert error.startswith(f"error: {key}: ")
+    assert error.startswith(f"error: {said}")
     assert error.count("\n") == 1
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kaizen.evaluation.metrics import DEFINITIONS, summarize
+from kaizen.evaluation.metrics import DEFINITIONS, cannot_name, mean, summarize
 
 MATRIX = [[0.8, 0.1, 0.0], [0.5, 0.9, 0.2], [0.6, 0.4, 0.7]]
 UNTRAINED = [0.05, 0.15, 0.1]
@@ -39,6 +39,24 @@ def test_an_unfinished_run_and_one_task_have_nulls() -> None:
         "learning_accuracy": 0.7,
     }
     assert summarize(MATRIX, None)["forward_transfer"] is None
+
+
+def test_a_cell_of_untaught_classes_counts_as_zero_and_leaves_no_forward_transfer() -> None:
+    zeros = [[0.8, 0.0, 0.0], [0.5, 0.9, 0.0], [0.6, 0.0, 0.7]]
+    nulls = [[0.8, None, None], [0.5, 0.9, None], [0.6, None, 0.7]]
+    assert summarize(nulls, UNTRAINED) == {**summarize(zeros, UNTRAINED), "forward_transfer": None}
+    assert summarize(zeros, [None, *UNTRAINED[1:]])["forward_transfer"] is not None, "task 0's is not used"
+    assert summarize(zeros, [0.1, None, 0.1])["forward_transfer"] is None
+    assert mean([0.5, None]) == 0.25
+
+
+@pytest.mark.parametrize(
+    ("taught", "asked", "expected"),
+    [({0, 1}, {2, 3}, True), ({0, 1}, {1, 2}, False), (set(), {0}, False), ({0}, set(), False)],
+    ids=["other classes", "one of them", "taught nothing, it guesses", "nothing known of the images"],
+)
+def test_a_reader_can_name_what_it_was_taught(taught: set[int], asked: set[int], expected: bool) -> None:
+    assert cannot_name(taught, asked) == expected
 
 
 def square(side: int) -> st.SearchStrategy[list[list[float]]]:

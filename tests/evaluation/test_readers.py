@@ -15,12 +15,14 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from kaizen.cli.resolve import resolve
-from kaizen.config.schema import Config
+from kaizen.config.schema import ClassifierConfig, Config
 from kaizen.data.load import Stream, load_stream
 from kaizen.errors import ConfigError, Stopped, TrainingFailed
 from kaizen.evaluation import evaluator as evaluator_module
+from kaizen.evaluation import features as features_module
 from kaizen.evaluation import readers
 from kaizen.evaluation.evaluator import BATCH, Evaluator
+from kaizen.evaluation.features import rankme
 from kaizen.evaluation.readers import Check, LinearProbe, fit_probe, held_out, nearest_neighbours
 from kaizen.model.learner import Network
 from kaizen.parallel import Parallel
@@ -161,6 +163,43 @@ def test_a_solver_that_did_not_converge_is_told(
     assert "note: linear_probe_seen after task 0: the solver ended before it converged" in capsys.readouterr().out
 
 
+def known(config: Config, stream: Stream, task: int, reader: str = "classifier") -> list[bool]:
+    row = Evaluator(config, stream, Parallel()).row(Network(config, 10), task, (reader,))
+    return [value is not None for value in row.accuracies[reader]]
+
+
+def test_a_classifier_that_was_taught_nothing_guesses_every_class(config: Config, stream: Stream) -> None:
+    assert known(config, stream, 0) == [True, False, False, False, False]
+    assert all(known(config, stream, -1))
+    assert all(known(config, replace(stream, labels=np.full_like(stream.labels, -1)), 0))
+    assert all(known(config.model_copy(update={"classifier": ClassifierConfig(weight=0.0)}), stream, 0))
+
+
+def test_readers_know_every_class_from_the_first_random_part_on(config: Config) -> None:
+    kinds = {"stream": config.stream.model_copy(update={"kind": "data"})}
+    parts = load_stream(config.model_copy(update=kinds))
+    assert all(all(known(config, parts, 0, reader)) for reader in ("classifier", "knn"))
+
+
+def test_rankme_is_the_exponential_of_the_entropy_of_singular_values() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(40, 7, generator=generator) * torch.arange(7)
+    values = np.linalg.svd(features.double().numpy(), compute_uv=False)
+    shares = values[:6] / values.sum()
+    assert rankme(features) == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-9)
+    assert rankme(3 * torch.eye(5)) == pytest.approx(5)
+    assert rankme(torch.ones(9, 4)) == pytest.approx(1, abs=1e-6), "one direction, whatever rounding adds"
+    assert rankme(torch.randn(2, 50, generator=generator)) < 2.001
+    assert rankme(torch.zeros(9, 4)) == 0
+
+
+def test_rankme_of_many_images_looks_at_evenly_spaced_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features_module, "RANK_IMAGES", 5)
+    rows = torch.eye(12)
+    assert rankme(rows) == pytest.approx(4), "every third"
+    assert rankme(rows[:10]) == pytest.approx(5)
+
+
 class Seen:
     """What the readers were given, and the regularisation that came of it."""
 
@@ -189,13 +228,14 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
 def test_readers_learn_from_the_tasks_they_may_see(config: Config, stream: Stream, seen: Seen) -> None:
     evaluator, network = Evaluator(config, stream, Parallel()), Network(config, 10)
     first = {c for task in stream.tasks[:2] for c in task.classes}
-    after = evaluator.row(network, 1, READERS)
+    after = evaluator.row(network, 1, READERS).accuracies
     assert [classes for classes, _, _ in seen.probes] == [first, set(range(10))]
     assert seen.neighbours == [(first, seen.probes[0][1], 7)]
-    assert all(after["linear_probe_seen"][i] == after["knn"][i] == 0 for i in (2, 3, 4)), "classes never seen"
-    assert all(value > 0.5 for value in after["linear_probe_all"])
+    for reader in ("classifier", "linear_probe_seen", "knn"):
+        assert [value is None for value in after[reader]] == [False, False, True, True, True], "classes never seen"
+    assert all(value is not None and value > 0.5 for value in after["linear_probe_all"])
     seen.probes.clear()
-    row = evaluator.row(network, -1, READERS)
+    row = evaluator.row(network, -1, READERS).accuracies
     assert [count for _, count, _ in seen.probes] == [1438], "the same images are probed once"
     assert row["linear_probe_seen"] == row["linear_probe_all"] == after["linear_probe_all"]
 
@@ -208,7 +248,7 @@ def test_regularisation_is_chosen_without_any_test_image(config: Config, stream:
         Evaluator(config, part, Parallel()).row(Network(config, 10), 1, READERS)
         for part in (stream, replace(stream, source=replace(stream.source, test=other)))
     ]
-    assert rows[0]["linear_probe_all"] != rows[1]["linear_probe_all"]
+    assert rows[0].accuracies["linear_probe_all"] != rows[1].accuracies["linear_probe_all"]
     mine, theirs = seen.probes[:2], seen.probes[2:]
     for (_, _, one), (_, _, two) in zip(mine, theirs, strict=True):
         assert one.regularisation == two.regularisation

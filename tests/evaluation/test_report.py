@@ -3,6 +3,7 @@
 import csv
 import io
 import statistics
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,12 @@ def record(
     return RunRecord(path or f"run{seed}", recipe, preset, config, found)
 
 
+def placed(seed: int, source: str, digest: str, preset: str | None = None, **more: str) -> RunRecord:
+    """A run on data of that digest at a place, trained as `more` says."""
+    held = record(seed, preset=preset, data__source=source, method__name=str(preset))
+    return replace(held, provenance={"data": digest, **more})
+
+
 def names(*records: RunRecord) -> list[str]:
     return [group.name for group in group_runs(records)]
 
@@ -62,6 +69,28 @@ def test_a_group_is_named_by_the_keys_in_which_groups_of_its_label_differ_alone(
         "digits-finetune",
     ]
     assert names(record(0, eval__knn=None), record(1)) == ["digits"], "a key an earlier version lacks counts as null"
+
+
+def test_runs_on_other_data_are_another_group_and_a_place_decides_nothing() -> None:
+    a, b = "parquet:/a", "parquet:/b"
+    groups = group_runs([placed(0, a, "1" * 64), placed(1, b, "1" * 64), placed(2, a, "2" * 64)])
+    found = {group.name: list(group.runs) for group in groups}
+    assert found == {f"digits data={a}@11111111": [0, 1], f"digits data={a}@22222222": [2]}
+    assert len(group_runs([placed(0, a, "1" * 64), record(1)])) == 2, "of a run that names no data nobody knows"
+
+
+def test_data_and_precision_that_differ_are_named_whatever_the_label_and_never_compared() -> None:
+    kaizen = placed(0, "d", "1" * 64, "kaizen")
+    assert names(kaizen, placed(0, "d", "1" * 64, "replay")) == ["digits-kaizen", "digits-replay"]
+    assert names(kaizen, placed(0, "e", "2" * 64, "replay")) == ["digits-kaizen", "digits-replay"], "other sources"
+    other_data = placed(0, "d", "2" * 64, "replay")
+    assert names(kaizen, other_data) == ["digits-kaizen data=d@11111111", "digits-replay data=d@22222222"]
+    other_precision = placed(0, "d", "1" * 64, "replay", mixed_precision="bf16")
+    found = names(kaizen, other_precision)
+    assert found == ["digits-kaizen mixed_precision=null", "digits-replay mixed_precision=bf16"]
+    for other in (other_data, other_precision):
+        rows = summarise_groups(group_runs([kaizen, other]), "replay")
+        assert all(row.difference is None for row in rows), "no preset's baseline under other data or precision"
 
 
 def test_one_configuration_under_two_names_is_one_group_and_counts_a_seed_once() -> None:

@@ -219,7 +219,7 @@ def test_a_vit_learns_two_tasks_goes_on_and_is_evaluated(small: list[str]) -> No
     for key in ("cls_token", "pos_embed", "blocks.11.mlp.fc2.weight", "norm.bias"):
         assert not torch.equal(students[0][f"encoder.{key}"], students[1][f"encoder.{key}"]), key
     network = read_network(run / "tasks/task-01/student.safetensors", config, 3)
-    row = Evaluator(config, load_stream(config), Parallel()).row(network, 1, ("classifier", "knn"))
+    row = Evaluator(config, load_stream(config), Parallel()).row(network, 1, ("classifier", "knn")).accuracies
     assert {reader: results["readers"][reader]["matrix"][1] for reader in row} == row
     ended = snapshots(run)
     shutil.rmtree(run / "tasks/task-01")

@@ -270,7 +270,7 @@ def evaluation_agrees(parallel: Parallel, arguments: list[str]) -> bool:
     alone._cpu_group = alone._step_group = None
     readers = get_args(Reader)
     rows = [[Evaluator(config, stream, p).row(network, task, readers) for p in (parallel, alone)] for task in (-1, 1)]
-    return all(two == one and all(any(two[reader]) for reader in readers) for two, one in rows)
+    return all(two == one and all(any(two.accuracies[reader]) for reader in readers) for two, one in rows)
 
 
 if __name__ == "__main__":

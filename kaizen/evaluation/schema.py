@@ -1,0 +1,57 @@
+"""What evaluation reads of a run's files: results.json (schema 2; schema 1 is converted) and environment.json."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from kaizen.evaluation.metrics import PROTOCOLS, cannot_name
+
+SCHEMA = 2
+DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)
+"""What is raised for a results.json that cannot be read or is none."""
+SETTINGS = {"mixed_precision": "no", "gradient_accumulation_steps": "1"}
+"""What a launch may set that changes the result of a training, and the usual values."""
+
+
+def read_results(file: Path) -> dict[str, Any]:
+    """The content of a results.json as schema 2 has it.
+
+    Raises:
+        DAMAGED: the file cannot be read, or is no results.json.
+    """
+    held: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    schema = held.get("schema", 1)
+    if schema not in (1, SCHEMA):
+        raise ValueError(f"schema is {schema!r}; allowed: 1, {SCHEMA}")
+    return _converted(held) if schema == 1 else held
+
+
+def _converted(held: dict[str, Any]) -> dict[str, Any]:
+    """Schema 1 has a 0 (or a guess) where schema 2 has a null, and neither names nor ranks."""
+    classes = [frozenset(task["classes"]) for task in held["stream"]["tasks"]]
+    for name, reader in held["readers"].items():
+        taught: frozenset[int] = frozenset().union(*(classes if name == "linear_probe_all" else ()))
+        for row, mine in zip(reader.get("matrix", ()), classes, strict=False):
+            taught |= mine
+            row[:] = [None if cannot_name(taught, asked) else a for a, asked in zip(row, classes, strict=True)]
+        if any(row[i] is None for i, row in enumerate(reader.get("matrix", ())[:-1], start=1)):
+            reader["forward_transfer"] = None
+        reader["protocol"] = PROTOCOLS.get(name)
+    return {**held, "schema": SCHEMA, "rankme": [None] * len(held["images_per_second"])}
+
+
+def provenance(run: Path) -> dict[str, str]:
+    """What environment.json tells of a run: `data`, the digest, and unusual values of SETTINGS.
+
+    Where starts of the run had several values, these are joined by `+`; empty where the file cannot be read.
+    """
+    try:
+        held = dict(json.loads((run / "environment.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+    found = {"data": str(held["data"])} if "data" in held else {}
+    for key, usual in SETTINGS.items():
+        values = dict.fromkeys(str(start.get(key, usual)) for start in held.get("starts", [held]))
+        if list(values) != [usual]:
+            found[key] = "+".join(values)
+    return found
