@@ -12,7 +12,6 @@ from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from types import ModuleType
 
-import fashion
 import pytest
 from launches import ROOT
 from PIL import Image
@@ -29,7 +28,7 @@ SMALL = (
     "--eval.readers [classifier]"
 )
 GPU_FILES = ("single_gpu", "multi_gpu", "multi_node", "fsdp2")
-LONG = ("cifar100-", "imagenet100-", "launch/sweeps/digits.txt", "launch/sweeps/fashion")
+LONG = ("cifar100-", "imagenet100-", "launch/sweeps/digits.txt", "launch/sweeps/fashion", "data/fashion")
 """What takes minutes to hours on a CPU, or needs the hub; tests/README.md says what is tested instead."""
 BENCHES = ("--start", "--tasks", "--checkpoints", "-m kaizen bench digits --synthetic")
 """Measurements that tests/bench makes, in small."""
@@ -236,8 +235,6 @@ def is_executed(command: Command) -> bool:
         return False
     if command.words[0] in ("pip", "ruff", "mypy", "bash", "sbatch", "launch/submit", "export"):
         return False
-    if "data/fashion" in text and not fashion.FILES.is_dir():
-        return False
     long_reports = command.words[:4] == ["python", "-m", "kaizen", "report"] and command.document.name == "RESULTS.md"
     return not long_reports and command.words[:3] not in (["python", "-m", "venv"], ["python", "-m", "pytest"])
 
@@ -250,8 +247,6 @@ def execute(command: Command, small: list[str]) -> int:
             return run(["bench", *tokens, *small, "--repetitions", "2"], COMMANDS)
         case ["python", "-m", "kaizen", *tokens]:
             return run(tokens, COMMANDS)
-        case ["python", "tests/fashion.py", folder, *_]:
-            return 0 if fashion.write(Path(folder), 30, 10) else 1
         case ["accelerate", "launch", *tokens]:
             fewer = ["--repetitions", "2"] if "bench" in tokens else []
             launcher = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
