@@ -19,7 +19,7 @@ def test_every_file_says_when_to_use_it_and_how() -> None:
         text = (ROOT / "accelerate_configs" / f"{name}.yaml").read_text()
         assert text.startswith("# "), name
         assert f"--config_file accelerate_configs/{name}.yaml" in text
-        assert name in (ROOT / "README.md").read_text()
+        assert f"`{name}.yaml`" in (ROOT / "accelerate_configs/README.md").read_text()
     assert yaml.safe_load((ROOT / "accelerate_configs/fsdp2.yaml").read_text())["fsdp_config"]["fsdp_version"] == 2
 
 

@@ -1,0 +1,270 @@
+"""The documents: links lead somewhere, commands in code blocks are valid, and the slow test executes them."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from launches import ROOT
+from PIL import Image
+
+from kaizen.cli.resolve import parse_arguments, resolve
+from kaizen.cli.sweep import read_sweep
+from kaizen.commands import COMMANDS, bench, eval, report, run, sweep, train
+
+FOLDERS = ("accelerate_configs", "kaizen", "launch", "tests")
+DOCUMENTS = [*sorted(ROOT.glob("*.md"), reverse=True), *(f for d in FOLDERS for f in sorted((ROOT / d).rglob("*.md")))]
+"""README.md first: later documents use the runs that its commands leave."""
+SMALL = (
+    "--encoder.width 4 --stream.tasks 2 --optim.epochs 1 --optim.batch 128 --optim.warmup_epochs 0 "
+    "--eval.readers [classifier]"
+)
+GPU_FILES = ("single_gpu", "multi_gpu", "multi_node", "fsdp2")
+LONG = ("cifar100-", "imagenet100-", "launch/sweeps/digits.txt", "launch/sweeps/fashion", "data/fashion")
+"""What takes minutes to hours on a CPU, or needs the hub; tests/README.md says what is tested instead."""
+BENCHES = ("--start", "--tasks", "--checkpoints", "-m kaizen bench digits --synthetic")
+"""Measurements that tests/bench makes, in small."""
+TOOLS = ("pip", "ruff", "mypy", "sha256sum", "touch", "export")
+"""Programs whose arguments are not ours to check."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of a code block: where it stands, its environment and its words."""
+
+    document: Path
+    environment: dict[str, str]
+    words: list[str]
+
+    def __str__(self) -> str:
+        assigned = [f"{key}={value}" for key, value in self.environment.items()]
+        return shlex.join([*assigned, *self.words])
+
+
+def commands_of(document: Path) -> Iterator[Command]:
+    for block in re.findall(r"^ *```bash\n(.*?)^ *```$", document.read_text(), flags=re.DOTALL | re.MULTILINE):
+        for line in block.replace("\\\n", " ").splitlines():
+            lexer = shlex.shlex(line, posix=True, punctuation_chars="&;|<>")
+            lexer.whitespace_split = True
+            words: list[str] = []
+            for word in [*lexer, "&&"]:
+                if word != "&&":
+                    words.append(word)
+                elif words:
+                    count = next((i for i, w in enumerate(words) if not re.match(r"[A-Z_]+=", w)), len(words))
+                    environment = dict(assigned.split("=", 1) for assigned in words[:count])
+                    program = words[count].removeprefix(".venv/bin/").replace("python3", "python")
+                    yield Command(document, environment, [program, *words[count + 1 :]])
+                    words = []
+
+
+ALL = [command for document in DOCUMENTS for command in commands_of(document)]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory like a fresh checkout after the steps that the documents describe in words."""
+    folder = tmp_path_factory.mktemp("documents")
+    for name in ("train.py", "accelerate_configs", "kaizen", "tests"):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / "launch/sweeps").mkdir(parents=True)
+    for file in (ROOT / "launch/sweeps").glob("*.txt"):
+        lines = file.read_text().replace("{0,1,2}", "0").splitlines()
+        changed = [line if line.startswith("#") else f"{line} {SMALL}" for line in lines]
+        (folder / "launch/sweeps" / file.name).write_text("\n".join(changed))
+    for document in DOCUMENTS:
+        saved = r"recipe as `([\w./-]+\.yaml)`:\n+```yaml\n(.*?)```"
+        for name, text in re.findall(saved, document.read_text(), flags=re.DOTALL):
+            (folder / name).write_text(text)
+    for split, images in (("train", 6), ("test", 2)):
+        for number in range(images * 6):
+            file = folder / f"data/pets/{split}/breed{number % 6}/{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (40 * (number % 6), number, 255 - 30 * (number % 6))).save(file)
+    return folder
+
+
+@pytest.fixture
+def inside(place: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    return monkeypatch
+
+
+class Reached(Exception):
+    """A command line was accepted."""
+
+
+def check_until(called: str, module: ModuleType, tokens: list[str], patch: pytest.MonkeyPatch) -> None:
+    """Run a command until it calls a function of its module, which it does once its arguments are accepted."""
+
+    def reached(*arguments: object) -> None:
+        raise Reached
+
+    with patch.context() as inner:
+        inner.setattr(module, called, reached)
+        with pytest.raises(Reached):
+            module.main(tokens)
+
+
+def check(command: Command, patch: pytest.MonkeyPatch) -> None:
+    """Fail unless a command is one that its program accepts; nothing is trained."""
+    match command.words:
+        case ["python", "train.py", *tokens]:
+            resolve(*parse_arguments(tokens))
+        case ["python", "-m", "kaizen", *tokens]:
+            check_kaizen(tokens, patch)
+        case ["accelerate", "launch", *tokens]:
+            check_launch(command, tokens, patch)
+        case ["launch/submit", *tokens]:
+            with patch.context() as inner:
+                inner.chdir(ROOT)
+                assert submit().main([*tokens, *([] if "--dry-run" in tokens else ["--dry-run"])]) == 0
+        case ["sbatch", *tokens]:
+            file, *arguments = [token for token in tokens if not token.startswith("--")]
+            assert (ROOT / file).is_file()
+            if file == "launch/array.sbatch":
+                assert read_sweep(Path(arguments[0]))
+            else:
+                resolve(*parse_arguments(arguments[1:]))
+        case ["python", "tests/fashion.py", _, *counts]:
+            assert [int(count) for count in counts]
+        case ["python", "-m", "pytest", *tokens]:
+            named = [token for token in tokens if "/" in token]
+            assert all((ROOT / token).exists() for token in named)
+        case ["python", "-m", "venv", ".venv"]:
+            pass
+        case ["bash", file]:
+            assert (ROOT / file).is_file()
+        case [tool, *_] if tool in TOOLS:
+            pass
+        case _:
+            pytest.fail(f"{command.document}: this test does not know how to check: {command}")
+
+
+def check_kaizen(tokens: list[str], patch: pytest.MonkeyPatch) -> None:
+    match tokens:
+        case ["bench", *rest]:
+            check_until("_check_options", bench, rest, patch)
+            bench._check_options(bench._parser().parse_known_args(rest)[0])
+        case ["report", *rest]:
+            check_until("find_runs", report, rest, patch)
+        case ["eval", *rest]:
+            check_until("_configuration", eval, rest, patch)
+        case ["show", *rest]:
+            resolve(*parse_arguments(rest))
+        case ["sweep", file, *rest]:  # what shipped files ask for is checked by tests/cli/test_sweep.py
+            assert (ROOT / file).is_file()
+            check_until("read_sweep", sweep, [file, *rest], patch)
+        case _:
+            assert run(tokens, COMMANDS) == 0
+
+
+def check_launch(command: Command, tokens: list[str], patch: pytest.MonkeyPatch) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    given = launch_command_parser().parse_args(tokens)
+    assert given.config_file, "without a file accelerate guesses, and warns"
+    assert load_config_from_file(given.config_file).num_processes
+    if given.config_file.endswith("cpu_2.yaml"):
+        assert command.environment["ACCELERATE_USE_CPU"] == "1"
+    words = ["python", *(["-m"] if given.module else []), given.training_script, *given.training_script_args]
+    check(Command(command.document, command.environment, words), patch)
+
+
+def submit() -> ModuleType:
+    loader = SourceFileLoader("submit", str(ROOT / "launch/submit"))
+    module = module_from_spec(spec_from_loader("submit", loader))  # type: ignore[arg-type]
+    loader.exec_module(module)
+    return module
+
+
+def test_the_documents_are_found() -> None:
+    names = {str(document.relative_to(ROOT)) for document in DOCUMENTS}
+    assert {"README.md", "CONTRIBUTING.md", "launch/README.md", "kaizen/recipes/RESULTS.md"} <= names
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_command_is_valid(document: Path, inside: pytest.MonkeyPatch) -> None:
+    for command in ALL:
+        if command.document == document:
+            try:
+                check(command, inside)
+            except (Exception, SystemExit) as error:
+                pytest.fail(f"{command}\n{type(error).__name__}: {error}")
+
+
+def slug(heading: str) -> str:
+    """The anchor that a heading gets."""
+    return re.sub(r"[^\w -]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_to_a_file_and_a_heading(document: Path) -> None:
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+        if not target.startswith(("https://", "mailto:")):
+            name, _, anchor = target.partition("#")
+            file = (document.parent / name).resolve() if name else document
+            headings = re.findall(r"^#+ (.*)$", file.read_text(), flags=re.MULTILINE) if anchor else []
+            if not file.exists() or (anchor and anchor not in map(slug, headings)):
+                broken.append(target)
+    assert not broken
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_that_are_named_exist(document: Path) -> None:
+    named = re.findall(r"`((?:kaizen|launch|tests|accelerate_configs|\.ci)/[\w./-]*)`", document.read_text())
+    assert not [name for name in named if "NAME" not in name and not (ROOT / name).exists()]
+
+
+def is_executed(command: Command) -> bool:
+    """Whether the slow test executes a command; tests/README.md lists the others."""
+    text = str(command)
+    if any(f"{name}.yaml" in text for name in GPU_FILES) or any(long in text for long in LONG + BENCHES):
+        return False
+    if command.words[0] in ("pip", "ruff", "mypy", "bash", "sbatch", "launch/submit", "export"):
+        return False
+    long_reports = command.words[:4] == ["python", "-m", "kaizen", "report"] and command.document.name == "RESULTS.md"
+    return not long_reports and command.words[:3] not in (["python", "-m", "venv"], ["python", "-m", "pytest"])
+
+
+def execute(command: Command, small: list[str]) -> int:
+    match command.words:
+        case ["python", "train.py", *tokens]:
+            return train.main([*tokens, *small])
+        case ["python", "-m", "kaizen", "bench", *tokens]:
+            return run(["bench", *tokens, *small, "--repetitions", "2"], COMMANDS)
+        case ["python", "-m", "kaizen", *tokens]:
+            return run(tokens, COMMANDS)
+        case ["accelerate", "launch", *tokens]:
+            fewer = ["--repetitions", "2"] if "bench" in tokens else []
+            launcher = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+            return subprocess.run([*launcher, *tokens, *small, *fewer], env=environment).returncode
+        case words:
+            return subprocess.run(" ".join(words), shell=True).returncode
+
+
+@pytest.mark.slow
+def test_the_commands_do_what_they_are_for(inside: pytest.MonkeyPatch, cache: str) -> None:
+    failed = []
+    once = {str(command): command for command in filter(is_executed, ALL)}
+    for command in once.values():
+        with inside.context() as patch:
+            for key, value in command.environment.items():
+                patch.setenv(key, value)
+            small = SMALL.replace("--encoder.width 4 ", "") if "digits-vit" in command.words else SMALL
+            if code := execute(command, [*small.split(), "--data.cache_dir", cache]):
+                failed.append(f"{command}: exit code {code}")
+    assert not failed
