@@ -104,7 +104,7 @@ def _configuration(path: Path, readers: tuple[str, ...] | None) -> tuple[dict[st
     if not file.is_file():
         raise ConfigError("RUN", f"is '{path}', which holds no run (no config.yaml); allowed: a run directory")
     name, config = resolve(str(file), {})
-    recipe, preset = read_header(file.read_text())
+    recipe, preset = read_header(file.read_text(encoding="utf-8"))
     evaluation = config.eval if readers is None else config.eval.model_copy(update={"readers": readers})
     # Whatever the run was started with, it is there now.
     changed = {"run": config.run.model_copy(update={"resume": "must"}), "eval": evaluation}

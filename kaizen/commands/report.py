@@ -87,12 +87,12 @@ def read_run(path: Path) -> RunRecord:
     """
     file = path / "config.yaml"
     try:
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8")
         config = flatten(parse_yaml(text))
         if type(config[SEED]) is not int:
             raise ValueError(f"{SEED} is {config[SEED]!r}")
         file = path / "results.json"
-        results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else _header(text)
+        results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else _header(text)
         readers = results["readers"]
         if not all(isinstance(reader, dict) for reader in readers.values()):
             raise ValueError("a reader holds no metrics")

@@ -108,7 +108,7 @@ class Results:
 
 def _read(file: Path) -> dict[str, Any]:
     """An earlier results.json; what is added to later must be there."""
-    held = json.loads(file.read_text())
+    held = json.loads(file.read_text(encoding="utf-8"))
     seconds = held["seconds"]
     lists = [held["images_per_second"], seconds["train"], seconds["evaluate"]]
     for reader in held["readers"].values():
