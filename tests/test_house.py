@@ -1,6 +1,8 @@
 """The order of the house: each folder of the package imports only from floors below its own."""
 
 import ast
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import kaizen
@@ -54,6 +56,25 @@ def test_every_room_says_what_lives_there_and_who_may_import_it() -> None:
     assert {room.name for room in rooms} <= set(FLOOR)
     said = {room.name: ast.get_docstring(ast.parse((room / "__init__.py").read_text())) or "" for room in rooms}
     assert not [name for name, text in said.items() if "import" not in text]
+
+
+def _opened_as_text(file: Path) -> Iterator[str]:
+    """Calls of a file that read or write text in an encoding that they do not name."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            opens = called == "open" or called.endswith((".open", ".fdopen", ".read_text", ".write_text"))
+            modes = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
+            binary = any(isinstance(mode, str) and re.fullmatch("[rwax+]*b[rwax+]*", mode) for mode in modes)
+            named = any(word.arg == "encoding" for word in node.keywords)
+            if opens and called not in ("os.open", "Image.open") and not (binary or named):
+                yield f"{file.name}:{node.lineno}: {ast.unparse(node)}"
+
+
+def test_every_text_is_read_and_written_as_utf_8_whatever_the_locale() -> None:
+    root = PACKAGE.parent
+    files = [*PACKAGE.rglob("*.py"), root / "train.py", root / "launch/submit"]
+    assert not [call for file in files for call in _opened_as_text(file)]
 
 
 def test_no_file_is_long() -> None:

@@ -58,7 +58,7 @@ def small_tasks(config: Config, steps: int, synthetic: bool, folder: Path, paral
 
 def step_seconds(run: Path, task: int) -> list[float]:
     """Seconds of each step of a task but the first, from a run's log of every step."""
-    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     ends = [record["seconds"] for record in records if record["task"] == task]
     return [end - begin for begin, end in pairwise(ends)]
 
@@ -80,7 +80,7 @@ def summary(run: Path, plan: Plan, epochs: int, peaks: list[int], again: Spread)
     """What a finished run cost, task by task; evaluation's share is that of tasks of the recipe's own `epochs`."""
     tasks = len(plan.tasks)
     taken = [step_seconds(run, task) for task in range(tasks)]
-    evaluated = json.loads((run / "results.json").read_text())["seconds"]["evaluate"]
+    evaluated = json.loads((run / "results.json").read_text(encoding="utf-8"))["seconds"]["evaluate"]
     trained = [median(s) * t.steps_per_epoch * epochs for s, t in zip(taken, plan.tasks, strict=True)]
     shares = [e / (t + e) for t, e in zip(trained, evaluated, strict=True)]
     return {

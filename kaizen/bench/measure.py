@@ -23,7 +23,7 @@ from kaizen.bench.synthetic import choose_stream
 from kaizen.config.schema import Config
 from kaizen.data.load import Stream
 from kaizen.parallel import Parallel
-from kaizen.run.log import environment
+from kaizen.run.environment import environment
 from kaizen.training.plan import make_plan
 from kaizen.training.recording import check_recording, why_ordinary
 

@@ -11,8 +11,9 @@ from kaizen.config.schema import Config
 from kaizen.data.load import Stream
 from kaizen.model.learner import total
 from kaizen.parallel import Parallel, synchronize
-from kaizen.run.log import Clock, RunLog
+from kaizen.run.log import RunLog
 from kaizen.run.places import task_directory
+from kaizen.run.progress import Clock
 from kaizen.run.stop import STOP_STEPS
 from kaizen.training.plan import Plan, term_weights
 from kaizen.training.state import TaskState
@@ -63,7 +64,7 @@ class Session:
         self.stepper = Stepper(config, stream, plan, self.state, self.weights, parallel, recording=recording)
         self.clock, self.done = Clock(0.0), 0
         logs.mkdir(parents=True, exist_ok=True)
-        self.log = RunLog(logs, config, parallel, steps=steps, done=0)
+        self.log = RunLog(logs, config, parallel, steps=steps, done=0, lines=False)
 
     def step(self, *, logged: bool = False) -> dict[str, Tensor]:
         """One step and what the trainer does around it; a log line when it is due, or `logged` whenever asked."""
@@ -72,7 +73,7 @@ class Session:
         terms = self.stepper.step(step)
         self.done += 1
         self.clock.count(plan.batch)
-        self.log.advance(self.task, self.tasks, step // plan.steps_per_epoch, self.config.optim.epochs)
+        self.log.progress.advance(self.task, self.tasks, step // plan.steps_per_epoch, self.config.optim.epochs)
         if logged or self.done % self.config.log.every_steps == 0:
             self.write_log(terms)
         if self.done % STOP_STEPS == 0:
@@ -109,7 +110,7 @@ class Session:
         losses = {f"loss/{name}": value for name, value in values.items()}
         position = {"step": self.done, "task": self.task, "seconds": self.clock.seconds(), "images_per_second": rate}
         self.log.line(position | losses | {"projection_std": self.stepper.projection_std()})
-        self.log.show(values["total"], rate)
+        self.log.progress.show(values["total"], rate)
 
     def close(self) -> None:
         """Give back what steps need, and close the log."""

@@ -47,8 +47,10 @@ def measure_whole(recipe: str, config: Config, epochs: int, synthetic: bool, par
 
 def _summary(run: Path, trainer: Trainer, epochs: int) -> dict[str, Any]:
     """Seconds by task, and the hours of a run of so many epochs a task."""
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    results = json.loads((run / "results.json").read_text())
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    results, environment = (
+        json.loads((run / f"{name}.json").read_text(encoding="utf-8")) for name in ("results", "environment")
+    )
     tasks = []
     for task, plan in enumerate(trainer.plan.tasks):
         later = [line for line in lines if line["task"] == task and line["epoch"] > 0]
@@ -66,7 +68,7 @@ def _summary(run: Path, trainer: Trainer, epochs: int) -> dict[str, Any]:
         "tasks": tasks,
         "hours": sum(task["whole"] for task in tasks) / 3600,
         "peak_memory_bytes": results["peak_memory_bytes"],
-        "device": json.loads((run / "environment.json").read_text())["device_name"] or trainer.parallel.device.type,
+        "device": environment["device_name"] or trainer.parallel.device.type,
     }
 
 

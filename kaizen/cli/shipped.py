@@ -35,7 +35,7 @@ def read_recipe(recipe: str) -> tuple[str, dict[str, Any]]:
         name, text = recipe, shipped[recipe]
     elif recipe.endswith((".yaml", ".yml")) or "/" in recipe:
         try:
-            name, text = Path(recipe).stem, Path(recipe).read_text()
+            name, text = Path(recipe).stem, Path(recipe).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError("RECIPE", f"{recipe!r} cannot be read ({error})") from None
     else:
@@ -82,4 +82,4 @@ def brief(value: Any) -> str:
 
 def _texts(folder: str) -> dict[str, str]:
     files = (file for file in (resources.files("kaizen") / folder).iterdir() if file.name.endswith(".yaml"))
-    return dict(sorted((file.name.removesuffix(".yaml"), file.read_text()) for file in files))
+    return dict(sorted((file.name.removesuffix(".yaml"), file.read_text(encoding="utf-8")) for file in files))

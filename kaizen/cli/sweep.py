@@ -38,7 +38,7 @@ def read_sweep(file: Path) -> list[SweepRun]:
         ConfigError: names the file, the line and the key.
     """
     try:
-        lines = file.read_text().splitlines()
+        lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("FILE", f"{str(file)!r} cannot be read ({error})") from None
     runs: list[SweepRun] = []

@@ -3,12 +3,12 @@
 Nothing imports them but kaizen/__main__.py and train.py; they import everything.
 """
 
-import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 
+from kaizen.commands.output import unfailing_output
 from kaizen.errors import KaizenError
 
 COMMANDS = {
@@ -32,16 +32,11 @@ def run(tokens: Sequence[str], commands: Mapping[str, str]) -> int:
     if name not in commands:
         print(f"error: COMMAND: is {name!r}; allowed: {', '.join(commands)}", file=sys.stderr)
         return 2
-    try:
-        code = import_module(f"kaizen.commands.{name}").main(rest)
-        sys.stdout.flush()
-        return code
-    except KaizenError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:
-        # The reader, such as head, has what it wanted; the interpreter's own flush at the end must find no pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+    with unfailing_output():
+        try:
+            return import_module(f"kaizen.commands.{name}").main(rest)
+        except KaizenError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return error.exit_code
+        except KeyboardInterrupt:
+            return 128 + signal.SIGINT

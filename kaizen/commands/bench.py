@@ -228,7 +228,7 @@ def _tell(found: dict[str, Any], text: Iterable[str], file: str | None) -> None:
         return
     if file is not None:
         try:
-            Path(file).expanduser().write_text(content + "\n")
+            Path(file).expanduser().write_text(content + "\n", encoding="utf-8")
         except OSError as error:
             raise ConfigError("--json", f"{file} cannot be written ({error.strerror})") from None
     print("\n".join(text), flush=True)

@@ -255,7 +255,7 @@ def _result(path: Path) -> str:
 def _read(file: Path) -> dict[str, Any]:
     """A JSON object, or an empty one where none can be read."""
     try:
-        held = json.loads(file.read_text())
+        held = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return held if isinstance(held, dict) else {}

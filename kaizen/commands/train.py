@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Sequence
 
 from kaizen.cli.resolve import default_directory, parse_arguments, resolve
+from kaizen.commands.output import unfailing_output
 from kaizen.errors import ConfigError, KaizenError, Stopped, TrainingFailed
 from kaizen.run.places import user_path
 from kaizen.run.stop import StopRequest, end_with_launcher
@@ -15,16 +16,21 @@ USAGE = "accelerate launch -q train.py [RECIPE] [--preset NAME] [--section.key V
 
 def main(tokens: Sequence[str]) -> int:
     """Train as the command line says; returns the exit code (see CONTRACT: 0, 2, 3, 75)."""
-    if {"-h", "--help"} & set(tokens):
-        from kaizen.cli.help import help_text
+    with unfailing_output():
+        if {"-h", "--help"} & set(tokens):
+            from kaizen.cli.help import help_text
 
-        print(help_text(USAGE, "Train Kaizen, or go on where the run directory left off."))
-        return 0
+            print(help_text(USAGE, "Train Kaizen, or go on where the run directory left off."))
+            return 0
+        return _train(tokens)
+
+
+def _train(tokens: Sequence[str]) -> int:
     # Read when torch is loaded: threads that wait spin for less long, which costs nothing where the cores are free and
     # saves most of the time where another program wants them.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     end_with_launcher()
-    stop = StopRequest()
+    stop, path = StopRequest(), None
     try:
         stop.install()
         arguments = parse_arguments(tokens)
@@ -37,13 +43,14 @@ def main(tokens: Sequence[str]) -> int:
 
         Trainer(recipe, config, path, stop, preset).run()
     except (Stopped, KeyboardInterrupt) as stopped:
-        _say(f"stopped by {str(stopped) or 'SIGINT'}: the same command goes on from here")
+        kept = f"the run is kept in {path}; " if path and path.is_dir() else ""
+        _say(f"stopped by {str(stopped) or 'SIGINT'}: {kept}the same command goes on from here")
         return Stopped.exit_code
     except ConfigError as error:
         _say(f"error: {error}", error.everywhere)
         return error.exit_code
     except KaizenError as error:
-        _say(f"error: training failed: {error}", error.everywhere)
+        _say(f"error: training failed: {error}; the files of the run are in {path}", error.everywhere)
         return error.exit_code
     except Exception:
         traceback.print_exc()

@@ -7,6 +7,7 @@ loss, whatever the number of processes and however uneven their slices.
 Run, data, model and the floors above import it; it imports kaizen.errors alone.
 """
 
+from kaizen.parallel.accumulation import accumulation
 from kaizen.parallel.batch import Batch
 from kaizen.parallel.collectives import ONE_PROCESS, Group, shard
 from kaizen.parallel.device import synchronize
@@ -27,6 +28,7 @@ __all__ = [
     "GlobalBatchNorm",
     "Group",
     "Parallel",
+    "accumulation",
     "add_scaled_",
     "check_alike",
     "check_encoder",

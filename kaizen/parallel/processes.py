@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from kaizen.errors import ConfigError, KaizenError, Stopped, TrainingFailed
 from kaizen.parallel import links
+from kaizen.parallel.accumulation import accumulation
 from kaizen.parallel.collectives import Group
 from kaizen.parallel.compiling import Compiler
 from kaizen.parallel.device import choose_kernels
@@ -53,6 +54,7 @@ class Parallel:
         # Buffers (queues, statistics) are each process' own and saved by one: sending them at every step is waste.
         ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
         group = InitProcessGroupKwargs(timeout=DEVICE_TIMEOUT)
+        self.accumulation = accumulation()
         self.accelerator = Accelerator(log_with=log_with, kwargs_handlers=[ddp, group])
         self.rank = self.accelerator.process_index
         self.world = self.accelerator.num_processes
@@ -61,7 +63,6 @@ class Parallel:
         self.group = Group(self.rank, self.world)
         self.sharded = is_sharded(self.accelerator)
         self.is_main = self.accelerator.is_main_process
-        self.accumulation = self.accelerator.gradient_accumulation_steps
         check_launch(self.world, self.device.type, self.accelerator.mixed_precision)
         self._fresh_scaler = self.scaler_state()
         self.compiler = Compiler(self.accelerator)

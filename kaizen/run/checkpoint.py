@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -35,11 +36,12 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a text file atomically: readers see the old or the new content, never a part."""
-    # `kaizen eval` may write to a run that is going on: two processes never share a temporary file.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # `kaizen eval` may write to a run that is going on: two writers never share a temporary file.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.tmp")
     with writing(path):
         try:
-            with open(temporary, "w") as file:
+            # Text that came from a command line may hold bytes that are no UTF-8.
+            with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
@@ -134,7 +136,7 @@ def read_state(path: Path, needs: Collection[str] = ()) -> dict[str, Any]:
     """
     file = path / STATE
     try:
-        state = dict(json.loads(file.read_text()))
+        state = dict(json.loads(file.read_text(encoding="utf-8")))
         if state.pop("sha256", None) != seal(state):
             raise ValueError("its SHA-256 is not that of its content")
         files = {str(name): (info["bytes"], info["sha256"]) for name, info in state["files"].items()}

@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,17 +15,19 @@ from kaizen.config.yaml import dump_yaml, parse_yaml
 from kaizen.errors import ConfigError, DamagedError
 from kaizen.parallel import Parallel
 from kaizen.parallel.peers import Failure
-from kaizen.run.checkpoint import STATE, newest_whole, prune, read_state, tidy, write_json, write_text
-from kaizen.run.lock import RunLock, holds
-from kaizen.run.log import cut_log, environment, read_position, write_status
+from kaizen.run.checkpoint import STATE, newest_whole, prune, read_state, tidy, write_text
+from kaizen.run.environment import read_environment, record_start
+from kaizen.run.lock import LOCK, RunLock, holds
+from kaizen.run.log import cut_log
 from kaizen.run.places import CHECKPOINT, TASK_END, checkpoint_directory, task_directory
+from kaizen.run.status import STATUS_SECONDS, read_position, write_status
 
 LEFT_SECONDS = 60
 """Age from which temporary results are those of a killed process: `kaizen eval` may be writing some beside a run."""
 
 
 class RunDirectory:
-    """A directory that holds one run, new or to be continued; nothing is written before `lock` and `claim`.
+    """A directory that holds one run, new or to be resumed; `lock` makes it, and `claim` makes it a run's.
 
     Raises:
         ConfigError: it holds a run of another configuration, or run.resume does not allow what is found.
@@ -32,9 +36,14 @@ class RunDirectory:
     def __init__(self, path: Path, config: Config, parallel: Parallel) -> None:
         self.path, self.config, self.parallel = path, config, parallel
         self.position = (0, 0)
-        self._ours = False
+        self.seconds_left: float | None = None
+        self._ours = self._ended = False
         self._lock: RunLock | None = None
         self._token: str | None = None
+        self._made: list[Path] = []
+        self._next_update = 0.0
+        self._update: Future[None] | None = None
+        self._updates = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kaizen-status")
         parallel.on_main(self._inspect)
         self._ours, self.position = parallel.broadcast((self._ours, self.position))
 
@@ -62,27 +71,32 @@ class RunDirectory:
             data: digest of the images and labels it trains on.
 
         Raises:
-            ConfigError: the run began with other data, or the directory cannot be written or is not seen by all.
+            ConfigError: the run began with other data, or the directory cannot be written.
         """
         self.parallel.on_main(lambda: self._claim(recipe, preset, data))
         self._ours = True
-        self._token = self.parallel.broadcast(self._lock.token if self._lock else None)
-        self.parallel.await_file(self.path / "config.yaml")
 
     def _claim(self, recipe: str, preset: str | None, data: str) -> None:
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            if self._lock is None:
-                self._lock = RunLock(self.path)
-                self._inspect()  # another run may have begun and ended here since the first look
+            if read_environment(self.path / "environment.json").get("data", data) != data:
+                problem = f"{self.config.data.source} holds other images or labels than {self.path} began with"
+                raise ConfigError("data.source", f"{problem}; allowed: those, or another run.dir")
             self._tidy()
             dumped = dump_yaml(self.config.model_dump(mode="json"))
             write_text(self.path / "config.yaml", header(recipe, preset) + dumped)
-            self._write_environment(data)
         except OSError as error:
             raise ConfigError("run.dir", f"{self.path} cannot be written ({error.strerror})") from None
-        self._ours = True
+        self._ours, self._made = True, []
         self.write_status("running")
+
+    def record_start(self, data: str) -> None:
+        """Write to environment.json what trains from here on; a start that trains nothing leaves it alone.
+
+        Args:
+            data: digest of the images and labels it trains on.
+        """
+        file = self.path / "environment.json"
+        self.parallel.on_main(lambda: record_start(file, self.parallel, data, self.position[1]))
 
     def _tidy(self) -> None:
         """Take away what a killed run left half written."""
@@ -93,24 +107,9 @@ class RunDirectory:
                 if not file.name.startswith(".results.") or abs(time.time() - file.stat().st_mtime) > LEFT_SECONDS:
                     file.unlink()
 
-    def _write_environment(self, data: str) -> None:
-        file, now = self.path / "environment.json", {**environment(self.parallel), "data": data}
-        if file.exists():
-            try:
-                before = dict(json.loads(file.read_text()))
-            except (ValueError, TypeError):
-                before = {}
-            if before.get("data", data) != data:
-                problem = f"{self.config.data.source} holds other images or labels than {self.path} began with"
-                raise ConfigError("data.source", f"{problem}; allowed: those, or another run.dir")
-            for key in ("versions", *self.parallel.setting()):
-                if before.get(key, now[key]) != now[key]:
-                    print(f"note: {key} was {before[key]} and is now {now[key]}: the run goes on, not bit for bit")
-        write_json(file, now)
-
     def _compare(self, file: Path) -> None:
         try:
-            held = flatten(parse_yaml(file.read_text()))
+            held = flatten(parse_yaml(file.read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise ConfigError(str(file), f"cannot be read ({error})") from None
         wanted = self.config.fixed()
@@ -171,7 +170,8 @@ class RunDirectory:
         held: list[float] = []
 
         def read() -> None:
-            held.append(float(json.loads((task_directory(self.path, task) / STATE).read_text())["train_seconds"]))
+            text = (task_directory(self.path, task) / STATE).read_text(encoding="utf-8")
+            held.append(float(json.loads(text)["train_seconds"]))
 
         self.parallel.on_main(read)
         return self.parallel.broadcast(held[0] if held else 0.0)
@@ -200,17 +200,28 @@ class RunDirectory:
         self.parallel.on_main(lambda: cut_log(self.path / "log.jsonl", step))
 
     def lock(self) -> None:
-        """Keep other processes from training here until `release`; a directory still to be made waits for `claim`.
+        """Make the directory and keep other processes from training here until `release`.
 
         Raises:
-            ConfigError: another process trains here.
+            ConfigError: another process trains here, or the directory cannot be written or is not seen by all.
         """
+        try:
+            self.parallel.on_main(self._take)
+            self._token = self.parallel.broadcast(self._lock.token if self._lock else None)
+            self._ours, self.position = self.parallel.broadcast((self._ours, self.position))
+            self.parallel.await_file(self.path / LOCK)
+        except BaseException:
+            self.release()
+            raise
 
-        def take() -> None:
-            if self.path.is_dir():
-                self._lock = RunLock(self.path)
-
-        self.parallel.on_main(take)
+    def _take(self) -> None:
+        self._made = [folder for folder in (self.path, *self.path.parents) if not os.path.lexists(folder)]
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError("run.dir", f"{self.path} cannot be written ({error.strerror})") from None
+        self._lock = RunLock(self.path)
+        self._inspect()  # another run may have begun and ended here since the first look
 
     def check_lock(self) -> None:
         """Raise a TrainingFailed if another process has taken the directory over."""
@@ -218,9 +229,13 @@ class RunDirectory:
             self._lock.check()
 
     def release(self) -> None:
-        """Let other processes have the directory, at a run's end."""
+        """Let other processes have the directory, at a run's end; one made for a run that never began is removed."""
         if self._lock:
             self._lock.release()
+        self._updates.shutdown(wait=False)
+        for folder in self._made:
+            with suppress(OSError):  # something else is in it
+                folder.rmdir()
 
     def _is_held(self) -> bool:
         """Whether the directory is this run's; one that was taken over meanwhile is another's."""
@@ -230,15 +245,43 @@ class RunDirectory:
 
     def write_failure(self, failure: Failure) -> None:
         """Write status.json from the process that has to tell; that the disk is full as well is not the news."""
+        self._end_updates()
         if failure.tells and self._is_held():
             with suppress(OSError):
-                task, step = self.position
-                write_status(self.path, "failed", exit_code=failure.code, task=task, step=step, reason=failure.reason)
+                self._write("failed", exit_code=failure.code, reason=failure.reason)
 
     def write_status(self, state: str, exit_code: int | None = None, reason: str | None = None) -> None:
         """Write status.json at the current position, if the directory is this run's; a stop that was served is over."""
+        if state != "running":
+            self._end_updates()
         if self.parallel.is_main and self._is_held():
-            task, step = self.position
-            write_status(self.path, state, exit_code=exit_code, task=task, step=step, reason=reason)
+            self._write(state, exit_code=exit_code, reason=reason)
             if state == "stopped":
                 (self.path / "stop").unlink(missing_ok=True)
+
+    def follow(self, seconds_left: float | None) -> None:
+        """Have status.json follow the run, every STATUS_SECONDS at most; no step waits for the disk.
+
+        Args:
+            seconds_left: estimated seconds until the run is done; None if unknown.
+        """
+        self.seconds_left = seconds_left
+        written = self._update is None or self._update.done()
+        if self.parallel.is_main and written and not self._ended and time.monotonic() >= self._next_update:
+            self._next_update = time.monotonic() + STATUS_SECONDS
+            self._update = self._updates.submit(self._write_update)
+
+    def _write_update(self) -> None:
+        with suppress(OSError):  # the log and the checkpoints tell of a full disk
+            if not self._ended and self._is_held():
+                self._write("running")
+
+    def _end_updates(self) -> None:
+        """Let no update come after how the run ended; one that a file system keeps for long is not waited for."""
+        self._ended = True
+        if self._update:
+            wait([self._update], timeout=2)
+
+    def _write(self, state: str, **rest: Any) -> None:
+        task, step = self.position
+        write_status(self.path, state, task=task, step=step, seconds_left=self.seconds_left, **rest)

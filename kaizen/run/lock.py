@@ -71,7 +71,7 @@ class RunLock:
             descriptor = os.open(self._file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
             return False
-        with os.fdopen(descriptor, "w") as file:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(self._text())
         return True
 
@@ -124,7 +124,7 @@ class RunLock:
                 if not holds(self._file.parent, self.token):
                     return
                 self._count += 1
-                with open(self._file, "r+") as file:
+                with open(self._file, "r+", encoding="utf-8") as file:
                     file.write(self._text())
 
 
@@ -152,7 +152,8 @@ def _parsed(content: bytes | None) -> dict[str, Any]:
 def _machine() -> str:
     """What processes that can see each other's numbers have in common."""
     with suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        return boot + os.readlink("/proc/self/ns/pid")
     return socket.gethostname()
 
 
@@ -164,7 +165,7 @@ def _process() -> dict[str, Any]:
 def _began(pid: int) -> str | None:
     """When a process began, in ticks since the machine did, as numbers are used again; None: it is gone."""
     with suppress(OSError, IndexError):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         # A killed process that nobody has waited for keeps its number.
         return None if fields[0] in ("Z", "X") else fields[19]
     return None

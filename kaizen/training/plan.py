@@ -97,7 +97,7 @@ def describe(config: Config, plan: Plan, world: int, accumulation: int = 1) -> l
     images = [task.images for task in plan.tasks]
     smallest = min(task.batch for task in plan.tasks)
     cut = f", cut to {smallest} by the smallest task" if smallest < optim.batch else ""
-    parts = f", in {accumulation} parts" if accumulation > 1 else ""
+    parts = f"{accumulation} part{'' if accumulation == 1 else 's'} per step"
     per_epoch = [task.steps_per_epoch for task in plan.tasks]
     memory = "none"
     if replay.policy != "none":
@@ -109,7 +109,8 @@ def describe(config: Config, plan: Plan, world: int, accumulation: int = 1) -> l
     return [
         f"encoder             {encoder}{grid}",
         f"processes           {world}",
-        f"global batch        {optim.batch} images a step, {-(-optim.batch // world)} a process{cut}{parts}",
+        f"global batch        {optim.batch} images a step, {-(-optim.batch // world)} a process{cut}",
+        f"accumulation        {parts}",
         f"replay              {memory}",
         f"tasks               {len(images)}, training images {', '.join(map(str, images))}",
         f"steps an epoch      {', '.join(map(str, per_epoch))}; {optim.epochs} epochs a task",

@@ -1,6 +1,7 @@
 """The story of a run: for each task, for each step; then remember, look, go on."""
 
 import math
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,8 +22,10 @@ from kaizen.model.networks.encoders import build_encoder
 from kaizen.model.networks.fit import check_deterministic
 from kaizen.parallel import Parallel, check_encoder, synchronize
 from kaizen.run.directory import RunDirectory
-from kaizen.run.log import FIRST_STEP, Clock, RunLog, versions
+from kaizen.run.environment import versions
+from kaizen.run.log import FIRST_STEP, RunLog
 from kaizen.run.places import checkpoint_directory, task_directory
+from kaizen.run.progress import Clock
 from kaizen.run.stop import STOP_STEPS, StopRequest
 from kaizen.run.writer import Writer
 from kaizen.training.plan import describe, make_plan, term_weights
@@ -66,6 +69,7 @@ class Trainer:
             self._prepare()
             self._run()
             self.parallel.on_main(self._show_results)
+            self.directory.seconds_left = 0.0
             self.directory.write_status("done", 0)
         except Stopped as stopped:
             self._end_stopped(stopped)
@@ -80,6 +84,7 @@ class Trainer:
             self.writer.close()
             self.directory.release()
         self.parallel.close()
+        self.parallel.announce(f"done: results.json, log.jsonl and all other files of the run are in {self.path}")
 
     def load(self) -> Stream:
         """The data, cut into tasks.
@@ -140,7 +145,10 @@ class Trainer:
             raise ConfigError("teacher.shard", "is true; allowed without FSDP (accelerate_configs/fsdp2.yaml): false")
 
     def _show_results(self) -> None:
-        save_picture(self.results.content, self.path / "results.svg")
+        try:
+            save_picture(self.results.content, self.path / "results.svg")
+        except Exception as error:  # it shows what results.json holds: all work is done
+            print(f"note: {self.path / 'results.svg'} was not written ({error})", file=sys.stderr)
         print_results(self.results.content)
 
     def _run(self) -> None:
@@ -152,6 +160,8 @@ class Trainer:
             steps_done = found[1]["step"]
         self.directory.position = (min(done, len(self.tasks) - 1), steps_done)
         self.directory.cut_log(steps_done)
+        if done < len(self.tasks):
+            self.directory.record_start(self.source.digest())
         self.log = RunLog(self.path, self.config, self.parallel, steps=self.plan.steps, done=steps_done)
         try:
             for task in range(len(self.tasks)):
@@ -176,7 +186,7 @@ class Trainer:
             state.restore(path)
         self.parallel.set_scaler(position.get("scaler"))
         stepper = Stepper(self.config, self.stream, self.plan, state, weights, self.parallel)
-        clock = Clock(position["train_seconds"])
+        clock = Clock(position["train_seconds"], sum(map(self.directory.train_seconds, range(task))))
         for step in range(position["step"] - plan.first_step, plan.steps):
             terms = stepper.step(step)
             if self._first:
@@ -186,7 +196,8 @@ class Trainer:
             number = plan.first_step + step + 1
             self.directory.position = (task, number)
             clock.count(plan.batch)
-            self.log.advance(task, len(self.tasks), step // plan.steps_per_epoch, self.config.optim.epochs)
+            self.log.progress.advance(task, len(self.tasks), step // plan.steps_per_epoch, self.config.optim.epochs)
+            self.directory.follow(self.log.progress.seconds_left())
             last = step + 1 == plan.steps
             if last or number % self.config.log.every_steps == 0:
                 self._log(task, step, terms, stepper, clock)
@@ -209,7 +220,7 @@ class Trainer:
     def evaluate(self, task: int, readers: Sequence[str]) -> None:
         """These readers' accuracies after a task (-1: untrained), from its snapshot, into results.json."""
         began = time.perf_counter()
-        with self.log.evaluating(task, len(self.tasks)):
+        with self.log.progress.evaluating(task, len(self.tasks)):
             network = self.evaluator.network(self.path, task)
             row = self.evaluator.row(network, task, readers, self._stop_if_asked, self.stop.check)
         self.results.add_row(task, row)
@@ -239,7 +250,7 @@ class Trainer:
             "projection_std": stepper.projection_std(),
         }
         self.log.line(record)
-        self.log.show(losses["loss/total"], rate)
+        self.log.progress.show(losses["loss/total"], rate)
 
     def _check_finite(self, terms: dict[str, Tensor], weights: dict[str, float]) -> dict[str, float]:
         """The global losses as numbers, by their names in the log."""
@@ -255,6 +266,7 @@ class Trainer:
         return self.parallel.any(self.stop.asked() is not None)
 
     def _stop_if_asked(self) -> None:
+        self.directory.follow(self.log.progress.seconds_left())
         if self._stop_asked():
             # A signal may reach one process before the others.
             asked = [reason for reason in self.parallel.every(self.stop.asked()) if reason]
@@ -263,7 +275,7 @@ class Trainer:
     def _position(self, clock: Clock) -> dict[str, Any]:
         """Where the run stands, as it is kept with what is saved."""
         task, step = self.directory.position
-        record = {"task": task, "step": step, "train_seconds": clock.seconds()}
+        record = {"task": task, "step": step, "train_seconds": clock.task_seconds()}
         held = {"config_hash": self.config.hash(), "versions": self.versions, **self.parallel.setting()}
         return {**record, **held, "scaler": self.parallel.scaler_state()}
 

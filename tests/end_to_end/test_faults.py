@@ -15,12 +15,8 @@ import torch
 from runs import log_of, run_of, short, status_of
 from safetensors.torch import load_file
 
-from kaizen.cli.resolve import parse_arguments, resolve
 from kaizen.commands.train import main
-from kaizen.errors import ConfigError
 from kaizen.model.learner import TERMS, Learner
-from kaizen.parallel import Parallel
-from kaizen.run.directory import RunDirectory
 from kaizen.training.step import Stepper
 
 ROOT = Path(__file__).parents[2]
@@ -133,19 +129,6 @@ def test_a_user_without_a_home_is_asked_for_a_directory(
     error = capsys.readouterr().err
     assert error.startswith(f"error: {said}")
     assert error.count("\n") == 1
-
-
-def test_a_run_that_began_in_between_is_not_overwritten(tiny: list[str]) -> None:
-    run, parallel = run_of(tiny), Parallel()
-    late = RunDirectory(run, resolve(*parse_arguments([*tiny, "--run.seed", "7"]))[1], parallel)
-    late.lock()
-    assert main([*short(tiny), "--stream.tasks", "2"]) == 0
-    held = (run / "config.yaml").read_text()
-    with pytest.raises(ConfigError, match=r"run.dir: .* holds a run of another configuration"):
-        late.claim("digits", None, "")
-    late.release()
-    assert (run / "config.yaml").read_text() == held
-    assert status_of(run)["state"] == "done"
 
 
 def test_a_checkpoint_under_another_name_is_set_aside(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,6 +46,11 @@ def test_a_run_killed_five_times_ends_byte_for_byte_as_one_that_was_not(
         [{k: v for k, v in line.items() if "second" not in k} for line in log_of(r)] for r in (run, undisturbed)
     )
     assert mine == theirs, "the log reads as if nothing had happened"
+    seconds = [line["seconds"] for line in log_of(run)]
+    assert seconds == sorted(seconds), "they count over all starts"
+    starts = json.loads((run / "environment.json").read_text())["starts"]
+    assert [start["step"] for start in starts] == sorted(start["step"] for start in starts)
+    assert len(starts) == 6
     readers = [json.loads((r / "results.json").read_text())["readers"] for r in (run, undisturbed)]
     assert readers[0] == readers[1]
 

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from datetime import datetime
 from pathlib import Path
 from typing import get_args
 from xml.etree import ElementTree
@@ -29,7 +30,10 @@ from kaizen.parallel import Parallel
 def test_a_run_leaves_the_files_of_the_contract(undisturbed: Path) -> None:
     for name in ("config.yaml", "environment.json", "status.json", "log.jsonl", "results.json"):
         assert (undisturbed / name).is_file()
-    assert status_of(undisturbed) == {"state": "done", "exit_code": 0, "task": 4, "step": TASKS * STEPS, "reason": None}
+    status = status_of(undisturbed)
+    assert datetime.fromisoformat(status.pop("updated")) <= datetime.now().astimezone()
+    ended = {"state": "done", "exit_code": 0, "task": 4, "step": TASKS * STEPS, "seconds_left": 0, "reason": None}
+    assert status == ended
     for task in range(TASKS):
         student = load_file(undisturbed / f"tasks/task-{task:02d}/student.safetensors")
         parts = {"encoder", "projector", "classifier"} | ({"distill_predictor"} if task else set())
@@ -76,6 +80,10 @@ def test_results_hold_the_matrix_and_its_metrics(undisturbed: Path) -> None:
 def test_log_has_all_four_terms_at_every_step(undisturbed: Path) -> None:
     lines = log_of(undisturbed)
     assert [line["step"] for line in lines] == list(range(1, TASKS * STEPS + 1))
+    seconds = [line["seconds"] for line in lines]
+    assert seconds == sorted(seconds)
+    trained = json.loads((undisturbed / "results.json").read_text())["seconds"]["train"]
+    assert sum(trained[:-1]) < seconds[-1] <= sum(trained), "over the run and not over a task"
     for line in lines:
         terms = [line[f"loss/{name}"] for name in ("ssl", "distill", "classifier", "classifier_distill")]
         assert all(math.isfinite(value) for value in terms)
@@ -209,7 +217,8 @@ def test_a_finished_run_shows_its_table_again(
 
 def test_wandb_writes_offline(tiny: list[str], launcher: Launcher) -> None:
     assert launcher.run([*tiny, "--stream.tasks", "1", "--log.wandb", "offline"]) == 0
-    assert list((run_of(tiny) / "wandb").glob("offline-run-*"))
+    kept = (run_of(tiny) / "wandb-id.txt").read_text().strip()
+    assert list((run_of(tiny) / "wandb").glob(f"offline-run-*-{kept}"))
 
 
 def test_the_bar_names_what_goes_on(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

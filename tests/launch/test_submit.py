@@ -158,7 +158,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_data_are_prepared_and_each_run_is_checked_against_them_before(
-    script: ModuleType, slurm: Path, tmp_path: Path
+    script: ModuleType, slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = shlex.join(["digits", *TINY, "--data.cache_dir", str(tmp_path / "cache")])
     bad = line.replace("--replay.per_class 4", "--replay.total 9")
@@ -167,6 +167,10 @@ def test_data_are_prepared_and_each_run_is_checked_against_them_before(
         script.main(sweep)
     with pytest.raises(ConfigError, match=r"optim\.batch"):
         script.main([*shlex.split(line), "--gpus", "100", "--run.dir", str(tmp_path / "run")])
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "77")
+    with pytest.raises(ConfigError, match=r"two images in each of 77 parts"):
+        script.main([*shlex.split(line), "--run.dir", str(tmp_path / "run")])
+    monkeypatch.delenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS")
     assert not slurm.exists()
     assert not list(tmp_path.glob("run*")), "nothing was written"
     sweep_file(tmp_path, line)

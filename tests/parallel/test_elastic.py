@@ -96,7 +96,7 @@ def test_a_checkpoint_goes_on_under_another_launch(
             shutil.rmtree(path)
     assert (run / "checkpoints" / FOUND).is_dir()
     printed = train(after, *RUN, "--data.cache_dir", cache, "--run.dir", str(run))
-    assert "the run goes on, not bit for bit" in printed
+    assert "the run resumes, not bit for bit" in printed
     expected, found = curve(whole(before)), curve(run)
     assert len(found) == len(expected) == STEPS
     for step, (one, other) in enumerate(zip(expected, found, strict=True)):

@@ -1,42 +1,46 @@
 """Gradient accumulation as Accelerate sets it: the same global batch, in parts."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from launches import configured, finish, start
 from runs import log_of, settings_of
 
+from kaizen.commands.train import main
 from kaizen.model.methods import method_class
 from kaizen.parallel import Batch
 
-ROOT = Path(__file__).parents[2]
 # Without BatchNorm and with the classifier alone the loss is a mean over images, which parts do not change.
 ADDITIVE = ["--encoder.norm", "group", "--classifier.stop_gradient", "false", "--method.weight", "0"]
 ADDITIVE += ["--distill.name", "none", "--classifier.distill_weight", "0", "--labels.fraction", "0.4"]
 
 
-def logged(run: Path, parts: int, *arguments: str) -> tuple[list[dict[str, Any]], str]:
-    env = {**os.environ, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": str(parts)}
-    command = [sys.executable, "train.py", *arguments, "--run.dir", str(run), "--optim.epochs", "1"]
-    command += ["--optim.warmup_epochs", "0", "--stream.tasks", "2"]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return log_of(run), done.stdout
-
-
-def test_parts_add_up_to_the_step_of_the_whole_batch(tiny: list[str], tmp_path: Path) -> None:
-    whole, printed = logged(tmp_path / "whole", 1, *tiny, *ADDITIVE)
-    assert " parts" not in printed
-    parts, printed = logged(tmp_path / "parts", 3, *tiny, *ADDITIVE)
-    assert "global batch        90 images a step, 90 a process, in 3 parts" in printed
+def test_parts_add_up_to_the_step_of_the_whole_batch(
+    tiny: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The parts in the way that the documents name, which works with every file of accelerate_configs."""
+    runs = {name: tmp_path / name for name in ("whole", "parts")}
+    arguments = [*tiny, *ADDITIVE, "--optim.epochs", "1", "--optim.warmup_epochs", "0", "--stream.tasks", "2"]
+    assert main([*arguments, "--run.dir", str(runs["whole"])]) == 0
+    assert "accumulation        1 part per step\n" in capfd.readouterr().out
+    command = ["train.py", *arguments, "--run.dir", str(runs["parts"])]
+    printed = finish(start(configured("cpu"), *command, ACCELERATE_GRADIENT_ACCUMULATION_STEPS="3"))
+    assert "accumulation        3 parts per step\n" in printed
+    whole, parts = (log_of(run) for run in runs.values())
     assert [line["step"] for line in parts] == [line["step"] for line in whole]
     for step, (one, other) in enumerate(zip(whole, parts, strict=True)):
         assert other["loss/classifier"] == pytest.approx(one["loss/classifier"], rel=1e-5 if step < 2 else 1e-2)
     # Contrastive negatives come from the part alone: fewer of them, and a lower loss.
     assert parts[0]["loss/ssl"] < whole[0]["loss/ssl"] - 0.5
+
+
+@pytest.mark.parametrize("asked", ["0", "-1", "2.5", "auto", ""])
+def test_a_number_of_parts_that_is_none_is_refused_by_name(
+    asked: str, tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", asked)
+    assert main(tiny) == 2
+    assert f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS: is '{asked}'; allowed: " in capsys.readouterr().err
 
 
 def test_parts_weigh_by_the_images_that_the_loss_counts() -> None:

@@ -1,0 +1,52 @@
+"""status.json: where a run stands and how it ended, for scripts, as launchers hide exit codes."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+
+from kaizen.run.checkpoint import write_json, writing
+
+STATUS_SECONDS = 10.0
+"""Least seconds between two updates while a run trains."""
+
+
+def timestamp() -> str:
+    """The current time in ISO format, to the second, with the offset from UTC."""
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def write_status(
+    directory: Path,
+    state: str,
+    *,
+    exit_code: int | None = None,
+    task: int,
+    step: int,
+    reason: str | None = None,
+    seconds_left: float | None = None,
+) -> None:
+    """Replace status.json atomically.
+
+    Args:
+        seconds_left: estimated seconds until the run is done; None if unknown.
+    """
+    left = None if seconds_left is None else round(seconds_left)
+    content = {"state": state, "exit_code": exit_code, "task": task, "step": step, "updated": timestamp()}
+    content |= {"seconds_left": left, "reason": reason}
+    file = directory / "status.json"
+    try:
+        write_json(file, content)
+    except OSError:
+        # On a full disk the old file's own block is all the room there is.
+        with writing(file), open(file, "r+", encoding="utf-8") as held:
+            held.write(json.dumps(content) + "\n")
+            held.truncate()
+
+
+def read_position(directory: Path) -> tuple[int, int]:
+    """Task and step in status.json; (0, 0) if it cannot be read."""
+    try:
+        status = json.loads((directory / "status.json").read_text(encoding="utf-8"))
+        return int(status["task"]), int(status["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0, 0
