@@ -18,7 +18,7 @@ import numpy as np
 
 from kaizen.data.images import Undecoded, decoded
 from kaizen.errors import ConfigError
-from kaizen.run.checkpoint import flush_directory
+from kaizen.run.durable import flush_directory
 
 FORMAT = 2
 """Version of what lies in an entry; another number is another cache key."""

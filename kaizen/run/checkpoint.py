@@ -23,11 +23,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kaizen.errors import ConfigError, DamagedError
+from kaizen.run.durable import flush_directory, if_able
 
 STATE = "state.json"
 CHECKPOINT = re.compile(r"task-(\d+)_step-(\d+)")
-UNABLE = (errno.EPERM, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
-"""What a file system answers that cannot do a thing at all, as some FUSE, SMB and WSL mounts."""
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -110,7 +109,7 @@ def _fill(folder: Path, files: Mapping[str, Mapping[str, Tensor]], state: Mappin
         flat = torch.contiguous_format
         save_file({key: t.detach().to("cpu", copy=True, memory_format=flat) for key, t in tensors.items()}, file)
         # safetensors writes for the owner alone, whatever the umask says that others may read.
-        with _if_able():
+        with if_able():
             file.chmod(folder.stat().st_mode & 0o666)
         with open(file, "rb+") as handle:
             os.fsync(handle.fileno())
@@ -211,23 +210,3 @@ def tidy(directory: Path) -> None:
 def _sha256(file: Path) -> str:
     with open(file, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-@contextmanager
-def _if_able() -> Iterator[None]:
-    """Try inside what is good to have and not every file system can do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in UNABLE:
-            raise
-
-
-def flush_directory(path: Path) -> None:
-    """Have the names in a directory on the disk, where the file system can do that."""
-    with _if_able():
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
