@@ -1,6 +1,13 @@
 """Kaizen on Accelerate: self-supervised continual learning with continual fine-tuning, on any number of processes."""
 
+import sys
 import time
+
+# Older versions read this far, as nothing in this file is new to them, and would fail at a line that says nothing.
+if sys.version_info < (3, 11):  # noqa: UP036
+    found = ".".join(map(str, sys.version_info[:2]))
+    sys.stderr.write("error: Python: is " + found + "; allowed: 3.11 or later, as in python3.11 -m venv .venv\n")
+    sys.exit(2)
 
 __version__ = "0.1.0"
 STARTED = time.time()

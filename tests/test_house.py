@@ -9,7 +9,7 @@ import kaizen
 
 PACKAGE = Path(kaizen.__file__).parent
 FLOORS = (
-    ("errors",),
+    ("errors", "build"),
     ("config", "losses"),
     ("parallel",),
     ("run",),

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from kaizen.bench.session import Session
-from kaizen.parallel import links, synchronize
+from kaizen.parallel import synchronize
 
 PARTS = ("data", "views", "student", "momentum", "teacher", "losses", "backward", "optimizer", "communication", "log")
 REST = "other"
@@ -94,8 +94,6 @@ def _seams(session: Session) -> Iterator[tuple[str, Any, str]]:
     yield from (("optimizer", method, name) for name in ("begin_epoch", "after_backward", "after_step"))
     yield from (("log", session, "write_log"), ("log", session.log, "advance"))
     yield from (("communication", dist, name) for name in COLLECTIVES)
-    if (linked := links.current()) is not None:
-        yield "communication", linked, "gather"
 
 
 @contextmanager

@@ -120,7 +120,7 @@ def _check_options(given: argparse.Namespace) -> None:
         raise ConfigError("--against", "is kornia, which is not installed; allowed: pil, or pip install kornia")
     if given.json not in (None, "-") and not Path(given.json).expanduser().parent.is_dir():
         raise ConfigError("--json", f"is {given.json!r}, whose directory does not exist; allowed: a file, or -")
-    if given.start is not None and any(name in os.environ for name in LAUNCHED):
+    if given.start is not None and LAUNCHED in os.environ:
         raise ConfigError("--start", "starts processes itself; allowed: python -m kaizen bench without a launcher")
 
 

@@ -15,7 +15,7 @@ USAGE = "accelerate launch -q train.py [RECIPE] [--preset NAME] [--section.key V
 
 
 def main(tokens: Sequence[str]) -> int:
-    """Train as the command line says; returns the exit code (see CONTRACT: 0, 2, 3, 75)."""
+    """Train as the command line says; returns the exit code: 0, 2, 3 or 75."""
     with unfailing_output():
         if {"-h", "--help"} & set(tokens):
             from kaizen.cli.help import help_text
@@ -60,7 +60,8 @@ def _train(tokens: Sequence[str]) -> int:
 
 def _say(text: str, everywhere: bool = False) -> None:
     """One line on stderr, from one process of the run or from this one; what a launcher says comes below it."""
-    if everywhere or os.environ.get("RANK", "0") == "0":
+    one_process = os.environ.get("WORLD_SIZE", "1") in ("", "0", "1")
+    if everywhere or one_process or os.environ.get("RANK", "0") == "0":
         print(text, file=sys.stderr, flush=True)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from kaizen.data.images import Decoder, Decoding, Undecoded, file_stamp
 from kaizen.errors import ConfigError
+from kaizen.run.durable import flush_directory
 
 FORMAT = 3
 """Version of what lies in an entry; another number is another cache key."""
@@ -189,15 +190,7 @@ def write_entry(
         if name == "train":
             meta["mean"], meta["std"] = _moments(histogram)
     _write_synced(entry / "meta.json", json.dumps(meta, indent=1).encode())
-    _sync_directory(entry)
-
-
-def _sync_directory(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    flush_directory(entry)
 
 
 def publish(entry: Path, final: Path) -> None:
@@ -205,7 +198,7 @@ def publish(entry: Path, final: Path) -> None:
     for attempt in range(5):
         try:
             entry.rename(final)
-            return _sync_directory(final.parent)
+            return flush_directory(final.parent)
         except OSError as error:
             reason = error.strerror or error
         try:

@@ -8,12 +8,25 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kaizen.parallel import links
-
 
 def shard(count: int, rank: int, world: int) -> range:
     """Positions of `count` items that belong to a rank: consecutive, disjoint, sizes differing by at most one."""
     return range(count * rank // world, count * (rank + 1) // world)
+
+
+def gather_alike(local: Tensor) -> Tensor:
+    """Tensors of one shape and type, of all processes and in the order of their ranks: (processes, ...), no graph."""
+    local = local.detach().contiguous()
+    every = local.new_empty((dist.get_world_size(), *local.shape))
+    dist.all_gather(list(every.unbind()), local)
+    return every
+
+
+def reduce_alike(local: Tensor, operation: Any) -> Tensor:
+    """Sum or maximum (dist.ReduceOp) of tensors of one shape and type over all processes, without graph."""
+    total = local.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total, op=operation)
+    return total
 
 
 class _AllGather(torch.autograd.Function):
@@ -25,13 +38,13 @@ class _AllGather(torch.autograd.Function):
         largest = max(sizes)
         padded = local.new_zeros((largest, *local.shape[1:]))
         padded[: local.shape[0]] = local
-        every = links.gather_alike(padded)
+        every = gather_alike(padded)
         return torch.cat([part[:size] for part, size in zip(every, sizes, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         # The gathered tensor was used by every process, so its gradient is the sum of theirs.
-        total = links.reduce_alike(grads[0], dist.ReduceOp.SUM)
+        total = reduce_alike(grads[0], dist.ReduceOp.SUM)
         start = sum(ctx.sizes[: ctx.rank])
         return total[start : start + ctx.sizes[ctx.rank]], None, None
 
@@ -59,12 +72,12 @@ class Group:
     @torch.no_grad()
     def sum(self, local: Tensor) -> Tensor:
         """Sum over processes, without gradient."""
-        return local if self.world == 1 else links.reduce_alike(local, dist.ReduceOp.SUM)
+        return local if self.world == 1 else reduce_alike(local, dist.ReduceOp.SUM)
 
     @torch.no_grad()
     def max(self, local: Tensor) -> Tensor:
         """Maximum over processes, without gradient."""
-        return local if self.world == 1 else links.reduce_alike(local, dist.ReduceOp.MAX)
+        return local if self.world == 1 else reduce_alike(local, dist.ReduceOp.MAX)
 
 
 ONE_PROCESS = Group()

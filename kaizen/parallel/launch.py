@@ -1,21 +1,61 @@
 """What a launcher has started, and the CPU threads of a process."""
 
+import math
 import os
+from contextlib import suppress
+from pathlib import Path
 
 from kaizen.errors import ConfigError
 
 
 def usable_cores() -> int:
-    """CPU cores that this process may use; not every system can tell, then all there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPU cores whose time this process gets: those that it may run on, and no more than its quota is worth."""
+    # Not every system can tell on which ones; then all there are.
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min(allowed, _quota())))
+
+
+def _quota(groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> float:
+    """CPU cores that the control groups of this process are worth, as containers limit them; infinite without a limit.
+
+    Each group is limited by those above it as well.
+    """
+    paths: set[Path] = set()
+    with suppress(OSError):
+        for line in groups.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers:  # version 2
+                paths |= {mounted / part for part in _with_parents(path)}
+            elif "cpu" in controllers.split(","):
+                paths |= {mounted / "cpu" / part for part in _with_parents(path)}
+    return min(map(_limit, paths), default=math.inf)
+
+
+def _with_parents(path: str) -> list[Path]:
+    relative = Path(path.lstrip("/"))
+    return [relative, *relative.parents]
+
+
+def _limit(group: Path) -> float:
+    with suppress(OSError, ValueError):  # ValueError: "max", no limit
+        quota, period = map(float, (group / "cpu.max").read_text().split())
+        return quota / period
+    with suppress(OSError, ValueError):
+        quota, period = (float((group / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+        return quota / period if quota > 0 else math.inf
+    return math.inf
 
 
 def threads() -> int:
-    """CPU threads of this process: KAIZEN_THREADS, or its share of the cores that the node's processes may use."""
+    """CPU threads of this process: KAIZEN_THREADS, or its share of the cores that the node's processes can use."""
     asked = os.environ.get("KAIZEN_THREADS") or "0"
     if not asked.isdecimal():
         raise ConfigError("KAIZEN_THREADS", f"is {asked!r}; allowed: a number of threads, 0 for a share of the cores")
     return int(asked) or max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+SEVERAL_ON_CPU = "ACCELERATE_USE_CPU=1 accelerate launch -q --multi_gpu --num_processes 2 train.py ..."
+"""The command that starts two processes on a CPU."""
 
 
 def check_launch(world: int, device: str, precision: str) -> None:
@@ -32,10 +72,26 @@ def check_launch(world: int, device: str, precision: str) -> None:
         raise ConfigError(
             "launcher",
             f"started {started} processes, but Accelerate sees {world}, so each would train alone; "
-            "on CPU set ACCELERATE_USE_CPU=1 and launch with --multi_gpu --num_processes N",
+            f"allowed on a CPU: {SEVERAL_ON_CPU}",
+        )
+    if world == 1 and _asked_for_several():
+        raise ConfigError(
+            "--num_processes",
+            "is above 1, but accelerate launch started one process, as it does with --cpu or without --multi_gpu; "
+            f"allowed on a CPU: {SEVERAL_ON_CPU}, or --num_processes 1 (without MASTER_ADDR in the environment)",
         )
     # What a batch job has asked for, in the words of the batch files: a GPU that is not seen is no reason to spend the
     # job's hours on a CPU.
     for key, found in (("KAIZEN_DEVICE", device), ("KAIZEN_PROCESSES", str(world))):
         if (asked := os.environ.get(key)) and asked != found:
             raise ConfigError(key, f"is {asked!r}, but this launch has {found!r}; allowed: what it has, or unset")
+
+
+def _asked_for_several() -> bool:
+    """Whether `accelerate launch` was asked for several processes and started this one alone.
+
+    It then tells the process where the others would meet, but not how many they are. The variable of torch.compile is
+    one that only the launcher sets.
+    """
+    names = os.environ.keys()
+    return {"MASTER_ADDR", "ACCELERATE_DYNAMO_USE_FULLGRAPH"} <= names and "WORLD_SIZE" not in names

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kaizen.parallel import links
+from kaizen.parallel.collectives import gather_alike
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -36,7 +36,7 @@ class _Normalised(torch.autograd.Function):
         local = _sums(grad, rows, mean, scale)
         # Mean and variance were made of every process' rows: what they pass on is the sum over all of them. Weight and
         # bias take the local sums, which DDP averages like any other gradient.
-        along, across = links.gather_alike(local).sum(dim=0) / n
+        along, across = gather_alike(local).sum(dim=0) / n
         factor = scale if weight is None else scale * weight
         # (grad - along - normalised x * across) * factor, in two passes; the first by torch's own kernel for BatchNorm.
         one = torch.ones_like(mean)
@@ -84,7 +84,7 @@ class GlobalBatchNorm(_BatchNorm):
         # The kernel of torch's own BatchNorm, which takes a twentieth of the time; it wants rows.
         mean, var = torch.batch_norm_update_stats(x, None, None, 0.0) if count else x.new_zeros(2, x.shape[1])
         local = torch.cat([mean, var, mean.new_full((1,), count)])
-        every = links.gather_alike(local)
+        every = gather_alike(local)
         counts, (means, variances) = every[:, -1:], every[:, :-1].chunk(2, dim=1)
         n = counts.sum()
         mean = (means * counts).sum(dim=0) / n

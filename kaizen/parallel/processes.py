@@ -19,7 +19,6 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from kaizen.errors import ConfigError, KaizenError, Stopped, TrainingFailed
-from kaizen.parallel import links
 from kaizen.parallel.accumulation import accumulation
 from kaizen.parallel.collectives import Group
 from kaizen.parallel.compiling import Compiler
@@ -77,8 +76,6 @@ class Parallel:
         if self.world > 1:
             # Said of 1x1 kernels, whose strides differ in name only (pytorch issue 47163).
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
-            if self.device.type == "cpu" and not self.compiler.on:  # whose graphs sockets would cut into pieces
-                links.connect(self.rank, self.world, DEVICE_TIMEOUT.total_seconds(), self._cpu_group)
             # A name of this start alone: a launcher's store may still hold what an earlier start has told.
             store = group_store(f"kaizen/{self.broadcast(uuid.uuid4().hex)}")
             self._peers = Peers(store, self.rank, self.world, look_seconds())
@@ -156,7 +153,6 @@ class Parallel:
         """Leave the group of processes, at the end of a run."""
         if self.world > 1:
             self.leave()
-            links.disconnect()
             dist.destroy_process_group()
 
     def put(self, tensor: Tensor) -> Tensor:
@@ -174,7 +170,6 @@ class Parallel:
             "gradient_accumulation_steps": self.accumulation,
             "mixed_precision": self.accelerator.mixed_precision,
             "compiled": self.compiler.on,
-            "linked": links.current() is not None,
             "device": self.device.type,
             "deterministic": self.device.type == "cpu" or torch.are_deterministic_algorithms_enabled(),
         }
@@ -203,8 +198,6 @@ class Parallel:
         """Whether the flag is up on any process; every process gets the same answer."""
         if self._step_group is None:
             return flag
-        if (linked := links.current()) is not None:
-            return bool(linked.gather(torch.tensor(flag)).any())
         raised = torch.tensor(int(flag))
         dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self._step_group)
         return bool(raised)

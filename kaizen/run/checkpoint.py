@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kaizen.errors import ConfigError, DamagedError
+from kaizen.run.durable import flush_directory, if_able
 
 STATE = "state.json"
 CHECKPOINT = re.compile(r"task-(\d+)_step-(\d+)")
@@ -50,7 +51,7 @@ def write_text(path: Path, text: str) -> None:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
-        _flush_directory(path.parent)
+        flush_directory(path.parent)
 
 
 @contextmanager
@@ -82,7 +83,7 @@ def write_directory(path: Path, files: Mapping[str, Mapping[str, Tensor]], state
     with writing(path):
         if not path.parent.is_dir():
             path.parent.mkdir(parents=True)
-            _flush_directory(path.parent.parent)
+            flush_directory(path.parent.parent)
         shutil.rmtree(temporary, ignore_errors=True)
         try:
             _fill(temporary, files, state)
@@ -98,7 +99,7 @@ def write_directory(path: Path, files: Mapping[str, Mapping[str, Tensor]], state
             shutil.rmtree(old, ignore_errors=True)
         else:
             temporary.rename(path)
-        _flush_directory(path.parent)
+        flush_directory(path.parent)
 
 
 def _fill(folder: Path, files: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
@@ -110,13 +111,14 @@ def _fill(folder: Path, files: Mapping[str, Mapping[str, Tensor]], state: Mappin
         flat = torch.contiguous_format
         save_file({key: t.detach().to("cpu", copy=True, memory_format=flat) for key, t in tensors.items()}, file)
         # safetensors writes for the owner alone, whatever the umask says that others may read.
-        file.chmod(folder.stat().st_mode & 0o666)
+        with if_able():
+            file.chmod(folder.stat().st_mode & 0o666)
         with open(file, "rb+") as handle:
             os.fsync(handle.fileno())
         written[file.name] = {"sha256": _sha256(file), "bytes": file.stat().st_size}
     content = {**state, "files": written}
     write_json(folder / STATE, {**content, "sha256": seal(content)})
-    _flush_directory(folder)
+    flush_directory(folder)
 
 
 def seal(content: Mapping[str, Any]) -> str:
@@ -181,7 +183,7 @@ def newest_whole(
         except DamagedError as error:
             aside = next(p for i in count() if not (p := path.with_name(f"{path.name}.broken{i or ''}")).exists())
             path.rename(aside)
-            _flush_directory(directory)
+            flush_directory(directory)
             print(f"{error}; the checkpoint is set aside as {aside}", flush=True)
     return None
 
@@ -202,7 +204,7 @@ def tidy(directory: Path) -> None:
         final = path.with_name(path.name.removeprefix(".").removesuffix(".old"))
         if path.suffix == ".old" and not final.exists():
             path.rename(final)
-            _flush_directory(directory)
+            flush_directory(directory)
         else:
             shutil.rmtree(path, ignore_errors=True)
 
@@ -210,11 +212,3 @@ def tidy(directory: Path) -> None:
 def _sha256(file: Path) -> str:
     with open(file, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def _flush_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,8 +13,8 @@ from kaizen.errors import Stopped
 
 STOP_STEPS = 5
 """Steps between agreements on stopping; each is a message between processes."""
-LAUNCHED = ("WORLD_SIZE", "TORCHELASTIC_RUN_ID")
-"""Variables that a launcher sets for the processes it starts."""
+LAUNCHED = "TORCHELASTIC_RUN_ID"
+"""The variable by which torchrun, and Accelerate through it, marks the processes that it starts."""
 PR_SET_PDEATHSIG = 1  # of Linux' prctl
 
 
@@ -23,7 +23,7 @@ def end_with_launcher() -> None:
 
     Killed, as there is nobody left to tell whether it has ended: what it trains goes on from the newest checkpoint.
     """
-    if sys.platform != "linux" or not any(name in os.environ for name in LAUNCHED):
+    if sys.platform != "linux" or LAUNCHED not in os.environ:
         return
     launcher = os.getppid()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

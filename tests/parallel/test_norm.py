@@ -6,14 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kaizen.parallel import GlobalBatchNorm, links
+import kaizen.parallel.norm
+from kaizen.parallel import GlobalBatchNorm
 
 SHAPES = {2: (6, 5), 3: (6, 5, 4), 4: (6, 5, 4, 3), 5: (6, 5, 2, 3, 2)}
 
 
 @pytest.fixture(autouse=True)
 def group_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(links, "gather_alike", lambda local: local.detach()[None])
+    monkeypatch.setattr(kaizen.parallel.norm, "gather_alike", lambda local: local.detach()[None])
 
 
 def results(norm: nn.Module, x: Tensor, weights: Tensor) -> list[Tensor]:
@@ -53,7 +54,11 @@ def test_a_group_of_one_is_torchs_batch_norm(dims: int, affine: bool, kind: str)
 def test_a_process_without_a_row_takes_part(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = torch.randn(4, 5)
     told = torch.cat([rows.mean(dim=0), rows.var(dim=0, unbiased=False), torch.tensor([4.0])])
-    monkeypatch.setattr(links, "gather_alike", lambda local: torch.stack([local, told if local.dim() == 1 else local]))
+
+    def gathered(local: Tensor) -> Tensor:
+        return torch.stack([local, told if local.dim() == 1 else local])
+
+    monkeypatch.setattr(kaizen.parallel.norm, "gather_alike", gathered)
     norm = GlobalBatchNorm(5)
     found = results(norm, rows[:0], rows[:0])
     assert [part.shape for part in found[:2]] == [(0, 5), (0, 5)]

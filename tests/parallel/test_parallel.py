@@ -1,7 +1,6 @@
-"""Two processes against one: one launch, many checks. And launches that would train alone without saying so."""
+"""Two processes against one: one launch, many checks."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,11 @@ from conftest import TINY
 from hypothesis import given
 from hypothesis import strategies as st
 from launches import ROOT, configured, finish, start, torchrun
-from runs import run_of, snapshots, status_of, wait_for_step
+from runs import snapshots, status_of, wait_for_step
 from safetensors.numpy import load_file
 
-from kaizen.commands.train import main
-from kaizen.errors import ConfigError
 from kaizen.model.methods import REGISTRY
 from kaizen.parallel import Batch, shard
-from kaizen.parallel.launch import check_launch
 
 
 @given(st.integers(0, 300), st.integers(1, 64))
@@ -46,7 +42,8 @@ TWO = configured("cpu_2")
 @pytest.fixture(scope="module")
 def arguments(cache: str) -> list[str]:
     """A run whose batch two processes cannot share evenly, and whose memory only one of them chooses."""
-    return ["digits", *TINY, "--optim.batch", "89", "--replay.policy", "herding", "--data.cache_dir", cache]
+    options = ["--stream.tasks", "3", "--optim.batch", "89", "--replay.policy", "herding"]
+    return ["digits", *TINY, *options, "--data.cache_dir", cache]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +65,7 @@ def test_collectives(two: tuple[list[dict[str, Any]], Path]) -> None:
     for rank, found in enumerate(two[0]):
         assert found["rank"] == rank
         checks = {name: value for name, value in found.items() if isinstance(value, bool)}
-        assert len(checks) == 19
+        assert len(checks) == 16
         assert all(checks.values()), checks
 
 
@@ -89,11 +86,11 @@ def test_two_processes_train_the_digits_to_the_end(two: tuple[list[dict[str, Any
     assert [rank["exit code"] for rank in found] == [0, 0]
     results = json.loads((run / "results.json").read_text())
     assert results["world_size"] == 2
-    assert len(results["readers"]["classifier"]["matrix"]) == 5
+    assert len(results["readers"]["classifier"]["matrix"]) == 3
     assert json.loads((run / "status.json").read_text())["state"] == "done"
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1)), "one process writes the log"
-    memory = load_file(run / "tasks" / "task-04" / "replay.safetensors")
+    memory = load_file(run / "tasks" / "task-02" / "replay.safetensors")
     assert len(memory["labels"]) == 40
 
 
@@ -109,38 +106,7 @@ def test_two_processes_that_were_stopped_go_on_byte_for_byte(
     assert first.returncode != 0
     status = status_of(run)
     assert (status["state"], status["exit_code"]) == ("stopped", 75)
-    assert 8 <= status["step"] < 30
+    assert 8 <= status["step"] < 18
     assert not (run / "stop").exists()
     assert "processes           2\n" in finish(start(TWO, *command, ACCELERATE_USE_CPU="1"))
     assert snapshots(run) == snapshots(two[1])
-
-
-def test_processes_that_believe_to_be_alone_are_refused(tmp_path: Path, arguments: list[str]) -> None:
-    launch = start(torchrun(2), "train.py", *arguments, "--run.dir", str(tmp_path / "run"))
-    error = launch.communicate(timeout=120)[1]
-    assert launch.returncode != 0
-    assert "error: launcher: started 2 processes, but Accelerate sees 1" in error
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("key", "asked", "found"), [("KAIZEN_PROCESSES", "2", "'1'"), ("KAIZEN_DEVICE", "gpu", "'cpu'|'cuda'")]
-)
-def test_a_launch_of_another_size_or_device_than_the_job_asked_for_is_refused(
-    key: str,
-    asked: str,
-    found: str,
-    tiny: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setenv(key, asked)
-    assert main(tiny) == 2
-    error = capsys.readouterr().err
-    assert re.search(f"^error: {key}: is '{asked}', but this launch has ({found}); allowed: ", error)
-    assert not run_of(tiny).exists()
-
-
-def test_fp16_is_refused_on_a_cpu() -> None:
-    with pytest.raises(ConfigError, match="mixed_precision: is fp16, which does not train on a CPU"):
-        check_launch(1, "cpu", "fp16")

@@ -3,7 +3,9 @@
 import errno
 import json
 import os
+import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -221,6 +223,30 @@ def test_an_optimizers_tensor_that_fits_no_parameter_is_named(name: str, shape: 
     optimizer = torch.optim.AdamW(module.parameters())
     with pytest.raises(ConfigError, match=f"optimizer.safetensors: holds {name!r}.*{said}"):
         load_optimizer(optimizer, module, {name: torch.ones(shape)}, Path("optimizer.safetensors"))
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS, errno.EIO])
+def test_a_file_system_without_modes_and_without_flushing_of_directories_will_do(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """EIO says that a write has failed, and ends the work."""
+    fsync = os.fsync
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    def flush(descriptor: int) -> None:
+        (refuse if stat.S_ISDIR(os.fstat(descriptor).st_mode) else fsync)(descriptor)
+
+    for name, function in (("fsync", flush), ("chmod", refuse)):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, function)
+            path = tmp_path / name / "task-00_step-00000007"
+            if number == errno.EIO:
+                with pytest.raises(OSError, match="Input/output error"):
+                    write(path)
+            else:
+                assert read_state(write(path))["step"] == 7
 
 
 def test_a_write_that_is_refused_names_the_file_and_leaves_nothing(
