@@ -1,8 +1,12 @@
 """Whether the other processes live, and why a run failed: what each tells of itself in the store of their group.
 
 A collective whose peer died may fail at once (gloo, a socket that closed), after minutes (NCCL) or never (a node that
-lost its power). So each process counts in the store and looks at the next one's count, in a ring: among those that are
-gone there is always one that follows a process that lives, which notices and tells the others.
+lost its power). So each process counts in the store and looks at the next one's count, in a ring: among those that
+ended there is always one that follows a process that lives, which notices and tells the others.
+
+torch does not replace this. torchrun's agent waits for the end of processes of its own node, so a frozen one stays
+unnoticed; NCCL's watchdog and a monitored barrier measure seconds, so a process that compiles, or a job that was
+suspended, counts as dead unless they wait for many minutes. None of them tells the others why, for status.json.
 """
 
 import atexit

@@ -1,7 +1,11 @@
 """The lock of a run directory: a file that its holder keeps changing, so that no crash leaves it behind.
 
-flock does not reach other nodes on every file system, and their clocks differ. So the file says who holds it and counts
-on. On the same machine a holder that is gone is known at once; one on another machine by a count that stands still.
+The file says who holds it and counts on. A holder on the same machine that ended is noticed at once; one on another
+machine by a count that stands still, as clocks differ.
+
+The package filelock does not replace this: its FileLock (flock) does not reach other nodes on every file system, and its
+SoftFileLease takes over what a killed process held by an exchange of two names alone, which NFS refuses, so that the
+directory would stay locked for ever (tried with 4.3.1). Nor does it notice a killed process that nobody has waited for.
 """
 
 import hashlib
@@ -81,8 +85,8 @@ class RunLock:
         Raises:
             ConfigError: its holder lives.
         """
-        first, deadline = self._read(), time.monotonic() + self._stale
-        while (held := self._read()) == first and held is not None:
+        first, deadline = _read(self._file), time.monotonic() + self._stale
+        while (held := _read(self._file)) == first and held is not None:
             gone = _is_gone(_parsed(held))
             if gone or time.monotonic() > deadline:
                 return held
@@ -111,12 +115,9 @@ class RunLock:
                 time.sleep(self._stale / 100)
             if time.monotonic() < deadline:
                 return
-        if self._read() == stale:
+        if _read(self._file) == stale:
             self._file.unlink()
         taking.unlink(missing_ok=True)
-
-    def _read(self) -> bytes | None:
-        return _read(self._file)
 
     def _keep_counting(self) -> None:
         while not self._ended.wait(self._beat):

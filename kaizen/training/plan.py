@@ -9,7 +9,7 @@ from kaizen.errors import ConfigError
 from kaizen.model.methods import method_class
 from kaizen.training.optim import warmup_cosine
 
-WARMUP_START = 0.003  # ALGORITHM: warm-up starts at this rate, or at the base rate where that is lower
+WARMUP_START = 0.003  # Warm-up starts at this rate, or at the base rate where that is lower
 
 
 @dataclass(frozen=True)

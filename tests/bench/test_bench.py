@@ -286,9 +286,13 @@ def test_traffic_of_two_processes_is_that_counted_by_hand(tmp_path: Path, cache:
     norms = sum(2 * (2 * width + 1) for part in widths for width in part) + sum(2 * 2 * width for width in widths[0])
     # Two projections for the SSL loss, two predictions, both with gradients back for all 24 rows, and two of the
     # teacher's projections for the distiller.
-    rows = 6 * 12 * 6 + 4 * 24 * 6
+    rows, back = 6 * 12 * 6, 4 * 24 * 6
     # The log's five terms, and rows, sums and squares of two views' projections.
     log = 5 + 1 + 2 * 2 * 6
-    assert found["communication"]["bytes"]["gather"] == 4 * (norms + rows + log)
-    assert found["communication"]["messages"] == {"gather": 4 * len(widths[0]) + 2 * len(widths[1]) + 6 + 4 + 4}
+    assert found["communication"]["bytes"]["all_gather"] == 4 * (norms + rows)
+    assert found["communication"]["bytes"]["all_reduce"] == 4 * (back + log)
+    assert found["communication"]["messages"] == {
+        "all_gather": 4 * len(widths[0]) + 2 * len(widths[1]) + 6,
+        "all_reduce": 4 + 4,
+    }
     assert found["parts"]["communication"]["low"] > 0

@@ -27,7 +27,7 @@ from kaizen.model.teacher import read_network
 from kaizen.parallel import Parallel
 
 
-def test_a_run_leaves_the_files_of_the_contract(undisturbed: Path) -> None:
+def test_a_run_leaves_all_its_files(undisturbed: Path) -> None:
     for name in ("config.yaml", "environment.json", "status.json", "log.jsonl", "results.json"):
         assert (undisturbed / name).is_file()
     status = status_of(undisturbed)
