@@ -15,7 +15,9 @@ NAMED = 12
 def main(tokens: Sequence[str]) -> int:
     """List the cache, or delete all of it, or the data sets of one name or source."""
     parser = Parser(USAGE, ABOUT)
-    parser.add_argument("--clear", nargs="?", const="", metavar="NAME", help="delete one (by name or source), or all")
+    parser.add_argument(
+        "--clear", nargs="?", const="all", metavar="NAME", help="delete one (by name or source), or all"
+    )
     parser.add_argument("--data.cache_dir", dest="cache_dir", metavar="DIR", help="the cache; default ~/.cache/kaizen")
     if {"-h", "--help"} & set(tokens):
         print(parser.format_help(), end="")
@@ -23,8 +25,8 @@ def main(tokens: Sequence[str]) -> int:
     given = parser.parse_args(tokens)
     cache = cache_folder(given.cache_dir)
     found, wanted = entries(cache), given.clear
-    if wanted:
-        found = [entry for entry in found if entry.source == wanted or entry.path.name.startswith(wanted)]
+    if wanted not in (None, "all"):
+        found = [entry for entry in found if wanted and (entry.source == wanted or entry.path.name.startswith(wanted))]
         if not found:
             raise ConfigError("--clear", f"is {wanted!r}; allowed: a name or source that the cache command lists")
     if wanted is not None:

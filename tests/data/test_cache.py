@@ -56,8 +56,9 @@ def test_the_command_clears_what_it_lists_and_nothing_else(
     kept = {"mine", "notes.txt", ".building-now", *([names[1], ".building-f00"] if by != "all" else [])}
     assert {path.name for path in cache.iterdir()} == kept
     assert np.asarray(held).max() == 255, "a run keeps what it has mapped"
-    assert run(["cache", "--clear", "digits", "--data.cache_dir", str(cache)], COMMANDS) == 2
-    assert "--clear: is 'digits'; allowed: a name or source" in capsys.readouterr().err
+    for unknown in ("digits", ""):
+        assert run(["cache", "--clear", unknown, "--data.cache_dir", str(cache)], COMMANDS) == 2
+        assert f"--clear: is {unknown!r}; allowed: a name or source" in capsys.readouterr().err
 
 
 def test_an_entry_that_cannot_be_read_is_listed_and_cleared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
