@@ -22,7 +22,7 @@ def _quota(groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/
     """
     paths: set[Path] = set()
     with suppress(OSError):
-        for line in groups.read_text().splitlines():
+        for line in groups.read_text(encoding="utf-8").splitlines():
             _, controllers, path = line.split(":", 2)
             if not controllers:  # version 2
                 paths |= {mounted / part for part in _with_parents(path)}
@@ -38,10 +38,12 @@ def _with_parents(path: str) -> list[Path]:
 
 def _limit(group: Path) -> float:
     with suppress(OSError, ValueError):  # ValueError: "max", no limit
-        quota, period = map(float, (group / "cpu.max").read_text().split())
+        quota, period = map(float, (group / "cpu.max").read_text(encoding="utf-8").split())
         return quota / period
     with suppress(OSError, ValueError):
-        quota, period = (float((group / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+        quota, period = (
+            float((group / f"cpu.cfs_{name}_us").read_text(encoding="utf-8")) for name in ("quota", "period")
+        )
         return quota / period if quota > 0 else math.inf
     return math.inf
 
