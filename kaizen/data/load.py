@@ -40,9 +40,10 @@ class Stream:
         if unused := len(train) - used:
             lines.append(f"left out            {unused} training images without a label or domain of the stream")
         lines.append(f"labels              {(self.labels >= 0).sum()} of {used} training images have theirs")
-        names = [f"{number}: {task.name}" for number, task in enumerate(self.tasks[:10])]
-        more = f"; ... ({len(self.tasks)} tasks)" if len(self.tasks) > len(names) else ""
-        lines.append(f"names of tasks      {'; '.join(names)}{more}")
+        if len(self.tasks) > 1:
+            names = [f"{number}: {task.name}" for number, task in enumerate(self.tasks[:10])]
+            more = f"; ... ({len(self.tasks)} tasks)" if len(self.tasks) > len(names) else ""
+            lines.append(f"names of tasks      {'; '.join(names)}{more}")
         lines += _odd_classes(self.source.class_names, *_labels_used(self.source, self.tasks))
         return lines + ([f"not read            {listed(self.source.notes)}"] if self.source.notes else [])
 

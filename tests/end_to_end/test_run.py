@@ -159,6 +159,9 @@ def test_the_matrix_is_what_each_snapshot_says_of_each_test_image(undisturbed: P
                 guess == int(label) for guess, label in zip(guesses, stream.source.test.labels[part.test], strict=True)
             ]
             found = results["readers"]["classifier"]["matrix"][task][index]
+            if index > task:
+                assert found is None
+                continue
             assert found == pytest.approx(sum(right) / len(right), abs=1.5 / len(right)), "but for a tie"
 
 
