@@ -19,12 +19,17 @@ OF_THE_SWEEP = ("run.dir", "run.resume")
 
 @dataclass(frozen=True)
 class SweepRun:
-    """One run of a sweep: its name, the line that asks for it, its arguments and the hash of its configuration."""
+    """One run of a sweep: its name, the line that asks for it, its arguments and its configuration."""
 
     name: str
     line: int
     tokens: tuple[str, ...]
-    config_hash: str
+    config: Config
+
+    @property
+    def config_hash(self) -> str:
+        """Hash of the configuration."""
+        return self.config.hash()
 
 
 def read_sweep(file: Path) -> list[SweepRun]:
@@ -104,7 +109,7 @@ def _planned(line: int, tokens: tuple[str, ...], before: list[SweepRun]) -> Swee
         if key in arguments.overrides:
             raise ConfigError(key, "is set by the sweep; a line may set any other key")
     recipe, config = resolve(*arguments)
-    run = SweepRun(run_name(recipe, arguments, config), line, tokens, config.hash())
+    run = SweepRun(run_name(recipe, arguments, config), line, tokens, config)
     for other in before:
         same_label = parse_arguments(other.tokens)[::2] == arguments[::2]
         if run.name == other.name or (same_label and run.config_hash == other.config_hash):

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
-from kaizen.cli.resolve import parse_arguments, resolve
+from kaizen.cli.resolve import left_out, parse_arguments, resolve
 from kaizen.config.schema import Config, header
 from kaizen.config.yaml import dump_yaml
 from kaizen.data.source import KNOWN_SOURCES
 from kaizen.errors import ConfigError
+from kaizen.training.defaults import Facts, suit
 from kaizen.training.plan import describe, make_plan
 
 
@@ -20,23 +21,39 @@ def main(tokens: Sequence[str]) -> int:
         return 0
     arguments = parse_arguments(tokens)
     recipe, config = resolve(*arguments)
+    said, missing = left_out(*arguments), None
+    try:
+        facts = _facts(config)
+        config, chosen = suit(config, facts)
+        said += describe(config, make_plan(config, facts.images, 1), 1) + chosen
+    except ConfigError as error:
+        missing = error
     print(f"{header(recipe, arguments.preset)}# config hash: {config.hash()}")
     print(dump_yaml(config.model_dump(mode="json")), end="")
-    try:
-        sizes = _train_sizes(config)
-    except ConfigError as error:
-        # The configuration holds all the same, and the data may well be elsewhere.
-        if error.key != "data.source" or config.data.source not in KNOWN_SOURCES:
-            raise
-        print(f"# numbers derived from the data are missing: {error}")
-        return 0
-    for line in describe(config, make_plan(config, sizes, 1), 1):
+    for line in said:
         print(f"# {line}")
+    if missing:
+        # The configuration holds all the same, and the data may well be elsewhere.
+        if missing.key != "data.source" or config.data.source not in KNOWN_SOURCES:
+            raise missing
+        print(f"# numbers derived from the data are missing: {missing}")
     return 0
 
 
-def _train_sizes(config: Config) -> list[int]:
-    """Training images of each task; known sources with equal classes need no data for it."""
+def _facts(config: Config) -> Facts:
+    """What numbers are derived from; known sources with equal classes need no data for it."""
+    known = KNOWN_SOURCES.get(config.data.source)
+    if known is not None and (sizes := _known_sizes(config)):
+        parts = config.stream.tasks if config.stream.kind == "data" else 1
+        side = config.data.image_size or known.image_size
+        return Facts(tuple(sizes), known.train_images // known.classes // parts, side)
+    from kaizen.data.load import load_stream
+
+    return Facts.of(load_stream(config))
+
+
+def _known_sizes(config: Config) -> list[int]:
+    """Training images of each task of a known source, none where they depend on the data."""
     known = KNOWN_SOURCES.get(config.data.source)
     if known is not None and config.data.train_split == "train":
         if config.stream.kind == "joint":
@@ -49,6 +66,4 @@ def _train_sizes(config: Config) -> list[int]:
         if config.stream.kind == "class" and known.train_images % known.classes == 0:
             cuts = class_stream(known.classes, config.stream.tasks, config.stream.seed)
             return [len(cut) * known.train_images // known.classes for cut in cuts]
-    from kaizen.data.load import load_stream
-
-    return load_stream(config).train_sizes
+    return []

@@ -6,11 +6,11 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from kaizen.cli.resolve import default_directory, parse_arguments, resolve
+from kaizen.cli.resolve import default_directory, left_out, parse_arguments, resolve
 from kaizen.errors import ConfigError, KaizenError, Stopped, TrainingFailed
 from kaizen.run.stop import StopRequest, end_with_launcher
 
-USAGE = "accelerate launch -q train.py [RECIPE] [--preset NAME] [--section.key VALUE ...]"
+USAGE = "python train.py [RECIPE] [--preset NAME] [--section.key VALUE ...]     (the same as kaizen train ...)"
 
 
 def main(tokens: Sequence[str]) -> int:
@@ -35,7 +35,7 @@ def main(tokens: Sequence[str]) -> int:
             Trainer,  # torch, accelerate and datasets load only for a configuration that holds
         )
 
-        Trainer(recipe, config, path, stop, preset).run()
+        Trainer(recipe, config, path, stop, preset, left_out(*arguments)).run()
     except (Stopped, KeyboardInterrupt) as stopped:
         _say(f"stopped by {str(stopped) or 'SIGINT'}: the same command goes on from here")
         return Stopped.exit_code

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kaizen.config.schema import Config, flatten, header
+from kaizen.config.types import AUTO
 from kaizen.config.yaml import dump_yaml, parse_yaml
 from kaizen.errors import ConfigError, DamagedError
 from kaizen.parallel import Parallel
@@ -74,7 +75,8 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             if self._lock is None:
                 self._lock = RunLock(self.path)
-                self._inspect()  # another run may have begun and ended here since the first look
+            # Another run may have begun and ended here since the first look, and `auto` has become numbers.
+            self._inspect()
             self._tidy()
             dumped = dump_yaml(self.config.model_dump(mode="json"))
             write_text(self.path / "config.yaml", header(recipe, preset) + dumped)
@@ -114,7 +116,7 @@ class RunDirectory:
         except (OSError, ValueError) as error:
             raise ConfigError(str(file), f"cannot be read ({error})") from None
         wanted = self.config.fixed()
-        differ = [key for key, value in wanted.items() if key not in held or held[key] != value]
+        differ = [key for key, value in wanted.items() if key not in held or value not in (held[key], AUTO)]
         differ += [
             key
             for key in held

@@ -10,7 +10,13 @@ ROOT, HELPERS = Path(__file__).parents[2], Path(__file__).parent
 
 def start(launcher: list[str], *command: str, **environment: str) -> "subprocess.Popen[str]":
     """A launch that is going on; `launcher` is what follows `python -m`, none for a plain start."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HELPERS), str(ROOT)]), "OMP_NUM_THREADS": "1", "KAIZEN_THREADS": "1", **environment}
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(HELPERS), str(ROOT)]),
+        "OMP_NUM_THREADS": "1",
+        "KAIZEN_THREADS": "1",
+        **environment,
+    }
     line = [sys.executable, *(["-m", *launcher] if launcher else []), *command]
     return subprocess.Popen(line, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
