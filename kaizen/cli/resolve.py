@@ -84,10 +84,10 @@ def resolve(recipe: str, overrides: dict[str, str], preset: str | None = None) -
             if f"distill.{key}" not in overrides:
                 tree.get("distill", {}).pop(key, None)
     method = tree.setdefault("method", {}).setdefault("name", "simclr")
-    _derive_tasks(tree.get("stream", {}))
     settings: Any = method_class(method).Settings
     kind: type[Config] = Config[settings]
     make_lists(tree, kind)
+    _derive_tasks(tree.get("stream", {}))
     try:
         config: Config = kind.model_validate_json(to_json(tree))
     except PydanticSerializationError as error:
