@@ -13,6 +13,7 @@ from kaizen.config.schema import Config
 from kaizen.data.load import Stream
 from kaizen.errors import ConfigError
 from kaizen.parallel import Parallel
+from kaizen.training.defaults import Facts, suit
 from kaizen.training.plan import Plan, make_plan
 
 EARLY = 1
@@ -46,6 +47,7 @@ def small_tasks(config: Config, steps: int, synthetic: bool, folder: Path, paral
         changed["data"] = config.data.model_copy(update=saved_keys(source, folder))
         config = config.model_copy(update=changed)
         stream = parallel.main_first(lambda: choose_stream(config, False))[0]
+    config = suit(config, Facts.of(stream)).config
     batch = min(config.optim.batch, *stream.train_sizes)
     epochs = max(1, -(-steps // min(images // batch for images in stream.train_sizes)))
     changed["optim"] = config.optim.model_copy(update={"batch": batch, "epochs": epochs, "warmup_epochs": 0})

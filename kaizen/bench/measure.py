@@ -24,6 +24,7 @@ from kaizen.config.schema import Config
 from kaizen.data.load import Stream
 from kaizen.parallel import Parallel
 from kaizen.run.environment import environment
+from kaizen.training.defaults import Facts, suit
 from kaizen.training.plan import make_plan
 from kaizen.training.recording import check_recording, why_ordinary
 
@@ -68,6 +69,7 @@ def measure(recipe: str, config: Config, options: Options, parallel: Parallel, s
         ConfigError: data or stream do not fit the configuration.
     """
     stream, data = parallel.main_first(lambda: choose_stream(config, options.synthetic))
+    config = suit(config, Facts.of(stream)).config
     plan = make_plan(config, stream.train_sizes, parallel.world, parallel.accumulation)
     if problem := check_recording(config, parallel):
         say(problem)

@@ -10,6 +10,7 @@ import numpy as np
 from einops import rearrange
 
 from kaizen.config.schema import Config
+from kaizen.config.types import AUTO
 from kaizen.data.load import Stream, load_stream, make_stream
 from kaizen.data.origins import quiet_datasets
 from kaizen.data.source import KNOWN_SOURCES
@@ -18,6 +19,8 @@ from kaizen.errors import ConfigError
 
 MOST_BYTES = 256 * 2**20
 UNKNOWN_CLASSES, UNKNOWN_SIZE = 100, 32
+PUBLISHED_BATCH = 256
+"""Images per step where the recipe leaves them open: as many as the data allow, and these are made to."""
 BATCHES = 2
 """Batches in a task at least."""
 
@@ -51,7 +54,8 @@ def make_source(config: Config, most_bytes: int = 0) -> Source:
     known = KNOWN_SOURCES.get(config.data.source)
     classes = known.classes if known else max(UNKNOWN_CLASSES, config.stream.tasks)
     size = config.data.image_size or (known.image_size if known else UNKNOWN_SIZE)
-    least = max(BATCHES * config.optim.batch * config.stream.tasks, classes)
+    batch = PUBLISHED_BATCH if config.optim.batch == AUTO else config.optim.batch
+    least = max(BATCHES * batch * config.stream.tasks, classes)
     count = max(least, min(known.train_images if known else least, most_bytes // (3 * size * size)))
     domains = config.stream.domains or tuple(map(str, range(config.stream.tasks)))
     generator = np.random.default_rng(config.run.seed)

@@ -8,6 +8,7 @@ from typing import Any
 from kaizen.bench.measure import workplace
 from kaizen.bench.synthetic import choose_stream
 from kaizen.config.schema import Config
+from kaizen.config.types import AUTO
 from kaizen.data.load import Stream
 from kaizen.parallel import Parallel
 from kaizen.run.stop import StopRequest
@@ -25,9 +26,9 @@ def measure_whole(recipe: str, config: Config, epochs: int, synthetic: bool, par
         ConfigError: the recipe's data cannot be used, or random images cannot be cut into its tasks.
         TrainingFailed: a loss is not finite.
     """
-    optim = config.optim.model_copy(
-        update={"epochs": epochs, "warmup_epochs": min(config.optim.warmup_epochs, epochs - 1)}
-    )
+    warmup = config.optim.warmup_epochs
+    warmup = warmup if warmup == AUTO else min(warmup, epochs - 1)
+    optim = config.optim.model_copy(update={"epochs": epochs, "warmup_epochs": warmup})
     short = config.model_copy(update={"optim": optim, "log": config.log.model_copy(update={"wandb": "disabled"})})
     data: list[str] = []
 

@@ -1,6 +1,7 @@
 """Pairs of keys that do not fit, found before any work and without the data."""
 
 from kaizen.config.schema import Config
+from kaizen.config.types import AUTO
 from kaizen.errors import ConfigError
 
 
@@ -11,11 +12,11 @@ def check_pairs(config: Config) -> None:
         ConfigError: names the key, its value and what is allowed.
     """
     optim = config.optim
-    if optim.warmup_epochs and optim.warmup_epochs >= optim.epochs:
+    if optim.warmup_epochs not in (0, AUTO) and optim.warmup_epochs >= optim.epochs:
         raise ConfigError(
             "optim.warmup_epochs", f"is {optim.warmup_epochs}; allowed: below optim.epochs ({optim.epochs})"
         )
-    if optim.min_lr > optim.lr * optim.batch / 256:
+    if AUTO not in (optim.lr, optim.batch) and optim.min_lr > optim.lr * optim.batch / 256:
         raise ConfigError("optim.min_lr", f"is {optim.min_lr}, above the scaled rate {optim.lr * optim.batch / 256:g}")
     if config.encoder.stem == "imagenet" and config.encoder.stem_padding != 1:
         raise ConfigError("encoder.stem_padding", "applies to encoder.stem cifar; with stem imagenet only 1 is allowed")
@@ -28,7 +29,7 @@ def check_pairs(config: Config) -> None:
     _check_stream(config)
     kind, _ = config.replay_budget()
     if config.replay.policy == "reservoir" and kind != "total":
-        given = f"replay.{kind} is given" if getattr(config.replay, kind) is not None else "no budget is given"
+        given = "no budget is given" if kind == AUTO else f"replay.{kind} is given"
         raise ConfigError("replay.total", f"is needed by replay.policy reservoir, which knows no classes; {given}")
 
 

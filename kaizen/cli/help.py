@@ -1,53 +1,90 @@
 """The text behind --help: every key with its meaning and default."""
 
-import json
+import textwrap
 import typing
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
-from kaizen.cli.shipped import description, shipped_presets, shipped_recipes
-from kaizen.config.schema import Config
+from kaizen.cli.lists import example, sections
+from kaizen.cli.shipped import description, shipped_presets
+from kaizen.config.schema import Config, MethodSettings
 from kaizen.model.methods import REGISTRY, method_class
 
 SIGNS = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
-CLOSING = """Ctrl-C, SIGTERM or a file `stop` in the run directory end a run with a checkpoint; start again to go on.
-Exit codes: 0 done, 2 configuration or data, 3 training failed, 75 stopped; RUN/status.json tells them under a launcher.
-KAIZEN_THREADS in the environment sets the CPU threads of a process (default: its share of the cores)."""
+WIDTH, INDENT = 118, 33
+OPENING = """examples:
+  python train.py                                            the default recipe, digits
+  python train.py digits --optim.epochs 5 --eval.readers classifier,knn
+  python train.py my.yaml --data.source parquet:DIR          a recipe file of your own
+  accelerate launch -q --config_file accelerate_configs/multi_gpu.yaml --num_processes 4 train.py cifar100-simclr
+
+RECIPE is the name of a shipped recipe (`python -m kaizen recipes` lists them) or the path of a YAML file; without one
+it is digits. The recipe's values replace the defaults, which stand in brackets below; `python -m kaizen show RECIPE`
+prints what a run will use. Lists are written a,b; null means none."""
+CLOSING = """Ctrl-C, SIGTERM or a file `stop` in the run directory end a run with a checkpoint; the same command resumes
+it. Exit codes: 0 done, 2 configuration or data, 3 training failed, 75 stopped. Launchers have codes of their own, so
+scripts read RUN/status.json. KAIZEN_THREADS in the environment sets the CPU threads of a process (default: its share of
+the cores)."""
 
 
 def help_text(usage: str, about: str) -> str:
     """Every key with its meaning and default, by section."""
-    lines = [f"usage: {usage}", "", about, "", f"RECIPE is a shipped recipe ({', '.join(shipped_recipes())})"]
-    lines += ["or the path of a YAML file; default: digits. Its values stand before the defaults in brackets below;"]
-    lines += ["`python -m kaizen show RECIPE ...` prints what a run will use.", ""]
+    lines = [f"usage: {usage}", "", about, "", OPENING, ""]
     lines += ["--preset NAME lays a baseline over the recipe, below the keys of the command line:"]
-    lines += [f"  {name:15} {description(text)}" for name, text in shipped_presets().items()] + [""]
+    lines += [_entry(name, description(text)) for name, text in shipped_presets().items()] + [""]
     for section, field in Config.model_fields.items():
         if section == "method":
-            lines += [f"  --method.name {'|'.join(REGISTRY)}"]
-            for name in REGISTRY:
-                lines += [f"  method keys of {name}:", *_keys("method", method_class(name).Settings)]
+            lines += _method_lines()
             continue
-        model = typing.get_args(field.annotation)[0] if section == "views" else field.annotation
         if section == "views":
-            lines += ["  view keys: --views.KEY for all views, --views.0.KEY or --views.1.KEY for one"]
-        lines += _keys(section, model)  # type: ignore[arg-type]
+            lines += ["  --views.KEY is for all views, --views.0.KEY and --views.1.KEY for one:"]
+        lines += _keys(section, sections(field.annotation)[0])
     return "\n".join([*lines, CLOSING])
 
 
-def _keys(section: str, model: type[BaseModel]) -> list[str]:
-    lines = []
-    for key, field in model.model_fields.items():
-        if key == "name" and section == "method":
-            continue
-        marks = [(sign, getattr(mark, name, None)) for mark in field.metadata for name, sign in SIGNS]
-        limits = [f"{sign} {bound}" for sign, bound in marks if bound is not None]
-        choices = _choices(field.annotation)
-        allowed = "; ".join(["|".join(choices)] * bool(choices) + limits)
-        default = json.dumps(field.get_default(), default=str)
-        about = f"{field.description} ({allowed})" if allowed else field.description
-        lines.append(f"  {f'--{section}.{key}':30} {about} [{default}]")
+def _method_lines() -> list[str]:
+    """Keys of every method once, and those that a method adds or whose default it changes."""
+    common = {name: field for name, field in MethodSettings.model_fields.items() if name != "name"}
+    lines = [_entry("--method.name", f"SSL method ({' | '.join(REGISTRY)}) [simclr]")]
+    lines += [_line("method", name, field) for name, field in common.items()]
+    for method in REGISTRY:
+        fields = method_class(method).Settings.model_fields
+        own = {
+            name: field
+            for name, field in fields.items()
+            if name != "name" and (name not in common or field.get_default() != common[name].get_default())
+        }
+        lines += ([f"  {method}:"] if own else []) + [_line("method", name, field) for name, field in own.items()]
     return [*lines, ""]
+
+
+def _keys(section: str, model: type[BaseModel]) -> list[str]:
+    return [*(_line(section, key, field) for key, field in model.model_fields.items()), ""]
+
+
+def _line(section: str, key: str, field: FieldInfo) -> str:
+    marks = [(sign, getattr(mark, name, None)) for mark in field.metadata for name, sign in SIGNS]
+    limits = [f"{sign} {bound}" for sign, bound in marks if bound is not None and bound < 2**31]
+    choices = (["NUMBER"] if _has_numbers(field.annotation) else []) + _choices(field.annotation)
+    allowed = "; ".join([" | ".join(choices)] * (choices not in ([], ["NUMBER"])) + limits)
+    default = "null" if (value := field.get_default()) is None else example(value)
+    about = f"{field.description} ({allowed})" if allowed else f"{field.description}"
+    return _entry(f"--{section}.{key}", f"{about} [{default}]")
+
+
+def _entry(name: str, about: str) -> str:
+    """A name and what it is, in lines that fit a terminal."""
+    first = f"  {name}".ljust(INDENT - 1) + " "
+    return textwrap.fill(about, WIDTH, initial_indent=first, subsequent_indent=" " * INDENT, break_on_hyphens=False)
+
+
+def _has_numbers(kind: object) -> bool:
+    """Whether a type allows a number among other things."""
+    args = typing.get_args(kind)
+    return kind in (int, float) or (
+        typing.get_origin(kind) not in (typing.Literal, tuple) and any(map(_has_numbers, args))
+    )
 
 
 def _choices(kind: object) -> list[str]:

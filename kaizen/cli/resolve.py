@@ -3,18 +3,19 @@
 No heavy import before the method is known, so that a wrong key costs a moment and not a start of torch.
 """
 
-import difflib
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails, PydanticSerializationError, to_json
+from pydantic_core import PydanticSerializationError, to_json
 
 from kaizen.cli.checks import check_pairs
-from kaizen.cli.shipped import brief, read_preset, read_recipe
-from kaizen.config.schema import Config, Section
+from kaizen.cli.explain import explained, similar, suggestion
+from kaizen.cli.lists import make_lists
+from kaizen.cli.shipped import read_preset, read_recipe
+from kaizen.config.schema import Config
 from kaizen.config.yaml import YamlError, parse_yaml
 from kaizen.data.source import KNOWN_SOURCES
 from kaizen.errors import ConfigError
@@ -50,7 +51,7 @@ def parse_arguments(tokens: Sequence[str]) -> Arguments:
         key, given, value = token.removeprefix("--").partition("=")
         is_preset = key == "preset" and token.startswith("--")
         if not is_preset and ("." not in key or key.startswith("-")):
-            raise ConfigError(token, "is no key; keys are written --section.key VALUE (see --help)")
+            raise ConfigError(token, f"is no key; {suggestion(key)}")
         if not given:
             if not rest or rest[0].startswith("--"):
                 form = "--preset NAME" if is_preset else "--section.key VALUE"
@@ -61,7 +62,7 @@ def parse_arguments(tokens: Sequence[str]) -> Arguments:
         else:
             overrides[key] = value
     if len(recipes) > 1:
-        raise ConfigError("RECIPE", f"are {recipes}; only one is allowed")
+        raise ConfigError("RECIPE", f"are {recipes}; only one is allowed, and keys are written --section.key VALUE")
     return Arguments(recipes[0] if recipes else "digits", overrides, preset)
 
 
@@ -73,10 +74,7 @@ def resolve(recipe: str, overrides: dict[str, str], preset: str | None = None) -
     """
     name, tree = read_recipe(recipe)
     meant = _distiller(tree)
-    new_method = overrides.get("method.name")
-    if new_method is not None and new_method != tree.get("method", {}).get("name"):
-        tree["method"] = {}  # the recipe's other keys belong to its own method, those of a preset to any
-    _change_encoder(tree, overrides)
+    _drop(tree, overrides)
     for section, keys in (read_preset(preset) if preset is not None else {}).items():
         tree.setdefault(section, {}).update(keys)
     _override(tree, overrides)
@@ -86,15 +84,16 @@ def resolve(recipe: str, overrides: dict[str, str], preset: str | None = None) -
             if f"distill.{key}" not in overrides:
                 tree.get("distill", {}).pop(key, None)
     method = tree.setdefault("method", {}).setdefault("name", "simclr")
-    _derive_tasks(tree.get("stream", {}))
     settings: Any = method_class(method).Settings
     kind: type[Config] = Config[settings]
+    make_lists(tree, kind)
+    _derive_tasks(tree.get("stream", {}))
     try:
         config: Config = kind.model_validate_json(to_json(tree))
     except PydanticSerializationError as error:
         raise ConfigError("RECIPE", f"{recipe!r} cannot be read: {error}") from None
     except ValidationError as error:
-        raise _explained(error, tree, kind) from None
+        raise explained(error, tree, kind) from None
     from kaizen.model.distillers import resolve_distiller  # torch is loaded by now: the method's class needed it
 
     known = KNOWN_SOURCES.get(config.data.source)
@@ -117,11 +116,29 @@ def _distiller(tree: dict[str, Any]) -> object:
     return method_class(method).distiller if name == "auto" else name
 
 
-def _change_encoder(tree: dict[str, Any], overrides: dict[str, str]) -> None:
-    """Drop a recipe's encoder keys, in place, where the overrides ask for a ViT and it has a ResNet, or the reverse."""
-    new, old = overrides.get("encoder.name"), tree.get("encoder", {}).get("name", "resnet18")
-    if new is not None and is_vit(new) != is_vit(str(old)):
-        tree["encoder"] = {}
+def _drop(tree: dict[str, Any], overrides: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Drop the recipe's keys that the overrides leave without meaning, in place; returns them by section.
+
+    Those of the method belong to the recipe's own, those of the encoder to a ResNet or to a ViT.
+    """
+    dropped = {}
+    method, encoder = (tree.get(section, {}).get("name") for section in ("method", "encoder"))
+    if overrides.get("method.name", method) != method:
+        dropped["method"] = tree.pop("method", {})
+    if "encoder.name" in overrides and is_vit(overrides["encoder.name"]) != is_vit(str(encoder)):
+        dropped["encoder"] = tree.pop("encoder", {})
+    return dropped
+
+
+def left_out(recipe: str, overrides: dict[str, str], preset: str | None = None) -> list[str]:
+    """A line for each section whose keys in the recipe do not count, as the overrides name something else there."""
+    lines = []
+    for section, keys in _drop(read_recipe(recipe)[1], overrides).items():
+        others = [f"{key} {value}" for key, value in keys.items() if key != "name"]
+        if others:
+            new, text = overrides[f"{section}.name"], ", ".join(others)
+            lines.append(f"{'left out':19} {section} keys of the recipe, which are not those of {new}: {text}")
+    return lines
 
 
 def _derive_tasks(stream: dict[str, Any]) -> None:
@@ -148,7 +165,7 @@ def _override(tree: dict[str, Any], overrides: dict[str, str]) -> None:
     for dotted, text in overrides.items():
         section, *path = dotted.split(".")
         if section not in Config.model_fields:
-            raise ConfigError(dotted, f"is not a key: no section {section!r}{_similar(section, Config.model_fields)}")
+            raise ConfigError(dotted, f"is not a key: no section {section!r}{similar(section, Config.model_fields)}")
         value = _parsed(dotted, text)
         if section == "views":
             _override_views(tree, path, value)
@@ -186,54 +203,8 @@ def _parsed(dotted: str, text: str) -> Any:
 
 
 def _holds_text(kind: Any) -> bool:
-    """Whether values of a type are any text: str, Annotated[str, ...], or a union with one of them."""
+    """Whether values of a type are any text, or lists of it: str, Annotated[str, ...], or a union with one of them."""
     origin = typing.get_origin(kind)
-    if origin is typing.Annotated:
+    if origin in (typing.Annotated, tuple):
         return _holds_text(typing.get_args(kind)[0])
     return kind is str or (origin in (typing.Union, types.UnionType) and any(map(_holds_text, typing.get_args(kind))))
-
-
-def _explained(error: ValidationError, tree: dict[str, Any], kind: type[Section]) -> ConfigError:
-    """The first problem as one line; alternatives of one key are joined by `or`."""
-    found: dict[str, list[ErrorDetails]] = {}
-    for detail in error.errors():
-        found.setdefault(_key_of(detail["loc"], tree), []).append(detail)
-    key, details = next(iter(found.items()))
-    first = details[0]
-    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-    if first["type"] == "extra_forbidden":
-        return ConfigError(key, f"is not a key{_similar(key.rpartition('.')[2], _siblings(first['loc'], kind))}{more}")
-    if first["type"] == "missing":
-        return ConfigError(key, f"is missing{more}")
-    problems = " or ".join(dict.fromkeys(d["msg"].removeprefix("Input should be ") for d in details))
-    if first["type"] == "value_error":
-        return ConfigError(key, problems.removeprefix("Value error, ") + more)
-    return ConfigError(key, f"is {brief(first['input'])}; allowed: {problems}{more}")
-
-
-def _key_of(location: Sequence[str | int], tree: Any) -> str:
-    """The dotted key of a location: pydantic adds the names of union members, which are no keys of the tree."""
-    parts: list[str] = []
-    for part in location:
-        in_list = isinstance(tree, list) and isinstance(part, int) and part < len(tree)
-        inside = in_list or (isinstance(tree, dict) and part in tree)
-        if parts and not inside:
-            break
-        parts.append(str(part))
-        tree = tree[part] if inside else None
-    return ".".join(parts)
-
-
-def _siblings(location: Sequence[str | int], kind: Any) -> list[str]:
-    """Keys that stand beside the location in the configuration."""
-    for part in location[:-1]:
-        if isinstance(part, str):
-            kind = kind.model_fields[part].annotation
-        members = [m for m in typing.get_args(kind) if isinstance(m, type) and issubclass(m, BaseModel)]
-        kind = members[0] if members else kind
-    return list(kind.model_fields)
-
-
-def _similar(word: str, allowed: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(allowed), n=1)
-    return f"; did you mean {close[0]}?" if close else f"; allowed: {', '.join(allowed)}"

@@ -19,16 +19,22 @@ OF_THE_SWEEP = ("run.dir", "run.resume")
 
 @dataclass(frozen=True)
 class SweepRun:
-    """One run of a sweep: its name, the line that asks for it, its arguments and the hash of its configuration.
-
-    identity: a hash of the configuration and of the place of its data.
-    """
+    """One run of a sweep: its name, the line that asks for it, its arguments and its configuration."""
 
     name: str
     line: int
     tokens: tuple[str, ...]
-    config_hash: str
-    identity: str
+    config: Config
+
+    @property
+    def config_hash(self) -> str:
+        """Hash of the configuration."""
+        return self.config.hash()
+
+    @property
+    def identity(self) -> str:
+        """Hash of the configuration and of the place of its data."""
+        return self.config.hash(places=True)
 
 
 def read_sweep(file: Path) -> list[SweepRun]:
@@ -108,7 +114,7 @@ def _planned(line: int, tokens: tuple[str, ...], before: list[SweepRun]) -> Swee
         if key in arguments.overrides:
             raise ConfigError(key, "is set by the sweep; a line may set any other key")
     recipe, config = resolve(*arguments)
-    run = SweepRun(run_name(recipe, arguments, config), line, tokens, config.hash(), config.hash(places=True))
+    run = SweepRun(run_name(recipe, arguments, config), line, tokens, config)
     for other in before:
         same_label = parse_arguments(other.tokens)[::2] == arguments[::2]
         if run.name == other.name or (same_label and run.identity == other.identity):

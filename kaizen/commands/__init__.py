@@ -12,6 +12,7 @@ from kaizen.commands.output import unfailing_output
 from kaizen.errors import KaizenError
 
 COMMANDS = {
+    "train": "train a recipe, or resume where its run directory left off: the same as train.py",
     "recipes": "list the shipped recipes and presets",
     "eval": "evaluate every task's snapshot of a run again",
     "show": "print the resolved configuration of a recipe and the numbers derived from it",
@@ -24,7 +25,9 @@ COMMANDS = {
 
 def run(tokens: Sequence[str], commands: Mapping[str, str]) -> int:
     """Run the command that the first token names; returns the exit code."""
-    usage = "usage: python -m kaizen COMMAND ...\n\n" + "\n".join(f"  {c:10} {about}" for c, about in commands.items())
+    usage = "usage: kaizen COMMAND ...       (the same as python -m kaizen COMMAND ...)\n\n" + "\n".join(
+        f"  {c:10} {about}" for c, about in commands.items()
+    )
     if not tokens or tokens[0] in ("-h", "--help"):
         print(usage)
         return 0

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
-from kaizen.cli.resolve import parse_arguments, resolve
+from kaizen.cli.resolve import left_out, parse_arguments, resolve
 from kaizen.config.schema import Config, header
 from kaizen.config.yaml import dump_yaml
 from kaizen.data.source import KNOWN_SOURCES
 from kaizen.errors import ConfigError
+from kaizen.training.defaults import Facts, suit
 from kaizen.training.plan import describe, make_plan
 
 
@@ -20,39 +21,53 @@ def main(tokens: Sequence[str]) -> int:
         return 0
     arguments = parse_arguments(tokens)
     recipe, config = resolve(*arguments)
+    said, missing = left_out(*arguments), None
+    try:
+        facts, found = _facts(config)
+        config, chosen = suit(config, facts)
+        said += [*found, *describe(config, make_plan(config, facts.images, 1), 1), *chosen]
+    except ConfigError as error:
+        missing = error
     print(f"{header(recipe, arguments.preset)}# config hash: {config.hash()}")
     print(dump_yaml(config.model_dump(mode="json")), end="")
-    try:
-        sizes, found = _train_sizes(config)
-    except ConfigError as error:
-        # The configuration holds all the same, and the data may well be elsewhere.
-        if error.key != "data.source" or config.data.source not in KNOWN_SOURCES:
-            raise
-        print(f"# numbers derived from the data are missing: {error}")
-        return 0
-    for line in (*found, *describe(config, make_plan(config, sizes, 1), 1)):
+    for line in said:
         print(f"# {line}")
+    if missing:
+        # The configuration holds all the same, and the data may well be elsewhere.
+        if missing.key != "data.source" or config.data.source not in KNOWN_SOURCES:
+            raise missing
+        print(f"# numbers derived from the data are missing: {missing}")
     return 0
 
 
-def _train_sizes(config: Config) -> tuple[list[int], list[str]]:
-    """Training images of each task, and lines on what was found, classes among it.
+def _facts(config: Config) -> tuple[Facts, list[str]]:
+    """What numbers are derived from, and lines on what was found, classes among it.
 
-    Known sources with equal classes need no data for the sizes, and have no lines.
+    Known sources with equal classes need no data for the numbers, and have no lines.
     """
+    known = KNOWN_SOURCES.get(config.data.source)
+    if known is not None and (sizes := _known_sizes(config)):
+        parts = config.stream.tasks if config.stream.kind == "data" else 1
+        side = config.data.image_size or known.image_size
+        return Facts(tuple(sizes), known.train_images // known.classes // parts, side), []
+    from kaizen.data.load import load_stream
+
+    stream = load_stream(config)
+    return Facts.of(stream), stream.describe()
+
+
+def _known_sizes(config: Config) -> list[int]:
+    """Training images of each task of a known source, none where they depend on the data."""
     known = KNOWN_SOURCES.get(config.data.source)
     if known is not None and config.data.train_split == "train":
         if config.stream.kind == "joint":
-            return [known.train_images], []
+            return [known.train_images]
         from kaizen.data.stream import class_stream, data_stream
 
         if config.stream.kind == "data" and config.stream.tasks <= known.train_images:
             parts = data_stream(known.train_images, config.stream.tasks, config.stream.seed, split=0)
-            return [len(part) for part in parts], []
+            return [len(part) for part in parts]
         if config.stream.kind == "class" and known.train_images % known.classes == 0:
             cuts = class_stream(known.classes, config.stream.tasks, config.stream.seed)
-            return [len(cut) * known.train_images // known.classes for cut in cuts], []
-    from kaizen.data.load import load_stream
-
-    stream = load_stream(config)
-    return stream.train_sizes, stream.describe()
+            return [len(cut) * known.train_images // known.classes for cut in cuts]
+    return []

@@ -22,6 +22,8 @@ from tqdm import tqdm
 
 from kaizen.cli.sweep import SweepRun, read_sweep
 from kaizen.commands.parser import Parser, at_least, launcher
+from kaizen.config.schema import with_numbers
+from kaizen.config.yaml import parse_yaml
 from kaizen.errors import ConfigError, Stopped, TrainingFailed
 from kaizen.run.stop import StopRequest
 
@@ -228,8 +230,13 @@ class Sweep:
 
 def is_done(path: Path, run: SweepRun) -> bool:
     """Whether a directory holds the finished run, and of this configuration."""
-    same = _read(path / "results.json").get("config_hash") == run.config_hash
-    return same and _read(path / "status.json").get("state") == "done"
+    if _read(path / "status.json").get("state") != "done":
+        return False
+    try:
+        config = with_numbers(run.config, parse_yaml((path / "config.yaml").read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        config = run.config
+    return _read(path / "results.json").get("config_hash") == config.hash()
 
 
 def _version(file: Path) -> tuple[int, int] | None:

@@ -5,13 +5,13 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from kaizen.cli.resolve import default_directory, parse_arguments, resolve
+from kaizen.cli.resolve import default_directory, left_out, parse_arguments, resolve
 from kaizen.commands.output import unfailing_output
 from kaizen.errors import ConfigError, KaizenError, Stopped, TrainingFailed
 from kaizen.run.places import user_path
 from kaizen.run.stop import StopRequest, end_with_launcher
 
-USAGE = "accelerate launch -q train.py [RECIPE] [--preset NAME] [--section.key VALUE ...]"
+USAGE = "python train.py [RECIPE] [--preset NAME] [--section.key VALUE ...]     (the same as kaizen train ...)"
 
 
 def main(tokens: Sequence[str]) -> int:
@@ -41,7 +41,7 @@ def _train(tokens: Sequence[str]) -> int:
             Trainer,  # torch, accelerate and datasets load only for a configuration that holds
         )
 
-        Trainer(recipe, config, path, stop, preset).run()
+        Trainer(recipe, config, path, stop, preset, left_out(*arguments)).run()
     except (Stopped, KeyboardInterrupt) as stopped:
         kept = f"the run is kept in {path}; " if path and path.is_dir() else ""
         _say(f"stopped by {str(stopped) or 'SIGINT'}: {kept}the same command goes on from here")

@@ -8,14 +8,11 @@ import hashlib
 import json
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import Field, SerializeAsAny, model_validator
 
-Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
-Text = Annotated[str, Field(min_length=1)]
+from kaizen.config.optim import OptimConfig
+from kaizen.config.types import AUTO, Count, NonNegative, Positive, Probability, Section, Seed, Text
+
 Reader = Literal["classifier", "linear_probe_seen", "linear_probe_all", "knn"]
 
 # Keys that say where, how often and what is measured, not what is trained: a run may go on under other values of these.
@@ -25,12 +22,6 @@ FREE_KEYS = (
 )
 PLACE_KEYS = ("data.source", "data.config", "data.revision")
 """Where the data lie: a run goes on from another place with the same data, which are known by their digest."""
-
-
-class Section(BaseModel):
-    """A part of the configuration: unknown keys are errors, values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class RunConfig(Section):
@@ -80,7 +71,9 @@ class StreamConfig(Section):
     tasks: Count = Field(5, description="number of tasks (joint: always 1; domain: one a domain, whatever stands here)")
     seed: Seed = Field(5, description="seed of the cut into tasks (5: the released split)")
     domains: Annotated[tuple[Text, ...], Field(min_length=1)] | None = Field(
-        None, description="domains in the order of their tasks, for kind domain; null: all, sorted"
+        None,
+        description="domains in the order of their tasks, for kind domain; null: all, sorted",
+        examples=["real,sketch"],
     )
 
 
@@ -95,8 +88,10 @@ class EncoderConfig(Section):
     name: Literal["resnet18", "resnet34", "resnet50", "vit_tiny", "vit_small", "vit_base"] = Field(
         "resnet18", description="architecture; ViTs (timm's) are meant for optim.name adamw"
     )
-    stem: Literal["cifar", "imagenet"] = Field(
-        "cifar", description="ResNets; cifar: 3x3 stride 1, no max-pool; imagenet: 7x7 stride 2 with max-pool"
+    stem: Literal["auto", "cifar", "imagenet"] = Field(
+        AUTO,
+        description="ResNets; cifar: 3x3 stride 1, no max-pool; imagenet: 7x7 stride 2 with max-pool; auto: cifar for "
+        "images of up to 64 pixels",
     )
     stem_padding: int = Field(
         1, ge=0, le=3, description="ResNets; padding of the cifar stem (the released code pads by 2)"
@@ -154,7 +149,11 @@ class ReplayConfig(Section):
         "mean features follow their class's), reservoir (uniform over all images seen, needs total)",
     )
     per_class: Count | None = Field(None, description="images kept of each class")
-    fraction: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="part kept of each class")
+    fraction: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None,
+        description="part kept of each class, at least an image; without per_class, fraction and total: 0.01, and at "
+        "least 5 images",
+    )
     total: Count | None = Field(
         None, description="images kept in all, shared evenly by the classes seen (not by reservoir)"
     )
@@ -193,23 +192,6 @@ class ViewConfig(Section):
         if self.crop_scale[1] > 1:
             raise ValueError(f"crop_scale is {list(self.crop_scale)}; allowed: areas up to 1, the whole image")
         return self
-
-
-class OptimConfig(Section):
-    name: Literal["sgd", "lars", "adamw"] = Field("lars", description="optimiser")
-    lr: Positive = Field(1.0, description="base rate, scaled by batch / 256")
-    classifier_lr: Positive = Field(0.1, description="rate of the classifier, not scaled")
-    weight_decay: NonNegative = Field(
-        1e-5, description="weight decay (none on the classifier, 1-D parameters and embeddings)"
-    )
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="momentum of SGD and LARS")
-    eta: Positive = Field(0.02, description="trust coefficient of LARS")
-    epochs: Count = Field(500, description="epochs a task")
-    batch: Annotated[int, Field(ge=2)] = Field(
-        256, description="images an optimiser step, over all processes and accumulation, replay excluded"
-    )
-    warmup_epochs: int = Field(10, ge=0, description="epochs of linear warm-up at the start of each task")
-    min_lr: NonNegative = Field(0.0, description="rate at the end of the cosine")
 
 
 class EvalConfig(Section):
@@ -261,11 +243,22 @@ class Config(Section, Generic[M]):
         return hashlib.sha256(json.dumps(self.fixed() | named, sort_keys=True).encode()).hexdigest()[:16]
 
     def replay_budget(self) -> tuple[str, float]:
-        """The replay budget's kind and size; 1 % of each class where none is given."""
+        """The replay budget's kind and size; without one kind auto, a part of each class and at least 5 images."""
         for kind in ("per_class", "fraction", "total"):
             if (size := getattr(self.replay, kind)) is not None:
                 return kind, size
-        return "fraction", 0.01
+        return AUTO, 0.01
+
+
+def with_numbers(config: Config, held: Any) -> Config:
+    """The configuration with the values of another one, a tree, in the place of `auto`, where that has them."""
+    update: dict[str, Any] = {}
+    for name in Config.model_fields if isinstance(held, dict) else ():
+        section, other = getattr(config, name), held.get(name)
+        if isinstance(section, Section) and isinstance(other, dict):
+            taken = {key: other[key] for key, value in section if value == AUTO and key in other}
+            update[name] = section.model_copy(update=taken)
+    return config.model_copy(update=update)
 
 
 def header(recipe: str, preset: str | None) -> str:

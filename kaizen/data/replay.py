@@ -18,6 +18,9 @@ from kaizen.data.random import Purpose, fold, hash_rows, permutation
 from kaizen.errors import ConfigError
 from kaizen.run.tensors import read_tensors
 
+AUTO_LEAST = 5
+"""Images that a memory without a budget of its own holds of each class at least: the published 1 % of CIFAR-100's."""
+LEAST = {"fraction": 1, "auto": AUTO_LEAST}
 Features = Callable[[np.ndarray], np.ndarray]
 """Sample ids (n,) -> features (n, d) of these images."""
 
@@ -132,8 +135,8 @@ def choose(
         task, seed: index of the task, seed of the run.
         policy: none, random (seeded, class-balanced), first (of each class in dataset order), herding (see
             `herding_order`) or reservoir (see `_reservoir`).
-        budget: ("per_class", k), ("fraction", part of each class, at least one image) or ("total", images in all);
-            reservoir takes a total.
+        budget: ("per_class", k), ("fraction", part of each class, at least one image), ("auto", part of each class, at
+            least AUTO_LEAST images) or ("total", images in all); reservoir takes a total.
         features: called once for all images of the task, only by herding.
 
     Raises:
@@ -157,7 +160,7 @@ def choose(
     chosen = []
     for label in np.unique(labels[ids]):
         of = np.flatnonzero(labels[ids] == label)
-        keep = min(len(of), max(1, round(size * len(of))) if kind == "fraction" else int(size))
+        keep = min(len(of), max(LEAST[kind], round(size * len(of))) if kind in LEAST else int(size))
         if policy == "random":
             of = of[permutation(len(of), fold(seed, Purpose.MEMORY, task, int(label))).numpy()]
         elif found is not None:

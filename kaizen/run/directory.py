@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kaizen.config.schema import Config, flatten, header
+from kaizen.config.types import AUTO
 from kaizen.config.yaml import dump_yaml, parse_yaml
 from kaizen.errors import ConfigError, DamagedError
 from kaizen.parallel import Parallel
@@ -78,6 +79,7 @@ class RunDirectory:
 
     def _claim(self, recipe: str, preset: str | None, data: str) -> None:
         try:
+            self._inspect()  # once more, as `auto` has become numbers
             if read_environment(self.path / "environment.json").get("data", data) != data:
                 problem = f"{self.config.data.source} holds other images or labels than {self.path} began with"
                 raise ConfigError("data.source", f"{problem}; allowed: those, or another run.dir")
@@ -113,7 +115,7 @@ class RunDirectory:
         except (OSError, ValueError) as error:
             raise ConfigError(str(file), f"cannot be read ({error})") from None
         wanted = self.config.fixed()
-        differ = [key for key, value in wanted.items() if key not in held or held[key] != value]
+        differ = [key for key, value in wanted.items() if key not in held or value not in (held[key], AUTO)]
         differ += [
             key
             for key in held

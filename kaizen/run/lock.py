@@ -3,9 +3,10 @@
 The file says who holds it and counts on. A holder on the same machine that ended is noticed at once; one on another
 machine by a count that stands still, as clocks differ.
 
-The package filelock does not replace this: its FileLock (flock) does not reach other nodes on every file system, and its
-SoftFileLease takes over what a killed process held by an exchange of two names alone, which NFS refuses, so that the
-directory would stay locked for ever (tried with 4.3.1). Nor does it notice a killed process that nobody has waited for.
+The package filelock does not replace this: its FileLock (flock) does not reach other nodes on every file system, and
+its SoftFileLease takes over what a killed process held by an exchange of two names alone, which NFS refuses, so that
+the directory would stay locked for ever (tried with 4.3.1). Nor does it notice a killed process that nobody has
+waited for.
 """
 
 import hashlib

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kaizen.config.schema import Config
+from kaizen.config.types import AUTO
+from kaizen.data.replay import AUTO_LEAST
 from kaizen.data.stream import Task
 from kaizen.errors import ConfigError
 from kaizen.model.methods import method_class
@@ -102,7 +104,8 @@ def describe(config: Config, plan: Plan, world: int, accumulation: int = 1) -> l
     memory = "none"
     if replay.policy != "none":
         kind, size = config.replay_budget()
-        memory = f"{replay.policy}, {kind} {size:g}, {replay.batch} images a step"
+        budget = f"{size:.0%} of each class, at least {AUTO_LEAST} images" if kind == AUTO else f"{kind} {size:g}"
+        memory = f"{replay.policy}, {budget}, {replay.batch} images a step"
     encoder, grid = config.encoder.name, ""
     if (patch := config.encoder.patch) and (side := config.data.image_size):
         grid = f", {(side // patch) ** 2} patches of {patch} x {patch} pixels an image"

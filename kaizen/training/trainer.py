@@ -28,6 +28,7 @@ from kaizen.run.places import checkpoint_directory, task_directory
 from kaizen.run.progress import Clock
 from kaizen.run.stop import STOP_STEPS, StopRequest
 from kaizen.run.writer import Writer
+from kaizen.training.defaults import Facts, suit
 from kaizen.training.plan import describe, make_plan, term_weights
 from kaizen.training.recording import check_recording
 from kaizen.training.state import TaskState
@@ -43,12 +44,22 @@ class Trainer:
         path: the run directory.
         stop: notices requests to stop.
         preset: name of the preset laid over the recipe, for the record.
+        notes: lines on the configuration, for the user.
 
     Raises:
         ConfigError: the directory or the launch does not fit the configuration.
     """
 
-    def __init__(self, recipe: str, config: Config, path: Path, stop: StopRequest, preset: str | None = None) -> None:
+    def __init__(
+        self,
+        recipe: str,
+        config: Config,
+        path: Path,
+        stop: StopRequest,
+        preset: str | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.notes = notes
         self.recipe, self.preset, self.config, self.path, self.stop = recipe, preset, config, path, stop
         self.versions, self.writer, self._first = versions(), Writer(), True
         tracker = "wandb" if config.log.wandb != "disabled" else None
@@ -123,18 +134,21 @@ class Trainer:
         self.stream = self.parallel.main_first(self.load)
         self.parallel.agree(f"the data that {config.data.source} holds", self.stream.source.digest)
         self.source, self.tasks = self.stream.source, self.stream.tasks
+        config, chosen = suit(config, Facts.of(self.stream))
+        self.config = self.directory.config = config
         sizes = self.parallel.world, self.parallel.accumulation
         self.plan = make_plan(config, self.stream.train_sizes, *sizes)
         self._check_sharding()
         self.evaluator = Evaluator(config, self.stream, self.parallel)
         self.directory.claim(self.recipe, self.preset, self.source.digest())
         self.stop.defer()
-        described = {"recipe": self.recipe, "preset": self.preset, "config_hash": config.hash()}
-        results = Results(self.path / "results.json", described, config, self.stream)
+        origin = {"recipe": self.recipe, "preset": self.preset, "config_hash": config.hash()}
+        results = Results(self.path / "results.json", origin, config, self.stream)
         # One reading for all: `kaizen eval` may replace the file between those of two processes.
         self.results = self.parallel.broadcast(results)
         self.parallel.announce(f"run directory       {self.path}")
-        for line in (*self.stream.describe(), *describe(config, self.plan, *sizes), *filter(None, [recording])):
+        described = [*self.stream.describe(), *describe(config, self.plan, *sizes), *chosen]
+        for line in (*self.notes, *described, *filter(None, [recording])):
             self.parallel.announce(line)
 
     def _check_sharding(self) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from kaizen.cli.resolve import resolve
+from kaizen.cli.resolve import parse_arguments, resolve
 from kaizen.commands.train import main
 from kaizen.config.schema import Config
 from kaizen.errors import ConfigError
@@ -94,6 +94,8 @@ BAD = {
     "unknown reader": (["--eval.readers", "[classifier, tarot]"], "eval.readers.1"),
     "key without a value": (["--optim.lr"], "optim.lr"),
     "option without a section": (["--epochs", "3"], "--epochs"),
+    "empty list of readers": (["--eval.readers", "[]"], "eval.readers"),
+    "list for a number": (["--optim.lr", "1,2"], "optim.lr"),
     "two recipes": (["digits", "cifar100-simclr"], "RECIPE"),
     "view that is not there": (["--views.2.flip_p", "0"], "views.2.flip_p"),
     "list that is too short": (["--views.crop_scale", "[0.5]"], "views.0.crop_scale"),
@@ -148,3 +150,25 @@ def test_bad_configuration_ends_with_code_2_and_one_line_naming_the_key(
     assert len(lines) == 1, lines
     assert lines[0].startswith(f"error: {key}: "), lines[0]
     assert len(lines[0]) < 400
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        (["--epochs", "3"], "--epochs: is no key; did you mean --optim.epochs?"),
+        (["--seed", "3"], "--seed: is no key; did you mean --run.seed or --stream.seed or --labels.seed?"),
+        (["--queue_sise", "3"], "--queue_sise: is no key; did you mean --method.queue_size?"),
+        (["--optim.per_class", "3"], "optim.per_class: is not a key; did you mean --replay.per_class?"),
+        (["--eval.readers", "tarot"], "eval.readers.0: is 'tarot'; allowed: 'classifier', 'linear_probe_seen'"),
+        (["--eval.readers", "[]"], "eval.readers: is []; allowed: at least 1 value, as classifier,linear_probe_seen"),
+        (["--classifier.hidden", "x"], "classifier.hidden.0: is 'x'; allowed: a whole number, as 1000"),
+        (["--classifier.hidden", "{a: 1}"], "classifier.hidden: is {'a': 1}; allowed: a list, as 1000"),
+        (["--views.crop_scale", "0.5"], "views.0.crop_scale: is [0.5]; allowed: 2 values, as 0.08,1"),
+        (["--optim.epochs", "many"], "optim.epochs: is 'many'; allowed: a whole number, as 500"),
+        (["--optim.lr", "1,2"], "optim.lr: is '1,2'; allowed: a number or 'auto', as 0.5"),
+    ],
+)
+def test_messages_name_the_whole_key_and_an_example(tokens: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve(*parse_arguments(tokens))
+    assert str(caught.value).startswith(said)

@@ -1,5 +1,9 @@
 """`python -m kaizen`: recipes and show, and their errors."""
 
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -54,3 +58,24 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([], COMMANDS) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in COMMANDS)
+
+
+def test_the_installed_command_is_this_one_and_it_trains(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    module, _, function = project["scripts"]["kaizen"].partition(":")
+    monkeypatch.setattr("sys.argv", ["kaizen", "train", "--help"])
+    assert getattr(import_module(module), function)() == 0
+    assert "kaizen train" in capsys.readouterr().out
+
+
+def test_show_tells_what_it_chose_and_what_it_left_out(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, cache: str
+) -> None:
+    (tmp_path / "mine.yaml").write_text("data: {source: cifar10}\nmethod: {name: vicreg, covariance: 2}")
+    assert run(["show", str(tmp_path / "mine.yaml"), "--method.name", "byol", "--optim.epochs", "20"], COMMANDS) == 0
+    out = capsys.readouterr().out
+    assert yaml.safe_load(out)["optim"]["warmup_epochs"] == 2
+    assert "# auto                optim.warmup_epochs 2: a tenth of 20 epochs; published: 10" in out
+    assert "# left out            method keys of the recipe, which are not those of byol: covariance 2" in out

@@ -220,7 +220,7 @@ def test_hash_follows_what_is_computed_and_nothing_else() -> None:
 
 
 def test_a_close_name_is_suggested() -> None:
-    with pytest.raises(ConfigError, match="did you mean warmup_epochs"):
+    with pytest.raises(ConfigError, match=r"did you mean optim\.warmup_epochs"):
         config_of("--optim.warmup_epoch", "3")
 
 

@@ -1,10 +1,13 @@
 """Checks, before any work and without the data, that keys fit the encoder and that a ViT's patches fit the images."""
 
 from kaizen.config.schema import Config, EncoderConfig
+from kaizen.config.types import AUTO
 from kaizen.errors import ConfigError
 
 RESNET_KEYS = ("stem", "stem_padding", "norm", "width")
 VIT_KEYS = ("patch",)
+NO_STEM = "cifar"
+"""What encoder.stem holds for an encoder that has none."""
 PATCHES = ((160, 16), (64, 8), (24, 4), (0, 2))
 """Images of at least so many pixels a side are cut into patches of that side, or of the next one that divides."""
 
@@ -25,8 +28,11 @@ def fit_encoder(config: Config, own_size: int | None) -> Config:
             divide the side of the images or of a small crop.
     """
     encoder = config.encoder
+    if is_vit(encoder.name) and encoder.stem == AUTO:
+        encoder = encoder.model_copy(update={"stem": NO_STEM})
     for key in RESNET_KEYS if is_vit(encoder.name) else VIT_KEYS:
         found, default = getattr(encoder, key), EncoderConfig.model_fields[key].default
+        default = NO_STEM if key == "stem" else default
         if found != default:
             allowed = "null" if default is None else default
             raise ConfigError(f"encoder.{key}", f"is {found}; allowed: {allowed}, as {encoder.name} has no {key}")

@@ -1,0 +1,30 @@
+"""Types of the configuration's values, and what every section is."""
+
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Text = Annotated[str, Field(min_length=1)]
+AUTO: Final[Any] = "auto"
+"""Value of a key that `kaizen.training.defaults` replaces by one that suits the data."""
+if TYPE_CHECKING:
+    # As they are read, after that.
+    AutoPositive: TypeAlias = float
+    AutoNonNegative: TypeAlias = float
+    AutoBatch: TypeAlias = int
+    AutoEpochs: TypeAlias = int
+else:
+    AutoPositive, AutoNonNegative = Positive | Literal["auto"], NonNegative | Literal["auto"]
+    AutoBatch = Annotated[int, Field(ge=2)] | Literal["auto"]
+    AutoEpochs = Annotated[int, Field(ge=0)] | Literal["auto"]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)

@@ -1,0 +1,116 @@
+"""Numbers in the place of `auto`: those published for CIFAR-100, and others where the data are smaller.
+
+They are a function of the keys and of the data alone, so every process and every start finds the same.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kaizen.cli.checks import check_pairs
+from kaizen.config.schema import Config
+from kaizen.config.types import AUTO
+from kaizen.data.load import Stream
+from kaizen.data.replay import AUTO_LEAST
+from kaizen.model.networks.fit import is_vit
+
+BATCH, LEAST_BATCH, LEAST_STEPS = 256, 32, 4
+"""Images per step, as published; down to the second number where an epoch had fewer steps than the third."""
+RATES = {"lars": (1.0, 0.1), "sgd": (0.4, 0.1), "adamw": (0.002, 0.001)}
+"""Base rate at a batch of 256 and the classifier's rate, by optimiser."""
+WARMUP_EPOCHS = 10
+LARGEST_CIFAR_STEM = 64
+"""Pixels per side up to which an encoder keeps the images' resolution in its first layer."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the numbers follow.
+
+    images: training images of each task; smallest: labelled images of the smallest class of a task, 0 without labels;
+    side: of the images, in pixels.
+    """
+
+    images: tuple[int, ...]
+    smallest: int
+    side: int
+
+    @staticmethod
+    def of(stream: Stream) -> "Facts":
+        """The facts of data that are cut into tasks."""
+        counts = [np.bincount(labels[labels >= 0]) for task in stream.tasks if len(labels := stream.labels[task.train])]
+        found = [int(count[count > 0].min()) for count in counts if count.any()]
+        return Facts(tuple(stream.train_sizes), min(found, default=0), stream.source.image_size)
+
+
+class Suited(NamedTuple):
+    """A configuration without `auto`, and a line for each number that is not the published one."""
+
+    config: Config
+    lines: list[str]
+
+
+def suit(config: Config, facts: Facts) -> Suited:
+    """Put a number in the place of each `auto`.
+
+    Raises:
+        ConfigError: a key that does not fit the numbers found.
+    """
+    optim, smallest, lines = config.optim, min(facts.images), list[str]()
+
+    def choose(key: str, value: Any, published: Any, why: str) -> Any:
+        section, _, name = key.partition(".")
+        if (given := getattr(getattr(config, section), name)) != AUTO:
+            return given
+        if value != published:
+            lines.append(f"{'auto':19} {key} {_text(value)}: {why}; published: {_text(published)}")
+        return value
+
+    encoder, vit = config.encoder, is_vit(config.encoder.name)
+    stem = choose(
+        "encoder.stem",
+        "cifar" if facts.side <= LARGEST_CIFAR_STEM else "imagenet",
+        "cifar",
+        f"the images have {facts.side} pixels per side",
+    )
+    name = choose("optim.name", "adamw" if vit else "lars", "lars", f"the encoder is {encoder.name}")
+    rate, classifier_rate = RATES[name]
+    batch = choose("optim.batch", _batch(smallest), BATCH, f"the smallest task has {smallest} images")
+    used = min(batch, smallest)
+    cut = f", and the smallest task cuts the batch to {used}" if used < batch else ""
+    decay = 0.05 if vit and name == "adamw" else 1e-5
+    chosen = {
+        "name": name,
+        "batch": batch,
+        "lr": choose("optim.lr", rate * used / batch, RATES["lars"][0], f"the optimiser is {name}{cut}"),
+        "classifier_lr": choose("optim.classifier_lr", classifier_rate, RATES["lars"][1], f"the optimiser is {name}"),
+        "weight_decay": choose("optim.weight_decay", decay, 1e-5, f"the encoder is {encoder.name}"),
+        "warmup_epochs": choose(
+            "optim.warmup_epochs",
+            min(WARMUP_EPOCHS, optim.epochs // 10),
+            WARMUP_EPOCHS,
+            f"a tenth of {optim.epochs} epochs",
+        ),
+    }
+    kind, part = config.replay_budget()
+    if kind == AUTO and config.replay.policy != "none" and 0 < round(part * facts.smallest) < AUTO_LEAST:
+        few = f"{part:.0%} of the smallest class's {facts.smallest} images is {max(1, round(part * facts.smallest))}"
+        lines.append(f"{'auto':19} replay at least {AUTO_LEAST} images per class: {few}; published: {part:.0%}")
+    update = {
+        "optim": optim.model_copy(update=chosen),
+        "encoder": encoder.model_copy(update={"stem": stem}),
+    }
+    suited = config.model_copy(update=update)
+    check_pairs(suited)
+    return Suited(suited, lines)
+
+
+def _batch(smallest: int) -> int:
+    """Images per step: the published number, or the power of two that leaves the smallest task LEAST_STEPS an epoch."""
+    power = 1 << max(1, smallest // LEAST_STEPS).bit_length() - 1
+    return min(BATCH, max(LEAST_BATCH, power), smallest)
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
