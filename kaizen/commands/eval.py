@@ -73,7 +73,7 @@ def _evaluate(request: Request) -> None:
     # torch loads only for a run and readers that hold
     from kaizen.evaluation.evaluator import Evaluator
     from kaizen.evaluation.results import Results
-    from kaizen.evaluation.table import print_results
+    from kaizen.evaluation.table import print_results, show_results
     from kaizen.parallel import Parallel
     from kaizen.run.directory import RunDirectory
     from kaizen.training.plan import make_plan
@@ -104,7 +104,10 @@ def _evaluate(request: Request) -> None:
             part, trained = plan.tasks[task], directory.train_seconds(task)
             results.add_seconds(task, images=part.batch * part.steps, trained=trained, evaluated=spent)
     parallel.on_main(lambda: results.write(world=world, peak_memory=parallel.peak_memory()))
-    parallel.on_main(lambda: print_results(results.content))
+    if other is None:
+        parallel.on_main(lambda: show_results(results.content, path / "results.svg"))
+    else:
+        parallel.on_main(lambda: print_results(results.content))
     parallel.announce(f"results             {file}")
     parallel.close()
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,15 @@ def print_results(results: Mapping[str, Any]) -> None:
         console.width = _width(results)
     for part in _parts(results):
         console.print(part)
+
+
+def show_results(results: Mapping[str, Any], picture: Path) -> None:
+    """Print the results and save the same as a picture; they are in results.json, so a picture may fail."""
+    try:
+        save_picture(results, picture)
+    except Exception as error:
+        print(f"note: {picture} was not written ({error})", file=sys.stderr)
+    print_results(results)
 
 
 def save_picture(results: Mapping[str, Any], file: Path) -> None:

@@ -1,7 +1,6 @@
-"""The story of a run: for each task, for each step; then remember, look, go on."""
+"""A run from its first to its last task: train, choose the memory, save, evaluate."""
 
 import math
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from kaizen.errors import ConfigError, KaizenError, Stopped, TrainingFailed, exp
 from kaizen.evaluation.evaluator import Evaluator
 from kaizen.evaluation.metrics import mean
 from kaizen.evaluation.results import Results
-from kaizen.evaluation.table import print_results, save_picture
+from kaizen.evaluation.table import show_results
 from kaizen.model.learner import total
 from kaizen.model.networks.encoders import build_encoder
 from kaizen.model.networks.fit import check_deterministic
@@ -36,7 +35,7 @@ from kaizen.training.step import Stepper
 
 
 class Trainer:
-    """A run in its directory: `run()` trains it, or goes on where it was left.
+    """A run in its directory: `run()` trains it, or resumes it.
 
     Args:
         recipe: name of the recipe, for the record.
@@ -79,7 +78,7 @@ class Trainer:
         try:
             self._prepare()
             self._run()
-            self.parallel.on_main(self._show_results)
+            self.parallel.on_main(lambda: show_results(self.results.content, self.path / "results.svg"))
             self.directory.seconds_left = 0.0
             self.directory.write_status("done", 0)
         except Stopped as stopped:
@@ -117,7 +116,7 @@ class Trainer:
             self.parallel.close()
 
     def _end_failed(self, error: Exception) -> None:
-        # A launcher ends the others by signals, which ask for nothing any more.
+        # A launcher ends the other processes by signals, which are no requests to stop from here on.
         self.stop.defer()
         failure = self.parallel.failure(error)
         self.directory.write_failure(failure)
@@ -138,7 +137,10 @@ class Trainer:
         self.config = self.directory.config = config
         sizes = self.parallel.world, self.parallel.accumulation
         self.plan = make_plan(config, self.stream.train_sizes, *sizes)
-        self._check_sharding()
+        if self.parallel.sharded:
+            check_encoder(build_encoder(config.encoder, config.data.image_size))
+        elif config.teacher.shard:
+            raise ConfigError("teacher.shard", "is true; allowed without FSDP (accelerate_configs/fsdp2.yaml): false")
         self.evaluator = Evaluator(config, self.stream, self.parallel)
         self.directory.claim(self.recipe, self.preset, self.source.digest())
         self.stop.defer()
@@ -150,20 +152,6 @@ class Trainer:
         described = [*self.stream.describe(), *describe(config, self.plan, *sizes), *chosen]
         for line in (*self.notes, *described, *filter(None, [recording])):
             self.parallel.announce(line)
-
-    def _check_sharding(self) -> None:
-        config = self.config
-        if self.parallel.sharded:
-            check_encoder(build_encoder(config.encoder, config.data.image_size))
-        elif config.teacher.shard:
-            raise ConfigError("teacher.shard", "is true; allowed without FSDP (accelerate_configs/fsdp2.yaml): false")
-
-    def _show_results(self) -> None:
-        try:
-            save_picture(self.results.content, self.path / "results.svg")
-        except Exception as error:  # it shows what results.json holds: all work is done
-            print(f"note: {self.path / 'results.svg'} was not written ({error})", file=sys.stderr)
-        print_results(self.results.content)
 
     def _run(self) -> None:
         done, readers = self.directory.tasks_done(), self.config.eval.readers
@@ -181,7 +169,7 @@ class Trainer:
             for task in range(len(self.tasks)):
                 if task >= done:
                     self.train_task(task, found if task == done else None)
-                # The untrained network comes from the seed and can wait until a first task is safe; its user cannot.
+                # The untrained network is evaluated after the first task, so that training starts at once.
                 for row in (-1, 0) if task == 0 else (task,):
                     if lacking := self.results.lacking(row, readers):
                         self.evaluate(row, lacking)
@@ -190,7 +178,7 @@ class Trainer:
             self.log.close()
 
     def train_task(self, task: int, checkpoint: tuple[Path, dict[str, Any]] | None) -> None:
-        """Train one task from its beginning, or from a checkpoint of it with its state, and write its end state."""
+        """Train one task from its beginning or from a checkpoint, and write its end state."""
         plan, weights = self.plan.tasks[task], term_weights(self.config, self.tasks, task)
         sizes = self.source.num_classes, task, plan.images
         state = TaskState(self.config, *sizes, self.plan.lr, weights, self.path, self.parallel)
@@ -238,13 +226,12 @@ class Trainer:
             network = self.evaluator.network(self.path, task)
             row = self.evaluator.row(network, task, readers, self._stop_if_asked, self.stop.check)
         self.results.add_row(task, row)
+        spent = time.perf_counter() - began
         if task >= 0:
             plan, trained = self.plan.tasks[task], self.directory.train_seconds(task)
-            spent = time.perf_counter() - began
             self.results.add_seconds(task, images=plan.batch * plan.steps, trained=trained, evaluated=spent)
-            means = ", ".join(
-                f"{reader} {100 * mean(values[: task + 1]):.1f}" for reader, values in row.accuracies.items()
-            )
+            seen = {reader: mean(values[: task + 1]) for reader, values in row.accuracies.items()}
+            means = ", ".join(f"{reader} {100 * value:.1f}" for reader, value in seen.items())
             self.log.say(f"task {task} ({self.tasks[task].name}): mean accuracy in % on the tasks seen: {means}")
         world, peak = self.parallel.world, self.parallel.peak_memory()
         self.parallel.on_main(lambda: self.results.write(world=world, peak_memory=peak))
@@ -289,9 +276,9 @@ class Trainer:
     def _position(self, clock: Clock) -> dict[str, Any]:
         """Where the run stands, as it is kept with what is saved."""
         task, step = self.directory.position
-        record = {"task": task, "step": step, "train_seconds": clock.task_seconds()}
-        held = {"config_hash": self.config.hash(), "versions": self.versions, **self.parallel.setting()}
-        return {**record, **held, "scaler": self.parallel.scaler_state()}
+        setting = {"config_hash": self.config.hash(), "versions": self.versions, **self.parallel.setting()}
+        where = {"task": task, "step": step, "train_seconds": clock.task_seconds()}
+        return where | setting | {"scaler": self.parallel.scaler_state()}
 
     def _save(self, state: TaskState, terms: dict[str, Tensor], weights: dict[str, float], clock: Clock) -> None:
         """Begin to write a checkpoint of this step; `_wait_for_save` ends it."""

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from runs import run_of, status_of
 
+import kaizen.evaluation.table
 import kaizen.run.directory
 import kaizen.training.trainer
 from kaizen.cli.resolve import parse_arguments, resolve
@@ -161,7 +162,7 @@ def test_a_picture_that_cannot_be_drawn_does_not_fail_a_run_that_is_done(
     def refused(*_: Any) -> None:
         raise UnicodeEncodeError("latin-1", "╭", 0, 1, "ordinal not in range(256)")
 
-    monkeypatch.setattr(kaizen.training.trainer, "save_picture", refused)
+    monkeypatch.setattr(kaizen.evaluation.table, "save_picture", refused)
     before = (undisturbed / "environment.json").read_bytes()
     assert main([*tiny, "--run.dir", str(undisturbed)]) == 0
     assert status_of(undisturbed)["state"] == "done"
