@@ -166,13 +166,14 @@ def made(names: Sequence[str], train: list[int], test: list[int], **keys: str) -
 def test_classes_of_one_split_and_names_that_look_alike_are_told() -> None:
     names = ["cat", "Cat", "caf\u00e9", "cafe\u0301 ", "eel"]
     said = made(names, [0, 0, 1, 2], [0, 0, 3, 3, 1], **{"stream.tasks": "1"}).describe()
-    assert said[3:] == [
+    assert said[-4:] == [
         f"no training image   {names[3]!r}: 2 of 5 test images, which cannot be classified rightly",
         f"no test image       {names[2]!r}: trained on, never judged",
         "names alike         'cat' and 'Cat', 'caf\\xe9' and 'cafe\\u0301 ': classes of their own",
         "not read            train/metadata.csv",
     ]
-    assert len(made(["a", "b"], [0, 1], [1, 0]).describe()) == 3
+    quiet = made(["a", "b"], [0, 1], [1, 0]).describe()
+    assert not [line for line in quiet if line.startswith(("no ", "names alike"))]
 
 
 def test_a_test_split_that_shares_no_class_is_refused() -> None:
