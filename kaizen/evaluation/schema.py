@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kaizen.evaluation.metrics import PROTOCOLS, cannot_name
+from kaizen.run.environment import read_environment
 
 SCHEMA = 2
 DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)
@@ -45,10 +46,7 @@ def provenance(run: Path) -> dict[str, str]:
 
     Where starts of the run had several values, these are joined by `+`; empty where the file cannot be read.
     """
-    try:
-        held = dict(json.loads((run / "environment.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return {}
+    held = read_environment(run / "environment.json")
     found = {"data": str(held["data"])} if "data" in held else {}
     for key, usual in SETTINGS.items():
         values = dict.fromkeys(str(start.get(key, usual)) for start in held.get("starts", [held]))
