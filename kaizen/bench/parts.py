@@ -92,7 +92,7 @@ def _seams(session: Session) -> Iterator[tuple[str, Any, str]]:
     yield "backward", session.parallel.accelerator, "backward"
     yield from (("optimizer", state.optimizer, name) for name in ("step", "zero_grad"))
     yield from (("optimizer", method, name) for name in ("begin_epoch", "after_backward", "after_step"))
-    yield from (("log", session, "write_log"), ("log", session.log, "advance"))
+    yield from (("log", session, "write_log"), ("log", session.log.progress, "advance"))
     yield from (("communication", dist, name) for name in COLLECTIVES)
 
 
