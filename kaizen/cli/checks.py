@@ -1,4 +1,4 @@
-"""Pairs of keys that do not fit, found before any work and without the data."""
+"""Checks of keys that do not fit together, before any work and without the data."""
 
 from kaizen.config.schema import Config
 from kaizen.config.types import AUTO
@@ -6,7 +6,7 @@ from kaizen.errors import ConfigError
 
 
 def check_pairs(config: Config) -> None:
-    """Refuse pairs of keys that do not fit; needs no data.
+    """Refuse keys that do not fit together; needs no data.
 
     Raises:
         ConfigError: names the key, its value and what is allowed.

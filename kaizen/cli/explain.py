@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, as one line that names the key, what was found and what is allowed."""
+"""Explains a wrong configuration in one line: the key, what was found and what is allowed."""
 
 import difflib
 import typing
@@ -29,7 +29,7 @@ WORDS = {
     "tuple_type": "a list",
     "model_type": "keys with values",
 }
-"""What pydantic calls a valid integer, array and so on, in the words of the user."""
+"""Plain names of the types that pydantic reports (integer, array and so on)."""
 
 
 def explained(error: ValidationError, tree: dict[str, Any], kind: type[BaseModel]) -> ConfigError:
@@ -52,13 +52,13 @@ def explained(error: ValidationError, tree: dict[str, Any], kind: type[BaseModel
 
 
 def similar(word: str, allowed: Iterable[str]) -> str:
-    """What may be meant by a word, or all that is allowed, as the end of a message."""
+    """End of a message: the allowed word that is closest, or all allowed words."""
     close = difflib.get_close_matches(word, list(allowed), n=1)
     return f"; did you mean {close[0]}?" if close else f"; allowed: {', '.join(allowed)}"
 
 
 def suggestion(word: str, section: str = "", siblings: Sequence[str] = ()) -> str:
-    """Which key may be meant by a name that is none in its section, or that stands there without a section."""
+    """End of a message: the key that an unknown name may mean, with or without its section."""
     if near := difflib.get_close_matches(word, siblings, n=1):
         return f"did you mean {section}.{near[0]}?"
     keys = _keys_by_name()
@@ -69,7 +69,7 @@ def suggestion(word: str, section: str = "", siblings: Sequence[str] = ()) -> st
 
 
 def _keys_by_name() -> dict[str, list[str]]:
-    """Dotted keys by what stands behind the section."""
+    """Dotted keys by their part after the section."""
     keys: dict[str, dict[str, None]] = {}
     for section, field in Config.model_fields.items():
         kinds = (
@@ -81,7 +81,7 @@ def _keys_by_name() -> dict[str, list[str]]:
 
 
 def _problem(detail: ErrorDetails, field: FieldInfo | None) -> str:
-    """What is allowed, in the user's words."""
+    """The allowed values in plain words."""
     context = detail.get("ctx", {})
     if detail["type"] == "missing" and field is not None:
         return f"{len(typing.get_args(field.annotation))} values"
@@ -92,7 +92,7 @@ def _problem(detail: ErrorDetails, field: FieldInfo | None) -> str:
 
 
 def _example(field: FieldInfo | None, key: str) -> str:
-    """A value that the key may have, as the end of a message: its first example, or else its default."""
+    """End of a message: an allowed value of the key, its first example or else its default."""
     if field is None:
         return ""
     value = field.examples[0] if field.examples else field.get_default()
@@ -102,7 +102,7 @@ def _example(field: FieldInfo | None, key: str) -> str:
 
 
 def _field(key: str, kind: Any) -> FieldInfo | None:
-    """The field of a dotted key; None where the key names no single value."""
+    """The field of a dotted key; None if the key does not name a single value."""
     section, *path = key.split(".")
     names = [name for name in path if not name.isdecimal()]
     found = kind.model_fields.get(section)
@@ -111,7 +111,7 @@ def _field(key: str, kind: Any) -> FieldInfo | None:
 
 
 def _key_of(location: Sequence[str | int], tree: Any) -> str:
-    """The dotted key of a location: pydantic adds the names of union members, which are no keys of the tree."""
+    """The dotted key of a location, without the names of union members that pydantic adds."""
     parts: list[str] = []
     for part in location:
         in_list = isinstance(tree, list) and isinstance(part, int) and part < len(tree)

@@ -1,4 +1,4 @@
-"""The text behind --help: every key with its meaning and default."""
+"""The text of --help: every key with its meaning and default."""
 
 import textwrap
 import typing
@@ -16,35 +16,35 @@ WIDTH, INDENT = 118, 33
 OPENING = """examples:
   python train.py                                            the default recipe, digits
   python train.py digits --optim.epochs 5 --eval.readers classifier,knn
-  python train.py my.yaml --data.source parquet:DIR          a recipe file of your own
+  python train.py my.yaml --data.source parquet:DIR          your own recipe file
   accelerate launch -q --config_file accelerate_configs/multi_gpu.yaml --num_processes 4 train.py cifar100-simclr
 
-RECIPE is the name of a shipped recipe (`python -m kaizen recipes` lists them) or the path of a YAML file; without one
-it is digits. The recipe's values replace the defaults, which stand in brackets below; `python -m kaizen show RECIPE`
-prints what a run will use. Lists are written a,b; null means none."""
+RECIPE is the name of a shipped recipe (`python -m kaizen recipes` lists them) or the path of a YAML file; by default it
+is digits. The recipe's values replace the defaults, which are shown in brackets below; `python -m kaizen show RECIPE`
+prints the values that a run will use. Lists are written a,b; null means none."""
 CLOSING = """Ctrl-C, SIGTERM or a file `stop` in the run directory end a run with a checkpoint; the same command resumes
-it. Exit codes: 0 done, 2 configuration or data, 3 training failed, 75 stopped. Launchers have codes of their own, so
-scripts read RUN/status.json. KAIZEN_THREADS in the environment sets the CPU threads of a process (default: its share of
-the cores)."""
+it. Exit codes: 0 done, 2 configuration or data, 3 training failed, 75 stopped. Launchers return different codes, so
+scripts should read RUN/status.json. The environment variable KAIZEN_THREADS sets the CPU threads per process (default:
+its share of the cores)."""
 
 
 def help_text(usage: str, about: str) -> str:
     """Every key with its meaning and default, by section."""
     lines = [f"usage: {usage}", "", about, "", OPENING, ""]
-    lines += ["--preset NAME lays a baseline over the recipe, below the keys of the command line:"]
+    lines += ["--preset NAME applies a baseline on top of the recipe; keys on the command line override it:"]
     lines += [_entry(name, description(text)) for name, text in shipped_presets().items()] + [""]
     for section, field in Config.model_fields.items():
         if section == "method":
             lines += _method_lines()
             continue
         if section == "views":
-            lines += ["  --views.KEY is for all views, --views.0.KEY and --views.1.KEY for one:"]
+            lines += ["  --views.KEY sets all views, --views.0.KEY and --views.1.KEY one view:"]
         lines += _keys(section, sections(field.annotation)[0])
     return "\n".join([*lines, CLOSING])
 
 
 def _method_lines() -> list[str]:
-    """Keys of every method once, and those that a method adds or whose default it changes."""
+    """Keys that all methods share, then the keys that each method adds or whose default it changes."""
     common = {name: field for name, field in MethodSettings.model_fields.items() if name != "name"}
     lines = [_entry("--method.name", f"SSL method ({' | '.join(REGISTRY)}) [simclr]")]
     lines += [_line("method", name, field) for name, field in common.items()]
@@ -74,13 +74,13 @@ def _line(section: str, key: str, field: FieldInfo) -> str:
 
 
 def _entry(name: str, about: str) -> str:
-    """A name and what it is, in lines that fit a terminal."""
+    """A name and its description, in lines that fit a terminal."""
     first = f"  {name}".ljust(INDENT - 1) + " "
     return textwrap.fill(about, WIDTH, initial_indent=first, subsequent_indent=" " * INDENT, break_on_hyphens=False)
 
 
 def _has_numbers(kind: object) -> bool:
-    """Whether a type allows a number among other things."""
+    """Whether a type allows numbers."""
     args = typing.get_args(kind)
     return kind in (int, float) or (
         typing.get_origin(kind) not in (typing.Literal, tuple) and any(map(_has_numbers, args))

@@ -1,4 +1,4 @@
-"""Lists as people write them: `a,b` and `[a,b]` are the same, and one value is a list of one."""
+"""Lists as users write them: `a,b` and `[a,b]` are the same, and one value is a list of one."""
 
 import types
 import typing
@@ -13,8 +13,8 @@ def make_lists(tree: dict[str, Any], kind: type[BaseModel]) -> None:
     """Turn values of keys that hold lists into lists, in place.
 
     Args:
-        tree: a configuration before it is checked; what is no list and cannot be made one stays as it is.
-        kind: the class that checks it.
+        tree: a configuration before it is checked; values that cannot be turned into lists are left unchanged.
+        kind: the class that will check it.
     """
     for name, field in kind.model_fields.items():
         held = tree.get(name)
@@ -26,7 +26,7 @@ def make_lists(tree: dict[str, Any], kind: type[BaseModel]) -> None:
 
 
 def example(value: Any) -> str:
-    """A value as it is written on a command line: numbers and words, lists with commas."""
+    """A value in the syntax of the command line: numbers, words, lists with commas."""
     if isinstance(value, list | tuple):
         return ",".join(map(example, value)) if len(value) else "[]"
     if isinstance(value, bool):
@@ -35,14 +35,14 @@ def example(value: Any) -> str:
 
 
 def is_list(kind: Any) -> bool:
-    """Whether a type holds lists, alone or among others."""
+    """Whether a type is a list type, or a union that contains one."""
     if typing.get_origin(kind) is tuple:
         return True
     return _is_several(kind) and any(map(is_list, typing.get_args(kind)))
 
 
 def sections(kind: Any) -> list[type[BaseModel]]:
-    """Classes of sections among the parts of a type."""
+    """Section classes that a type contains."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return [kind]
     return [model for part in typing.get_args(kind) for model in sections(part)]
@@ -71,13 +71,13 @@ def _as_list(value: Any, kind: Any) -> Any:
 
 
 def _words(kind: Any) -> tuple[Any, ...]:
-    """Words that stand for the whole list, such as dataset."""
+    """Words that replace the whole list, such as dataset."""
     parts = typing.get_args(kind) if _is_several(kind) else ()
     return tuple(word for part in parts if typing.get_origin(part) is typing.Literal for word in typing.get_args(part))
 
 
 def _of_words(kind: Any) -> bool:
-    """Whether the members of a list are words, which may look like numbers."""
+    """Whether the members of a list are words (which may look like numbers)."""
     if kind is str or typing.get_origin(kind) is typing.Literal:
         return True
     return any(map(_of_words, typing.get_args(kind)))

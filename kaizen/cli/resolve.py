@@ -1,6 +1,6 @@
-"""From a recipe, a preset and dotted overrides on the command line to one checked configuration.
+"""Resolves a recipe, a preset and dotted overrides to one checked configuration.
 
-No heavy import before the method is known, so that a wrong key costs a moment and not a start of torch.
+Heavy imports wait until the method is known, so that a wrong key is reported at once, without loading torch.
 """
 
 import types
@@ -26,7 +26,7 @@ BUDGETS = ("per_class", "fraction", "total")
 
 
 class Arguments(NamedTuple):
-    """What a command line asks for; the values of overrides are still text."""
+    """The parsed command line; values of overrides are still text."""
 
     recipe: str
     overrides: dict[str, str]
@@ -51,7 +51,7 @@ def parse_arguments(tokens: Sequence[str]) -> Arguments:
         key, given, value = token.removeprefix("--").partition("=")
         is_preset = key == "preset" and token.startswith("--")
         if not is_preset and ("." not in key or key.startswith("-")):
-            raise ConfigError(token, f"is no key; {suggestion(key)}")
+            raise ConfigError(token, f"is not a key; {suggestion(key)}")
         if not given:
             if not rest or rest[0].startswith("--"):
                 form = "--preset NAME" if is_preset else "--section.key VALUE"
@@ -79,7 +79,7 @@ def resolve(recipe: str, overrides: dict[str, str], preset: str | None = None) -
         tree.setdefault(section, {}).update(keys)
     _override(tree, overrides)
     if meant != _distiller(tree):
-        # The recipe's strengths are those of its own distiller; another one has its own, unless they are given.
+        # The recipe's strengths belong to its distiller; a different distiller uses its defaults unless they are given.
         for key in ("weight", "temperature"):
             if f"distill.{key}" not in overrides:
                 tree.get("distill", {}).pop(key, None)
@@ -94,7 +94,7 @@ def resolve(recipe: str, overrides: dict[str, str], preset: str | None = None) -
         raise ConfigError("RECIPE", f"{recipe!r} cannot be read: {error}") from None
     except ValidationError as error:
         raise explained(error, tree, kind) from None
-    from kaizen.model.distillers import resolve_distiller  # torch is loaded by now: the method's class needed it
+    from kaizen.model.distillers import resolve_distiller  # torch is already loaded: the method's class needs it
 
     known = KNOWN_SOURCES.get(config.data.source)
     config = config.model_copy(update={"distill": resolve_distiller(config)})
@@ -111,15 +111,15 @@ def resolve(recipe: str, overrides: dict[str, str], preset: str | None = None) -
 
 
 def _distiller(tree: dict[str, Any]) -> object:
-    """Name of the distiller that a tree means: that of its method where it says auto, or nothing."""
+    """Name of the distiller of a tree: its method's where the key is auto or missing."""
     name, method = tree.get("distill", {}).get("name", "auto"), tree.get("method", {}).get("name", "simclr")
     return method_class(method).distiller if name == "auto" else name
 
 
 def _drop(tree: dict[str, Any], overrides: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """Drop the recipe's keys that the overrides leave without meaning, in place; returns them by section.
+    """Drop the recipe's keys that no longer apply after the overrides, in place; returns them by section.
 
-    Those of the method belong to the recipe's own, those of the encoder to a ResNet or to a ViT.
+    Keys of the method apply to the recipe's method alone, keys of the encoder to ResNets or to ViTs.
     """
     dropped = {}
     method, encoder = (tree.get(section, {}).get("name") for section in ("method", "encoder"))
@@ -131,34 +131,34 @@ def _drop(tree: dict[str, Any], overrides: dict[str, str]) -> dict[str, dict[str
 
 
 def left_out(recipe: str, overrides: dict[str, str], preset: str | None = None) -> list[str]:
-    """A line for each section whose keys in the recipe do not count, as the overrides name something else there."""
+    """One line per section whose recipe keys are left out, as the overrides choose a different method or encoder."""
     lines = []
     for section, keys in _drop(read_recipe(recipe)[1], overrides).items():
         others = [f"{key} {value}" for key, value in keys.items() if key != "name"]
         if others:
             new, text = overrides[f"{section}.name"], ", ".join(others)
-            lines.append(f"{'left out':19} {section} keys of the recipe, which are not those of {new}: {text}")
+            lines.append(f"{'left out':19} {section} keys of the recipe, which do not apply to {new}: {text}")
     return lines
 
 
 def _derive_tasks(stream: dict[str, Any]) -> None:
-    """Set the number of tasks, in place, where the kind of the stream leaves no choice."""
+    """Set the number of tasks, in place, where the kind of the stream determines it."""
     if stream.get("kind") == "joint":
         stream["tasks"] = 1
     elif stream.get("kind") == "domain":
-        # Without names the number is the data's, and one in the recipe means nothing.
+        # Without names the data determine the number, and the recipe's is ignored.
         stream.pop("tasks", None)
         if isinstance(named := stream.get("domains"), list) and named:
             stream["tasks"] = len(named)
 
 
 def default_directory(recipe: str, preset: str | None, seed: int) -> str:
-    """Run directory where run.dir names none: runs/RECIPE[-PRESET]-seedN."""
+    """Run directory if run.dir is null: runs/RECIPE[-PRESET]-seedN."""
     return f"runs/{'-'.join([recipe, *([preset] if preset else []), f'seed{seed}'])}"
 
 
 def _override(tree: dict[str, Any], overrides: dict[str, str]) -> None:
-    """Lay overrides over a recipe, in place."""
+    """Apply overrides to a recipe, in place."""
     budgets = [key for key in BUDGETS if overrides.get(f"replay.{key}", "null") != "null"]
     for key in BUDGETS if budgets else ():
         tree.get("replay", {}).pop(key, None)
@@ -188,7 +188,7 @@ def _override_views(tree: dict[str, Any], path: list[str], value: Any) -> None:
 
 
 def _parsed(dotted: str, text: str) -> Any:
-    """The value of an override: text for keys that hold text, a YAML value otherwise."""
+    """The value of an override: text if the key takes text, otherwise a YAML value."""
     section, _, key = dotted.partition(".")
     model = Config.model_fields[section].annotation
     if isinstance(model, type) and issubclass(model, BaseModel) and key in model.model_fields:
@@ -196,7 +196,7 @@ def _parsed(dotted: str, text: str) -> Any:
         if _holds_text(annotation):
             return None if text == "null" and annotation is not str else text
     try:
-        # Nothing at all is text and no null: it is hardly ever meant.
+        # An empty value is text and not null, which is rarely meant.
         return parse_yaml(text) if text else text
     except YamlError as error:
         raise ConfigError(dotted, f"is {text!r}, which cannot be read: {error}") from None

@@ -1,4 +1,4 @@
-"""Recipes and presets: those that are shipped with the package, and recipes of the user's own."""
+"""Recipes and presets: those shipped with the package, and the user's own recipe files."""
 
 import difflib
 from importlib import resources
@@ -15,12 +15,12 @@ def shipped_recipes() -> dict[str, str]:
 
 
 def shipped_presets() -> dict[str, str]:
-    """Text of the presets by name: baselines to lay over any recipe; the first line of each is a comment."""
+    """Text of the presets by name: baselines for any recipe; the first line of each is a comment that describes it."""
     return _texts("presets")
 
 
 def description(text: str) -> str:
-    """The first line of a recipe or preset, which says what it is."""
+    """The first line of a recipe or preset, which describes it."""
     return text.splitlines()[0].removeprefix("# ")
 
 
@@ -28,7 +28,7 @@ def read_recipe(recipe: str) -> tuple[str, dict[str, Any]]:
     """Name and content of a shipped recipe, or of a YAML file.
 
     Raises:
-        ConfigError: no such recipe or file, or not a YAML mapping.
+        ConfigError: the recipe or file does not exist, or is not a YAML mapping.
     """
     shipped = shipped_recipes()
     if recipe in shipped:
@@ -50,7 +50,7 @@ def read_recipe(recipe: str) -> tuple[str, dict[str, Any]]:
     except YamlError as error:
         raise ConfigError("RECIPE", f"{recipe!r} cannot be read: {error}") from None
     if not isinstance(content, dict):
-        raise ConfigError("RECIPE", f"{recipe!r} holds no sections; allowed: sections of keys, as optim: {{lr: 1}}")
+        raise ConfigError("RECIPE", f"{recipe!r} has no sections; allowed: sections of keys, as optim: {{lr: 1}}")
     for section, part in content.items():
         is_list = section == "views"
         members = part if is_list and isinstance(part, list) else [part]
@@ -65,7 +65,7 @@ def read_preset(preset: str) -> dict[str, dict[str, Any]]:
     """The keys that a preset sets, by section.
 
     Raises:
-        ConfigError: no such preset.
+        ConfigError: the preset does not exist.
     """
     shipped = shipped_presets()
     if preset not in shipped:
@@ -75,7 +75,7 @@ def read_preset(preset: str) -> dict[str, dict[str, Any]]:
 
 
 def brief(value: Any) -> str:
-    """A value as a message shows it, cut where it is long."""
+    """A value as messages show it, shortened if it is long."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 

@@ -1,4 +1,4 @@
-"""The sweep file: which runs its lines ask for, each checked, each with a name of its own."""
+"""Sweep files: the runs that their lines describe, each checked and each with a unique name."""
 
 import itertools
 import re
@@ -12,14 +12,14 @@ from kaizen.config.schema import Config, is_free
 from kaizen.errors import ConfigError
 
 LONGEST_NAME = 120
-"""Characters of a run's name before a hash takes the place of the rest."""
+"""Maximum length of a run's name; a hash replaces the rest."""
 OF_THE_SWEEP = ("run.dir", "run.resume")
-"""Keys that a sweep sets itself, so that a run goes on where it was left."""
+"""Keys that the sweep itself sets, so that a run resumes where it stopped."""
 
 
 @dataclass(frozen=True)
 class SweepRun:
-    """One run of a sweep: its name, the line that asks for it, its arguments and its configuration."""
+    """One run of a sweep: its name, its line in the file, its arguments and its configuration."""
 
     name: str
     line: int
@@ -33,12 +33,12 @@ class SweepRun:
 
     @property
     def identity(self) -> str:
-        """Hash of the configuration and of the place of its data."""
+        """Hash of the configuration and of the location of its data."""
         return self.config.hash(places=True)
 
 
 def read_sweep(file: Path) -> list[SweepRun]:
-    """The runs of a sweep file in its order, every one resolved.
+    """The resolved runs of a sweep file, in its order.
 
     Raises:
         ConfigError: names the file, the line and the key.
@@ -55,12 +55,12 @@ def read_sweep(file: Path) -> list[SweepRun]:
         except ConfigError as error:
             raise ConfigError(f"{file}, line {number}", str(error)) from None
     if not runs:
-        raise ConfigError("FILE", f"{str(file)!r} asks for no run; allowed: RECIPE [--section.key VALUE ...] a line")
+        raise ConfigError("FILE", f"{str(file)!r} contains no run; allowed: RECIPE [--section.key VALUE ...] per line")
     return runs
 
 
 def split_line(line: str) -> list[str]:
-    """Words of a line as a shell splits them; a # that begins a word outside of quotes begins a comment.
+    """Words of a line as a shell splits them; # at the start of an unquoted word begins a comment.
 
     Raises:
         ConfigError: a quotation is not closed.
@@ -69,7 +69,7 @@ def split_line(line: str) -> list[str]:
         try:
             return shlex.split(line[: mark.start()])
         except ValueError:
-            continue  # this one stands inside quotes
+            continue  # this # is inside quotes
     try:
         return shlex.split(line)
     except ValueError as error:
@@ -80,7 +80,7 @@ def expand(tokens: list[str]) -> list[tuple[str, ...]]:
     """Every combination of the {a,b,c} lists in the words of a line, the last list changing fastest; none of no words.
 
     Raises:
-        ConfigError: braces that are not closed, or an empty alternative.
+        ConfigError: braces are not closed, or an alternative is empty.
     """
     return list(itertools.product(*map(_alternatives, tokens))) if tokens else []
 
@@ -88,13 +88,13 @@ def expand(tokens: list[str]) -> list[tuple[str, ...]]:
 def _alternatives(token: str) -> list[str]:
     *parts, end = re.split(r"\{([^{}]*)\}", token)
     if re.search(r"[{}]", "".join([*parts[::2], end])):
-        raise ConfigError(token, "has a brace too many; a list of values is {a,b,c}, without spaces or in quotes")
+        raise ConfigError(token, "has an unmatched brace; a list of values is {a,b,c}, without spaces or in quotes")
     choices = [_members(token, part) if index % 2 else [part] for index, part in enumerate([*parts, end])]
     return ["".join(choice) for choice in itertools.product(*choices)]
 
 
 def _members(token: str, text: str) -> list[str]:
-    """Parts of a text between the commas that stand outside of brackets."""
+    """Parts of a text between its commas, except commas in brackets."""
     depth, members = 0, [""]
     for character in text:
         depth += (character == "[") - (character == "]")
@@ -123,10 +123,10 @@ def _planned(line: int, tokens: tuple[str, ...], before: list[SweepRun]) -> Swee
 
 
 def run_name(recipe: str, arguments: Arguments, config: Config) -> str:
-    """RECIPE[-PRESET][-section.key=VALUE ...]-seedN without the keys that decide nothing.
+    """RECIPE[-PRESET][-section.key=VALUE ...]-seedN, without the keys that do not affect the result.
 
-    A hash of the configuration is added where a value had to be changed or cut to fit a file name, or the recipe is a
-    file of the user's own. The name does not depend on the other lines of the sweep.
+    A hash of the configuration is added if a value was changed or cut to fit a file name, or if the recipe is a file of
+    the user. The name does not depend on the other lines of the sweep.
     """
     keys = sorted(key for key in arguments.overrides if not is_free(key) and key != "run.seed")
     parts = [recipe, *([arguments.preset] if arguments.preset else [])]

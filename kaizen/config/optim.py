@@ -1,4 +1,4 @@
-"""Section `optim`: the optimiser, its rates and its steps."""
+"""Section `optim`: the optimiser, its learning rates and its steps."""
 
 from typing import Annotated, Literal
 
@@ -22,8 +22,8 @@ class OptimConfig(Section):
     lr: AutoPositive = Field(
         AUTO,
         examples=[0.5],
-        description="base rate, scaled by batch / 256; auto: 1 for lars, 0.4 for sgd, 0.002 for adamw, lower where the "
-        "smallest task cuts the batch",
+        description="base rate, scaled by batch / 256; auto: 1 for lars, 0.4 for sgd, 0.002 for adamw, lower if the "
+        "smallest task limits the batch",
     )
     classifier_lr: AutoPositive = Field(
         AUTO, examples=[0.1], description="rate of the classifier, not scaled; auto: 0.1, and 0.001 for adamw"
@@ -36,16 +36,16 @@ class OptimConfig(Section):
     )
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="momentum of SGD and LARS")
     eta: Positive = Field(0.02, description="trust coefficient of LARS")
-    epochs: Count = Field(500, description="epochs a task")
+    epochs: Count = Field(500, description="epochs per task")
     batch: AutoBatch = Field(
         AUTO,
         examples=[256],
-        description="images an optimiser step, over all processes and accumulation, replay excluded; auto: 256, or "
-        "less so that the smallest task has four steps an epoch",
+        description="images per optimiser step, over all processes and accumulation, replay excluded; auto: 256, or "
+        "less so that the smallest task has four steps per epoch",
     )
     warmup_epochs: AutoEpochs = Field(
         AUTO,
         examples=[10],
         description="epochs of linear warm-up at the start of each task; auto: a tenth of the epochs, at most 10",
     )
-    min_lr: NonNegative = Field(0.0, description="rate at the end of the cosine")
+    min_lr: NonNegative = Field(0.0, description="rate at the end of the cosine schedule")

@@ -1,7 +1,7 @@
 """The configuration: one typed, frozen object, checked once at the start; a YAML section is a class with defaults.
 
-Only pydantic is imported here, so that a wrong key is reported before any heavy import. What needs the data (classes of
-an unknown data set, steps an epoch) is checked by the trainer, still before any work.
+Only pydantic is imported here, so that a wrong key is reported before any heavy import. The trainer checks what depends
+on the data (classes of an unknown data set, steps per epoch), also before any work.
 """
 
 import hashlib
@@ -15,27 +15,28 @@ from kaizen.config.types import AUTO, Count, NonNegative, Positive, Probability,
 
 Reader = Literal["classifier", "linear_probe_seen", "linear_probe_all", "knn"]
 
-# Keys that say where, how often and what is measured, not what is trained: a run may go on under other values of these.
+# Keys of where results are kept and what is measured, not of what is trained: a run may resume with different values.
 FREE_KEYS = (
     *("run.dir", "run.resume", "run.checkpoint_every", "run.keep_checkpoints", "run.graph", "run.deterministic"),
     *("data.cache_dir", "teacher.shard", "eval.readers", "log"),
 )
 PLACE_KEYS = ("data.source", "data.config", "data.revision")
-"""Where the data lie: a run goes on from another place with the same data, which are known by their digest."""
+"""Location of the data: a run may resume from a different place with the same data, identified by their digest."""
 
 
 class RunConfig(Section):
     dir: Text | None = Field(None, description="run directory; null: runs/RECIPE[-PRESET]-seedN")
     seed: Seed = Field(0, description="seed of initialisation, order, views, replay")
     resume: Literal["auto", "never", "must"] = Field(
-        "auto", description="auto: go on if the directory holds a run; never: it must hold none; must: it must hold one"
+        "auto",
+        description="auto: resume a run in the directory; never: it must contain none; must: it must contain one",
     )
     checkpoint_every: int = Field(500, ge=0, description="steps between checkpoints; 0: only at task ends")
-    keep_checkpoints: Count = Field(2, description="newest checkpoints kept")
+    keep_checkpoints: Count = Field(2, description="number of newest checkpoints kept")
     graph: Literal["auto", "off", "must"] = Field(
         "auto",
-        description="steps on one GPU; auto: recorded as a CUDA graph after a few ordinary ones, and replayed, where "
-        "that can be done; off: ordinary steps; must: end the run where they cannot be recorded",
+        description="steps on one GPU; auto: recorded as a CUDA graph after a few ordinary steps and replayed, where "
+        "possible; off: ordinary steps; must: end the run if steps cannot be recorded",
     )
     deterministic: bool = Field(False, description="on GPUs, only kernels that give the same bits in every run; slower")
 
@@ -46,30 +47,32 @@ class DataConfig(Section):
         description="digits, cifar10, cifar100, imagenet100, domainnet, fashion_mnist, hub:OWNER/NAME, parquet:DIR, "
         "imagefolder:DIR, disk:DIR",
     )
-    config: Text | None = Field(None, description="of hub sources: configuration of the set; null: its default")
-    revision: Text | None = Field(None, description="of hub sources: branch, tag or commit; null: main")
-    image_size: int | None = Field(None, ge=4, le=1024, description="side of the squares in pixels; null: their own")
+    config: Text | None = Field(None, description="configuration of a hub source; null: its default")
+    revision: Text | None = Field(None, description="branch, tag or commit of a hub source; null: main")
+    image_size: int | None = Field(
+        None, ge=4, le=1024, description="side of the images in pixels; null: as in the data"
+    )
     image_column: str | None = Field(None, description="column of the images; null: found by type")
     label_column: str | None = Field(None, description="column of the labels; null: found by type")
     domain_column: str | None = Field(None, description="column of the domains; null: none")
-    train_split: str = Field("train", description="split trained on")
-    test_split: str = Field("test", description="split evaluated on")
-    background: Literal["white", "black"] = Field("white", description="what is behind transparent images")
-    broken: Literal["error", "skip"] = Field("error", description="images that cannot be read: refused, or left out")
+    train_split: str = Field("train", description="split for training")
+    test_split: str = Field("test", description="split for evaluation")
+    background: Literal["white", "black"] = Field("white", description="colour behind transparent images")
+    broken: Literal["error", "skip"] = Field("error", description="images that cannot be read: an error, or left out")
     cache_dir: Text | None = Field(None, description="where decoded images are kept; null: ~/.cache/kaizen")
     normalize: Literal["dataset"] | tuple[tuple[float, float, float], tuple[Positive, Positive, Positive]] = Field(
-        "dataset", description="dataset: mean and std of the training images; or [[mean x 3], [std x 3]] for 0..1"
+        "dataset", description="dataset: mean and std of the training images; or [[mean x 3], [std x 3]] of levels 0..1"
     )
 
 
 class StreamConfig(Section):
     kind: Literal["class", "data", "domain", "joint"] = Field(
         "class",
-        description="class: each task brings new classes; data: random parts of the images; domain: one task a domain; "
-        "joint: everything in one task",
+        description="class: each task brings new classes; data: random parts of the images; "
+        "domain: one task per domain; joint: everything in one task",
     )
-    tasks: Count = Field(5, description="number of tasks (joint: always 1; domain: one a domain, whatever stands here)")
-    seed: Seed = Field(5, description="seed of the cut into tasks (5: the released split)")
+    tasks: Count = Field(5, description="number of tasks (joint: always 1; domain: always one per domain)")
+    seed: Seed = Field(5, description="seed of the split into tasks (5: the released split)")
     domains: Annotated[tuple[Text, ...], Field(min_length=1)] | None = Field(
         None,
         description="domains in the order of their tasks, for kind domain; null: all, sorted",
@@ -79,36 +82,34 @@ class StreamConfig(Section):
 
 class LabelsConfig(Section):
     fraction: Probability = Field(
-        1.0, description="part of each class's training images whose label is used; the others train with -1"
+        1.0, description="fraction of each class's training images whose label is used; the rest has label -1"
     )
-    seed: Seed = Field(0, description="seed of the choice of labels")
+    seed: Seed = Field(0, description="seed of the choice of labelled images")
 
 
 class EncoderConfig(Section):
     name: Literal["resnet18", "resnet34", "resnet50", "vit_tiny", "vit_small", "vit_base"] = Field(
-        "resnet18", description="architecture; ViTs (timm's) are meant for optim.name adamw"
+        "resnet18", description="architecture; ViTs (from timm) are meant for optim.name adamw"
     )
     stem: Literal["auto", "cifar", "imagenet"] = Field(
         AUTO,
         description="ResNets; cifar: 3x3 stride 1, no max-pool; imagenet: 7x7 stride 2 with max-pool; auto: cifar for "
         "images of up to 64 pixels",
     )
-    stem_padding: int = Field(
-        1, ge=0, le=3, description="ResNets; padding of the cifar stem (the released code pads by 2)"
-    )
+    stem_padding: int = Field(1, ge=0, le=3, description="ResNets; padding of the cifar stem (2 in the released code)")
     norm: Literal["batch", "group"] = Field("batch", description="ResNets; normalisation layers")
     width: int = Field(64, ge=1, le=1024, description="ResNets; channels of the first stage")
     patch: int | None = Field(
         None,
         ge=1,
         le=1024,
-        description="ViTs; side of a patch in pixels, which divides the images' side and that of small crops; null: 16 "
-        "for images of 160 pixels or more, 8 from 64, 4 from 24, else 2, or the next of these that divides",
+        description="ViTs; side of a patch in pixels, a divisor of the side of images and of small crops; null: 16 "
+        "for images of 160 pixels or more, 8 from 64, 4 from 24, else 2, or the next of these that is a divisor",
     )
 
 
 class MethodSettings(Section):
-    """Keys every SSL method has; each method's own settings extend this class."""
+    """Keys that all SSL methods share; the settings of each method extend this class."""
 
     name: str = Field(description="SSL method")
     weight: NonNegative = Field(1.0, description="weight of the SSL loss")
@@ -117,8 +118,8 @@ class MethodSettings(Section):
 
 
 class DistillConfig(Section):
-    name: str = Field("auto", description="distiller of the features; auto: the one that belongs to the method")
-    weight: NonNegative | None = Field(None, description="lambda_FE; null: the distiller's own default")
+    name: str = Field("auto", description="distiller of the features; auto: the method's own")
+    weight: NonNegative | None = Field(None, description="lambda_FE; null: the default of the distiller")
     temperature: Positive | None = Field(
         None, description="temperature of the contrastive and the knowledge distiller; null: 0.2 and 0.1"
     )
@@ -126,38 +127,38 @@ class DistillConfig(Section):
 
 
 class ClassifierConfig(Section):
-    hidden: tuple[Count, ...] = Field((1000,), description="hidden sizes; []: a linear classifier")
+    hidden: tuple[Count, ...] = Field((1000,), description="sizes of the hidden layers; []: a linear classifier")
     weight: NonNegative = Field(1.0, description="w_C, weight of the cross-entropy")
     distill_weight: NonNegative | Literal["class_ratio"] = Field(
         2.0,
-        description="lambda_C, weight of the old classifier's soft labels; class_ratio: classes before / classes new",
+        description="lambda_C, weight of the old classifier's soft labels; class_ratio: old classes / new classes",
     )
     stop_gradient: bool = Field(True, description="false lets the classifier losses train the encoder too")
 
 
 class TeacherConfig(Section):
     batchnorm: Literal["batch", "running"] = Field(
-        "batch", description="the teacher normalises by the batch at hand, or by its frozen statistics"
+        "batch", description="the teacher's BatchNorm uses batch statistics, or its frozen running statistics"
     )
-    shard: bool = Field(False, description="under FSDP, spread the teacher's weights over the processes")
+    shard: bool = Field(False, description="under FSDP, shard the teacher's weights over the processes")
 
 
 class ReplayConfig(Section):
     policy: Literal["none", "random", "first", "herding", "reservoir"] = Field(
         "random",
-        description="which images are kept: none, random (class-balanced), first of each class, herding (those whose "
-        "mean features follow their class's), reservoir (uniform over all images seen, needs total)",
+        description="images kept: none, random (class-balanced), first (of each class), herding (images whose "
+        "mean features follow those of their class), reservoir (uniform over all images seen, needs total)",
     )
-    per_class: Count | None = Field(None, description="images kept of each class")
+    per_class: Count | None = Field(None, description="images kept per class")
     fraction: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None,
-        description="part kept of each class, at least an image; without per_class, fraction and total: 0.01, and at "
+        description="fraction kept of each class, at least one image; without per_class, fraction and total: 0.01, at "
         "least 5 images",
     )
     total: Count | None = Field(
-        None, description="images kept in all, shared evenly by the classes seen (not by reservoir)"
+        None, description="images kept in total, divided evenly among the classes seen (not with reservoir)"
     )
-    batch: int = Field(32, ge=1, le=65536, description="replay images a step, over all processes")
+    batch: int = Field(32, ge=1, le=65536, description="replay images per step, over all processes")
 
     @model_validator(mode="after")
     def _one_budget(self) -> "ReplayConfig":
@@ -169,10 +170,14 @@ class ReplayConfig(Section):
 
 class ViewConfig(Section):
     size: int | None = Field(
-        None, ge=4, le=1024, description="side in pixels; null: the images' own, which the first two views have"
+        None, ge=4, le=1024, description="side in pixels; null: that of the images, as the first two views need"
     )
-    crop_scale: tuple[Positive, Positive] = Field((0.08, 1.0), description="area of the crop, smallest and largest")
-    crop_ratio: tuple[Positive, Positive] = Field((0.75, 4 / 3), description="width / height of the crop")
+    crop_scale: tuple[Positive, Positive] = Field(
+        (0.08, 1.0), description="smallest and largest part of the image's area"
+    )
+    crop_ratio: tuple[Positive, Positive] = Field(
+        (0.75, 4 / 3), description="width / height of the crop, smallest and largest"
+    )
     jitter: tuple[NonNegative, NonNegative, NonNegative, Annotated[float, Field(ge=0, le=0.5)]] = Field(
         (0.4, 0.4, 0.2, 0.1), description="strength of brightness, contrast, saturation, hue"
     )
@@ -198,10 +203,10 @@ class EvalConfig(Section):
     readers: tuple[Reader, ...] = Field(
         get_args(Reader),
         min_length=1,
-        description="what reads the features, each with its own accuracy matrix: the jointly trained classifier, "
+        description="readers of the features, each with its own accuracy matrix: the jointly trained classifier, "
         "linear probes on the training images of the tasks seen or of all tasks, nearest neighbours of the tasks seen",
     )
-    knn_k: Count = Field(20, description="neighbours that vote; cut to the training images there are")
+    knn_k: Count = Field(20, description="number of neighbours that vote; at most the number of training images")
 
 
 class LogConfig(Section):
@@ -233,17 +238,17 @@ class Config(Section, Generic[M]):
     log: LogConfig = LogConfig()
 
     def fixed(self) -> dict[str, Any]:
-        """Flat dictionary of the keys that decide what is computed; which data they mean, a run's digest says."""
+        """Flat dictionary of the keys that affect the result; the digest of a run identifies its data."""
         flat = flatten(self.model_dump(mode="json"))
         return {key: value for key, value in flat.items() if not is_free(key) and key not in PLACE_KEYS}
 
     def hash(self, *, places: bool = False) -> str:
-        """SHA-256 (16 hex digits) of the keys that decide what is computed; with `places`, also of PLACE_KEYS."""
+        """SHA-256 (16 hex digits) of the keys that affect the result; with `places`, also of PLACE_KEYS."""
         named = {key: getattr(self.data, key.partition(".")[2]) for key in PLACE_KEYS} if places else {}
         return hashlib.sha256(json.dumps(self.fixed() | named, sort_keys=True).encode()).hexdigest()[:16]
 
     def replay_budget(self) -> tuple[str, float]:
-        """The replay budget's kind and size; without one kind auto, a part of each class and at least 5 images."""
+        """The replay budget's kind and size; auto: without a budget, a fraction of each class, at least 5 images."""
         for kind in ("per_class", "fraction", "total"):
             if (size := getattr(self.replay, kind)) is not None:
                 return kind, size
@@ -251,7 +256,7 @@ class Config(Section, Generic[M]):
 
 
 def with_numbers(config: Config, held: Any) -> Config:
-    """The configuration with the values of another one, a tree, in the place of `auto`, where that has them."""
+    """The configuration with every `auto` replaced by the value in the tree of another one, where it has one."""
     update: dict[str, Any] = {}
     for name in Config.model_fields if isinstance(held, dict) else ():
         section, other = getattr(config, name), held.get(name)
@@ -262,18 +267,18 @@ def with_numbers(config: Config, held: Any) -> Config:
 
 
 def header(recipe: str, preset: str | None) -> str:
-    """Lines of comment above a resolved configuration, which says nothing of where it comes from."""
+    """Comment lines above a resolved configuration: its recipe and preset, which the keys do not contain."""
     return f"# recipe: {recipe}\n" + (f"# preset: {preset}\n" if preset else "")
 
 
 def read_header(text: str) -> tuple[str | None, str | None]:
-    """Recipe and preset that `header` wrote above a configuration; None where a line is missing."""
+    """Recipe and preset from the lines that `header` wrote; None if a line is missing."""
     said = dict(line[2:].split(": ", 1) for line in text.splitlines()[:2] if line.startswith("# ") and ": " in line)
     return said.get("recipe"), said.get("preset")
 
 
 def is_free(key: str) -> bool:
-    """Whether a dotted key is one of FREE_KEYS, which decide nothing of what is computed."""
+    """Whether a dotted key is one of FREE_KEYS, which do not affect the result."""
     return any(key == free or key.startswith(free + ".") for free in FREE_KEYS)
 
 

@@ -1,4 +1,4 @@
-"""Types of the configuration's values, and what every section is."""
+"""Types of the configuration's values, and the base class of its sections."""
 
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 
@@ -11,9 +11,9 @@ Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Text = Annotated[str, Field(min_length=1)]
 AUTO: Final[Any] = "auto"
-"""Value of a key that `kaizen.training.defaults` replaces by one that suits the data."""
+"""Value of a key that `kaizen.training.defaults` replaces by a value that suits the data."""
 if TYPE_CHECKING:
-    # As they are read, after that.
+    # The types after that replacement.
     AutoPositive: TypeAlias = float
     AutoNonNegative: TypeAlias = float
     AutoBatch: TypeAlias = int
@@ -25,6 +25,6 @@ else:
 
 
 class Section(BaseModel):
-    """A part of the configuration: unknown keys are errors, values never change."""
+    """Base class of sections: unknown keys are errors, values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)

@@ -1,4 +1,4 @@
-"""YAML as people mean it: YAML 1.2 scalars, no tags, no key twice; what is written is read back the same."""
+"""Strict YAML: YAML 1.2 scalars, no tags, no duplicate keys; written values are read back unchanged."""
 
 import re
 from typing import Any
@@ -7,7 +7,7 @@ import yaml
 
 
 class YamlError(ValueError):
-    """A text that is not the YAML allowed here, in one line."""
+    """A text is not valid YAML of this kind; the message is one line."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -15,7 +15,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what the loader would take for something else."""
+    """Quotes strings that the loader would read as a different type."""
 
 
 _Loader.yaml_implicit_resolvers = {}
@@ -40,7 +40,7 @@ def _construct_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[
     keys = [str(loader.construct_object(key)) for key, _ in node.value]
     for key in keys:
         if keys.count(key) > 1:
-            raise YamlError(f"key {key!r} stands there twice")
+            raise YamlError(f"key {key!r} occurs twice")
     return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
 
 
@@ -52,7 +52,7 @@ def parse_yaml(text: str) -> Any:
     """YAML text as plain Python values.
 
     Raises:
-        YamlError: it is not YAML, or holds a tag, a key twice or a reference to itself.
+        YamlError: it is not YAML, or contains a tag, a duplicate key or a reference to itself.
     """
     try:
         for event in yaml.parse(text, Loader=_Loader):
@@ -64,5 +64,5 @@ def parse_yaml(text: str) -> Any:
 
 
 def dump_yaml(tree: Any) -> str:
-    """YAML text of plain Python values, in their own order."""
+    """YAML text of plain Python values, in the given order."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, default_flow_style=None)

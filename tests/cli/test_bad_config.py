@@ -155,9 +155,9 @@ def test_bad_configuration_ends_with_code_2_and_one_line_naming_the_key(
 @pytest.mark.parametrize(
     ("tokens", "said"),
     [
-        (["--epochs", "3"], "--epochs: is no key; did you mean --optim.epochs?"),
-        (["--seed", "3"], "--seed: is no key; did you mean --run.seed or --stream.seed or --labels.seed?"),
-        (["--queue_sise", "3"], "--queue_sise: is no key; did you mean --method.queue_size?"),
+        (["--epochs", "3"], "--epochs: is not a key; did you mean --optim.epochs?"),
+        (["--seed", "3"], "--seed: is not a key; did you mean --run.seed or --stream.seed or --labels.seed?"),
+        (["--queue_sise", "3"], "--queue_sise: is not a key; did you mean --method.queue_size?"),
         (["--optim.per_class", "3"], "optim.per_class: is not a key; did you mean --replay.per_class?"),
         (["--eval.readers", "tarot"], "eval.readers.0: is 'tarot'; allowed: 'classifier', 'linear_probe_seen'"),
         (["--eval.readers", "[]"], "eval.readers: is []; allowed: at least 1 value, as classifier,linear_probe_seen"),

@@ -54,8 +54,8 @@ def test_lists_of_recipes_and_sweeps(tmp_path: Path) -> None:
 
 def test_keys_that_another_method_or_encoder_leaves_out_are_said() -> None:
     other = parse_arguments(["digits", "--method.name", "vicreg"])
-    expected = "method keys of the recipe, which are not those of vicreg: temperature 0.2, projector_hidden 256"
+    expected = "method keys of the recipe, which do not apply to vicreg: temperature 0.2, projector_hidden 256"
     assert [line.split(maxsplit=2)[2] for line in left_out(*other)] == [f"{expected}, projector_out 64"]
     assert not left_out(*parse_arguments(["digits", "--method.name", "simclr", "--optim.lr", "1"]))
     [line] = left_out(*parse_arguments(["digits", "--encoder.name", "vit_tiny"]))
-    assert line.endswith("encoder keys of the recipe, which are not those of vit_tiny: stem cifar, width 16")
+    assert line.endswith("encoder keys of the recipe, which do not apply to vit_tiny: stem cifar, width 16")

@@ -80,7 +80,7 @@ def test_the_preset_stands_above_the_recipe_and_below_the_command_line(tmp_path:
         (["--preset", "casle"], "error: --preset: is 'casle'; allowed: cassle, cassle-replay, finetune, joint, kaizen"),
         (["--preset"], "error: --preset: needs a value: --preset NAME"),
         (["--preset", "--optim.lr", "1"], "error: --preset: needs a value: --preset NAME"),
-        (["--presets", "cassle"], "error: --presets: is no key"),
+        (["--presets", "cassle"], "error: --presets: is not a key"),
         (["preset=cassle"], "error: RECIPE: is 'preset=cassle'"),
     ],
 )

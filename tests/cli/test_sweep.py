@@ -111,7 +111,7 @@ BAD = {
     "unknown preset": ("digits --preset casle", 3, "--preset: is 'casle'"),
     "unknown recipe": ("digitz", 3, "RECIPE: is 'digitz'"),
     "quotation": ("digits --log.name 'a", 3, "line: cannot be split"),
-    "brace": ("digits --run.seed {0, 1}", 3, "{0,: has a brace too many"),
+    "brace": ("digits --run.seed {0, 1}", 3, "{0,: has an unmatched brace"),
     "directory": ("digits --run.dir x", 3, "run.dir: is set by the sweep"),
     "resume": ("digits --run.resume never", 3, "run.resume: is set by the sweep"),
     "same run": ("digits --log.every_steps 2", 3, "digits-seed0: is the same run as digits-seed0 of line 2"),
@@ -137,7 +137,7 @@ def test_a_bad_line_ends_with_code_2_and_its_number_before_anything_runs(
     ("tokens", "said"),
     [
         (["no/such/file", "--run.dir", "x"], "FILE"),
-        (["{empty}", "--run.dir", "x"], "asks for no run"),
+        (["{empty}", "--run.dir", "x"], "contains no run"),
         (["{file}"], "--run.dir"),
         (["{file}", "--run.dir", "x", "--jobs", "0"], "--jobs"),
         (["{file}", "--run.dir", "x", "--jobs", "two"], "a number of at least 1"),

@@ -78,4 +78,4 @@ def test_show_tells_what_it_chose_and_what_it_left_out(
     out = capsys.readouterr().out
     assert yaml.safe_load(out)["optim"]["warmup_epochs"] == 2
     assert "# auto                optim.warmup_epochs 2: a tenth of 20 epochs; published: 10" in out
-    assert "# left out            method keys of the recipe, which are not those of byol: covariance 2" in out
+    assert "# left out            method keys of the recipe, which do not apply to byol: covariance 2" in out

@@ -65,7 +65,7 @@ def test_yaml_numbers_and_words() -> None:
 def test_yaml_that_could_be_read_two_ways_is_read_one_way_or_refused() -> None:
     assert parse_yaml("[010, 08, +7]") == [10, 8, 7]
     for text, said in (
-        ("{a: 1, a: 2}", "'a' stands there twice"),
+        ("{a: 1, a: 2}", "'a' occurs twice"),
         ("!!float x", "tags such as"),
         ("&a {b: *a}", "recursive"),
         ("[1", "expected"),

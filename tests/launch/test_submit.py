@@ -103,7 +103,7 @@ def test_an_array_holds_the_runs_of_a_sweep_that_are_not_done(submit: Submit, tm
 
 BAD = {
     "unknown key": (["digits", "--optim.learning", "1"], "optim.learning: is not a key"),
-    "unknown option": (["digits", "--queue", "x"], "--queue: is no key"),
+    "unknown option": (["digits", "--queue", "x"], "--queue: is not a key"),
     "too short": (["digits", "--time", "2"], "--time: is too short to save and go back in the queue"),
     "too short, seconds": (["digits", "--time", "0:1:59"], "--time: is too short"),
     "no time": (["digits", "--time", "soon"], "--time: is 'soon'; allowed: MINUTES"),
