@@ -1,6 +1,6 @@
 """Commands of `python -m kaizen`, one file each: parse, build, run. A command is imported when it is called.
 
-Nothing imports them but kaizen/__main__.py and train.py; they import everything.
+Only kaizen/__main__.py and train.py import them; they import everything.
 """
 
 import signal
@@ -12,14 +12,14 @@ from kaizen.commands.output import unfailing_output
 from kaizen.errors import KaizenError
 
 COMMANDS = {
-    "train": "train a recipe, or resume where its run directory left off: the same as train.py",
+    "train": "train a recipe, or resume its run: the same as train.py",
     "recipes": "list the shipped recipes and presets",
     "eval": "evaluate every task's snapshot of a run again",
     "show": "print the resolved configuration of a recipe and the numbers derived from it",
     "report": "compare runs: mean and spread over seeds of every reader and metric, as Markdown and CSV",
     "cache": "list or clear the cache of decoded images",
-    "bench": "measure a training step: images/s, time by part, FLOPs, memory, and beside a plain loop",
-    "sweep": "train every run of a sweep file, skip the finished, go on with the broken",
+    "bench": "measure a training step: images/s, time by part, FLOPs, memory, comparison with a plain loop",
+    "sweep": "train every run of a sweep file: skip finished runs, resume the rest",
 }
 
 

@@ -1,4 +1,4 @@
-"""`python -m kaizen bench [RECIPE]`: what a training step costs, and what in it; what tasks and the start cost."""
+"""`python -m kaizen bench [RECIPE]`: the cost of a training step and of its parts, of tasks and of the start."""
 
 import argparse
 import importlib.util
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 AGAINST = ("pil", "kornia")
 USAGE = "python -m kaizen bench [RECIPE] [--preset NAME] [--section.key VALUE ...] [OPTION ...]"
-ABOUT = """Measure the training step of a recipe (digits if none is named) as the trainer takes it in task 1, with
-teacher and replay memory, in a temporary directory: images/s, seconds of each part, FLOPs and the share of the device's
-peak, peak memory, bytes sent; and how long the step takes over that of a plain PyTorch loop with the same networks,
-which there is for simclr, mocov2plus, byol and vicreg. Numbers are medians, with 5 % and 95 % quantiles in brackets."""
-CLOSING = """The recipe's data are used where they lie on this machine, otherwise random images of their size and
-classes. Keys are those of training (python train.py --help). Under a launcher the main process prints.
-Shares of parts are of a pass that waits for the device at every border; the step itself is timed without.
+ABOUT = """Measure the training step of a recipe (default: digits) as the trainer takes it in task 1, with teacher and
+replay memory, in a temporary directory: images/s, seconds of each part, FLOPs and their share of the device's peak,
+peak memory, bytes sent. For simclr, mocov2plus, byol and vicreg, also the ratio to the step of a plain PyTorch loop
+with the same networks. Numbers are medians, with 5 % and 95 % quantiles in brackets."""
+CLOSING = """The recipe's data are used if they are on this machine, otherwise random images with their size and
+classes. Keys are those of training (python train.py --help). Under a launcher only the main process prints.
+Shares of parts come from a pass that waits for the device after every part; the step itself is timed without waiting.
 
   python -m kaizen bench digits --tasks 10
   python -m kaizen bench cifar100-mocov2plus --synthetic --profile
@@ -48,13 +48,13 @@ def main(tokens: Sequence[str]) -> int:
 
     Raises:
         ConfigError: a key, an option or the data are wrong.
-        TrainingFailed: with --tasks a loss is not finite; with --start a launch came to no first step.
+        TrainingFailed: with --tasks a loss is not finite; with --start a launch did not reach its first step.
     """
     parser = _parser()
     if {"-h", "--help"} & set(tokens):
         print(parser.format_help(), end="")
         return 0
-    # As in training, and read when torch is loaded: threads that wait spin for less long.
+    # As in training. torch reads it when it is loaded: waiting threads spin for a shorter time.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     given, rest = parser.parse_known_args(tokens)
     rest += ["--run.graph", given.graph] if given.graph else []
@@ -77,7 +77,7 @@ def main(tokens: Sequence[str]) -> int:
 
     parallel = Parallel(deterministic=config.run.deterministic)
     found, text = _measured(recipe, config, given, parallel)
-    # A training run has left the group of processes by now, so nothing can be agreed on any more.
+    # A training run has already left the process group, so the processes can no longer communicate.
     if parallel.is_main:
         _tell(found, text(found), given.json)
     if not given.tasks and not given.whole:
@@ -89,7 +89,7 @@ Lines = Callable[[dict[str, Any]], Iterable[str]]
 
 
 def _measured(recipe: str, config: Config, given: argparse.Namespace, parallel: "Parallel") -> tuple[Any, Lines]:
-    """What was asked for, and what makes lines of it."""
+    """The measurement that was asked for, and the function that formats its numbers as lines."""
     from kaizen.bench.table import flat_lines, lines
 
     if given.tasks:
@@ -111,7 +111,7 @@ def _measured(recipe: str, config: Config, given: argparse.Namespace, parallel: 
 
 
 def _check_options(given: argparse.Namespace) -> None:
-    """Refuse options that do not go together, or not with a launcher, and what cannot be used."""
+    """Refuse options that cannot be combined or used, or not under a launcher."""
     alone = [f"--{name}" for name in ("tasks", "start", "whole") if getattr(given, name) is not None]
     others = [f"--{name}" for name in ("profile", "against", "checkpoints") if getattr(given, name)]
     if alone and (more := [*alone, *others][1:]):
@@ -126,17 +126,19 @@ def _check_options(given: argparse.Namespace) -> None:
 
 def _parser() -> Parser:
     parser = Parser(USAGE, ABOUT, CLOSING)
-    parser.add_argument("--repetitions", metavar="N", type=at_least(1), default=20, help="of each measurement [20]")
-    parser.add_argument("--synthetic", action="store_true", help="random images, whatever data there are")
+    parser.add_argument(
+        "--repetitions", metavar="N", type=at_least(1), default=20, help="repetitions of each measurement [20]"
+    )
+    parser.add_argument("--synthetic", action="store_true", help="use random images in any case")
     parser.add_argument(
         "--graph",
         choices=("auto", "off"),
-        help="auto: on a GPU recorded steps, with ordinary ones beside them; off: ordinary ones [run.graph]",
+        help="auto: recorded steps on a GPU, compared with ordinary ones; off: ordinary ones [run.graph]",
     )
     parser.add_argument(
         "--profile",
         action="store_true",
-        help="also say how long the device runs nothing, how many kernels a step has, and which take most",
+        help="also show the idle time of the device, the number of kernels per step and the slowest kernels",
     )
     parser.add_argument(
         "--against",
@@ -144,34 +146,34 @@ def _parser() -> Parser:
         choices=AGAINST,
         action="append",
         default=[],
-        help="time this pipeline of two views beside ours, on one thread; may be given twice",
+        help="also time this pipeline of two views against ours, on one thread; may be given twice",
     )
     parser.add_argument(
-        "--checkpoints", action="store_true", help="also time steps with a checkpoint every 50 beside steps without"
+        "--checkpoints", action="store_true", help="also compare steps with and without a checkpoint every 50 steps"
     )
     parser.add_argument(
         "--tasks",
         metavar="N",
         type=at_least(1),
-        help="instead of all else, train N small tasks: seconds a step of the last over those of task 1, peak memory "
-        "and evaluation's share of each",
+        help="measure only this: train N small tasks; ratio of seconds per step of the last to task 1, peak memory "
+        "and share of evaluation in each",
     )
     parser.add_argument(
         "--whole",
         metavar="EPOCHS",
         type=at_least(2),
-        help="instead of all else, train all tasks of the recipe for so many epochs each (2 or more): hours that it "
-        "takes with its own number of epochs",
+        help="measure only this: train all tasks of the recipe for so many epochs each (2 or more); hours that it "
+        "takes with its full number of epochs",
     )
     parser.add_argument(
         "--start",
         metavar="COMMAND",
         type=launcher,
-        help="instead of all else, start training with this launcher, a quarter of --repetitions times: seconds from "
-        "its call to the end of the first step, the data in the cache; and those of --help and of a wrong key without "
-        "it; an empty one starts a plain process",
+        help="measure only this: start training with this launcher, a quarter of --repetitions times; seconds from "
+        "its call to the end of the first step, with cached data; and those of --help and of a wrong key without "
+        "it; an empty launcher starts a plain process",
     )
-    parser.add_argument("--json", metavar="FILE", help="write all numbers to FILE; -: print them in the table's place")
+    parser.add_argument("--json", metavar="FILE", help="write all numbers to FILE; -: print them instead of the table")
     return parser
 
 
@@ -210,7 +212,7 @@ def _start(recipe: str, config: Config, rest: Sequence[str], given: argparse.Nam
     """Launch training and wait for its first step."""
     from kaizen.bench.start import measure_start
 
-    # As Ctrl-C, also where a terminal goes away: who ends the bench ends what it has launched.
+    # Like Ctrl-C, also when a terminal closes: the end of the bench ends everything that it has launched.
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)

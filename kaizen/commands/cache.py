@@ -1,4 +1,4 @@
-"""`python -m kaizen cache`: the data sets whose decoded images are kept, and how they are deleted."""
+"""`python -m kaizen cache`: lists the data sets whose decoded images are kept, and deletes them."""
 
 from collections.abc import Sequence
 
@@ -9,11 +9,11 @@ from kaizen.errors import ConfigError
 USAGE = "python -m kaizen cache [--clear [NAME]] [--data.cache_dir DIR]"
 ABOUT = "List the cache of decoded images: name, size, age and source of each data set. A cleared set is decoded again."
 NAMED = 12
-"""Digits of a name that are shown."""
+"""Number of digits of a name that are shown."""
 
 
 def main(tokens: Sequence[str]) -> int:
-    """List the cache, or delete all of it, or the data sets of one name or source."""
+    """List the cache, delete all of it, or delete the data sets with one name or source."""
     parser = Parser(USAGE, ABOUT)
     parser.add_argument(
         "--clear", nargs="?", const="all", metavar="NAME", help="delete one (by name or source), or all"
@@ -40,7 +40,7 @@ def main(tokens: Sequence[str]) -> int:
 
 
 def _size(count: float) -> str:
-    """Bytes as people read them."""
+    """Bytes in a readable unit."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}"
@@ -49,7 +49,7 @@ def _size(count: float) -> str:
 
 
 def _age(seconds: float) -> str:
-    """Seconds as the largest unit of which there are two."""
+    """Seconds in the largest unit that gives at least two."""
     for unit, length in (("days", 86400), ("hours", 3600)):
         if seconds >= 2 * length:
             return f"{seconds // length:.0f} {unit}"

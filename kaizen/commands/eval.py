@@ -1,4 +1,4 @@
-"""`python -m kaizen eval RUN`: every task's snapshot of a run evaluated again, into its results.json."""
+"""`python -m kaizen eval RUN`: evaluates every task's snapshot of a run again and rewrites its results.json."""
 
 import argparse
 import re
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 USAGE = "python -m kaizen eval RUN [--readers READER,...] [--data.source SOURCE] [--other-data NAME]"
 ABOUT = """Evaluate the untrained network and every task's snapshot of the run directory RUN again, rewrite
 RUN/results.json and print the table. Nothing else in RUN is touched. The images, labels and class names must be those
-that the run was trained on, wherever they lie."""
-CLOSING = """A run that is still training rewrites results.json after each task from what it has measured itself, so
-evaluate further readers when it has ended.
+that the run was trained on, but may be at a different place."""
+CLOSING = """A run that is still training rewrites results.json after each task with its own measurements, so evaluate
+further readers after it has ended.
 
   python -m kaizen eval runs/digits-seed0 --readers knn,linear_probe_all
-  python -m kaizen eval RUN --data.source parquet:/new/place          # the same data at another place
+  python -m kaizen eval RUN --data.source parquet:/new/place          # the same data at a different place
   python -m kaizen eval RUN --data.source parquet:/corrupted --other-data corrupted"""
 PLACES = [f"data.{name}" for name in DataConfig.model_fields if name != "normalize"]
-"""Keys that say where the data lie and how they are read; what a run normalises by is its own."""
+"""Keys of where the data are and how they are read; the normalisation is always the run's."""
 
 
 class Request(NamedTuple):
-    """What the command line asks for: readers, None for those of the configuration, and keys of the data."""
+    """The parsed command line: readers (None: those of the configuration) and keys of the data."""
 
     path: Path
     readers: tuple[str, ...] | None
@@ -40,22 +40,22 @@ class Request(NamedTuple):
 
 
 def main(tokens: Sequence[str]) -> int:
-    """Evaluate a run again; results.json is read, changed and replaced at the end, in one moment.
+    """Evaluate a run again; results.json is read, changed and replaced atomically at the end.
 
-    A training process that replaces it later does so without our rows (see CLOSING); if ours is the later, the row of a
-    task that ended meanwhile may be missing until the run goes on or is evaluated again. The file is whole at any time.
+    A training process that replaces it later drops our rows (see CLOSING); if this command replaces it later, the row
+    of a task that ended meanwhile may be missing until the run resumes or is evaluated again. The file is always whole.
 
     Raises:
-        ConfigError: RUN is no run, a reader is unknown, a snapshot is damaged, or the data are not those of the run.
+        ConfigError: RUN is not a run, a reader is unknown, a snapshot is damaged, or the data are not those of the run.
     """
     parser = Parser(USAGE, ABOUT, CLOSING)
     known = ", ".join(get_args(Reader))
     parser.add_argument("run", metavar="RUN", help="a run directory")
     parser.add_argument(
-        "--readers", type=_readers, metavar="R,...", help=f"{known} [the run's own]; rows of those not named are kept"
+        "--readers", type=_readers, metavar="R,...", help=f"{known} [the run's own]; rows of other readers are kept"
     )
     parser.add_argument(
-        "--other-data", type=_name, metavar="NAME", help="evaluate on other data than the run's, into results-NAME.json"
+        "--other-data", type=_name, metavar="NAME", help="evaluate on different data, into results-NAME.json"
     )
     for key in PLACES:
         parser.add_argument(f"--{key}", metavar=key.rpartition(".")[2].upper(), help="as for train.py [the run's own]")
@@ -70,7 +70,7 @@ def main(tokens: Sequence[str]) -> int:
 
 def _evaluate(request: Request) -> None:
     described, own, config = _configurations(request)
-    # torch loads only for a run and readers that hold
+    # torch is loaded only for a valid run and valid readers
     from kaizen.evaluation.evaluator import Evaluator
     from kaizen.evaluation.results import Results
     from kaizen.evaluation.table import print_results, show_results
@@ -89,7 +89,7 @@ def _evaluate(request: Request) -> None:
     def results_so_far() -> Results:
         return Results(file, described, config, stream)
 
-    results_so_far()  # a file that cannot be read ends the command here and not after the work
+    results_so_far()  # an unreadable file ends the command before the work, not after it
     evaluator, rows, seconds = Evaluator(config, stream, parallel), [], []
     for task in range(-1, done):
         began = time.perf_counter()
@@ -113,10 +113,10 @@ def _evaluate(request: Request) -> None:
 
 
 def _load(path: Path, config: Config, other: str | None) -> "Stream":
-    """The run's own data, wherever they lie, or others of the same classes.
+    """The run's own data, wherever they are, or different data with the same classes.
 
     Raises:
-        ConfigError: they are not there, or are not what was asked for.
+        ConfigError: they are missing, or are not what was asked for.
     """
     from kaizen.data.load import load_stream
     from kaizen.data.stream import task_name
@@ -126,12 +126,12 @@ def _load(path: Path, config: Config, other: str | None) -> "Stream":
     except ConfigError as error:
         if error.key != "data.source":
             raise
-        hint = "; --data.source SOURCE names the place where the data lie now"
+        hint = "; --data.source SOURCE names the place where the data are now"
         raise ConfigError(error.key, error.problem + hint) from None
     trained, source = provenance(path).get("data"), stream.source
     if other is None and trained not in (None, source.digest()):
-        problem = f"{config.data.source} holds other images or labels than {path} was trained on"
-        remedy = "--data.source SOURCE with those, or --other-data NAME, which writes results-NAME.json"
+        problem = f"{config.data.source} contains different images or labels from those that {path} was trained on"
+        remedy = "--data.source SOURCE with the same, or --other-data NAME, which writes results-NAME.json"
         raise ConfigError("data.source", f"{problem}; allowed: {remedy}")
     if other is not None and (file := path / "results.json").is_file():
         try:
@@ -146,14 +146,14 @@ def _load(path: Path, config: Config, other: str | None) -> "Stream":
 
 
 def _configurations(request: Request) -> tuple[dict[str, str | None], Config, Config]:
-    """What results.json tells of a run's origin, its configuration, and the one to evaluate by."""
+    """Origin of a run as in results.json, its configuration, and the configuration for the evaluation."""
     path, file = request.path, request.path / "config.yaml"
     if not file.is_file():
-        raise ConfigError("RUN", f"is '{path}', which holds no run (no config.yaml); allowed: a run directory")
+        raise ConfigError("RUN", f"is '{path}', which contains no run (no config.yaml); allowed: a run directory")
     name, own = resolve(str(file), {})
     recipe, preset = read_header(file.read_text(encoding="utf-8"))
     described = {"recipe": recipe or name, "preset": preset, "config_hash": own.hash()}
-    # Whatever the run was started with, it is there now.
+    # The run exists by now, whatever run.resume was at its start.
     own = own.model_copy(update={"run": own.run.model_copy(update={"resume": "must"})})
     data = resolve(str(file), request.places)[1].data if request.places else own.data
     readers = own.eval.readers if request.readers is None else request.readers
@@ -171,7 +171,7 @@ def _readers(text: str) -> tuple[str, ...]:
 
 
 def _name(text: str) -> str:
-    """A name that can be part of a file's name."""
+    """A name that can be part of a file name."""
     if not re.fullmatch(r"\w[\w.-]*", text):
         raise argparse.ArgumentTypeError(f"is {text!r}; allowed: letters, digits, '_', '-' and '.', as corrupted")
     return text

@@ -1,4 +1,4 @@
-"""Output that may fail: a reader that ends, a full disk or a lost terminal never ends what prints."""
+"""Output that may fail: an ended reader, a full disk or a lost terminal never ends the program that prints."""
 
 import io
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class _Unfailing(io.FileIO):
-    """A file descriptor that drops what cannot be written to it, and never closes it."""
+    """Writes to a file descriptor, drops what cannot be written, and never closes it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number, "w", closefd=False)
@@ -24,8 +24,8 @@ class _Unfailing(io.FileIO):
 
 @contextmanager
 def unfailing_output() -> Iterator[None]:
-    """Replace sys.stdout and sys.stderr by streams that raise nothing: not when they are closed (`>&-`), not when the
-    other end is (`| head`), and not at a character that the terminal's encoding does not have."""
+    """Replace sys.stdout and sys.stderr by streams that never raise: not when they are closed (`>&-`), not when the
+    other end is closed (`| head`), and not at a character that the terminal's encoding lacks."""
     held = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (_unfailing(stream, number) for number, stream in enumerate(held, start=1))
     try:
@@ -37,13 +37,13 @@ def unfailing_output() -> Iterator[None]:
 
 
 def _unfailing(stream: Any, number: int) -> Any:
-    """The stream `number` as it is from now on; one that is no file, such as a test's, stays as it is."""
+    """The new stream `number`; a stream that is not a file, such as a test's, is returned unchanged."""
     if stream is None or getattr(stream, "closed", False):
         null = os.open(os.devnull, os.O_WRONLY)
         try:
             os.fstat(number)
         except OSError:
-            # The next file to be opened would get this number, and what libraries print would end in it.
+            # Otherwise the next opened file gets this number, and what libraries print is written into it.
             os.dup2(null, number)
         return open(null, "w", encoding="utf-8")
     try:

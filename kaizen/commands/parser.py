@@ -10,7 +10,7 @@ from kaizen.errors import ConfigError
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose mistakes are one line with code 2, as all of ours are; --help is left to the command."""
+    """argparse whose errors are one line with code 2, like all of ours; the command handles --help."""
 
     def __init__(self, usage: str, about: str, closing: str = "") -> None:
         super().__init__(
@@ -23,7 +23,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """Raise what argparse would print below a usage.
+        """Raise the error that argparse would print below its usage.
 
         Raises:
             ConfigError: always.
@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """What takes a number of at least so much, for `type=`; it raises an ArgumentTypeError for anything else."""
+    """A parser of numbers of at least `least`, for `type=`; it raises ArgumentTypeError for anything else."""
 
     def number(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
@@ -43,15 +43,15 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def launcher(text: str) -> list[str]:
-    """Words of a command that starts processes, such as accelerate launch -q; none: a plain process. For `type=`.
+    """Words of a launch command, such as accelerate launch -q; none: a plain process. For `type=`.
 
     Raises:
-        ArgumentTypeError: its first word is no program.
+        ArgumentTypeError: its first word is not a program.
     """
     try:
         words = shlex.split(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"is {text!r}, which cannot be read: {error}") from None
     if words and shutil.which(words[0]) is None:
-        raise argparse.ArgumentTypeError(f"is {words[0]!r}, which is no program; allowed: as accelerate launch -q")
+        raise argparse.ArgumentTypeError(f"is {words[0]!r}, which is not a program; allowed: as accelerate launch -q")
     return words

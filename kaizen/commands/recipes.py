@@ -7,7 +7,7 @@ from kaizen.errors import ConfigError
 
 
 def main(tokens: Sequence[str]) -> int:
-    """Print name and description of every shipped recipe, and of every preset that can be laid over one."""
+    """Print name and description of every shipped recipe, and of every preset."""
     if {"-h", "--help"} & set(tokens):
         print("usage: python -m kaizen recipes\n\nList the shipped recipes and presets, one line each.")
         return 0

@@ -1,4 +1,4 @@
-"""`python -m kaizen report RUN ...`: runs compared, mean and spread over seeds, on the terminal and in files."""
+"""`python -m kaizen report RUN ...`: compares runs, mean and spread over seeds, on the terminal and in files."""
 
 import os
 from collections.abc import Sequence
@@ -27,14 +27,14 @@ from kaizen.evaluation.schema import DAMAGED, provenance, read_results
 from kaizen.run.checkpoint import write_text
 
 WIDTH = 240
-"""Characters of a line where there is no terminal."""
-ABOUT = """Compare runs. Those that differ only in run.seed and in keys that decide nothing are a group, named after
-recipe, preset and the keys by which groups of that name differ. Runs of other data (by their digest, wherever they
-lie), mixed precision or gradient accumulation are another group, which its name shows. For every reader and metric:
-mean, standard deviation (ddof 1) and number of seeds, with each metric's definition."""
-CLOSING = """Metrics that are undefined are empty and not counted: those of unfinished runs, some of runs with one task,
-and the forward transfer of readers that cannot name a class before they are taught it.
-report.csv holds fractions in full precision; report.md and the terminal show per cent.
+"""Characters per line if there is no terminal."""
+ABOUT = """Compare runs. Runs that differ only in run.seed and in keys that do not affect the result form a group, named
+after recipe, preset and the keys by which groups of that name differ. Runs with different data (by their digest,
+wherever they are), mixed precision or gradient accumulation form separate groups, as their names show. For every reader
+and metric: mean, standard deviation (ddof 1) and number of seeds, with each metric's definition."""
+CLOSING = """Undefined metrics are empty and not counted: those of unfinished runs, some of runs with one task, and the
+forward transfer of readers that cannot name a class before they are taught it.
+report.csv contains fractions in full precision; report.md and the terminal show per cent.
 
   python -m kaizen report runs/sweep --baseline cassle-replay      # each group against its recipe's cassle-replay"""
 
@@ -42,11 +42,9 @@ report.csv holds fractions in full precision; report.md and the terminal show pe
 def main(tokens: Sequence[str]) -> int:
     """Print the comparison and write report.md and report.csv."""
     parser = Parser("python -m kaizen report RUN [RUN ...] [--out DIR] [--baseline GROUP]", ABOUT, CLOSING)
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="a run directory, or a directory that holds runs")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="a run directory, or a directory that contains runs")
     parser.add_argument("--out", metavar="DIR", help="where files are written [one RUN: RUN/report; several: nowhere]")
-    parser.add_argument(
-        "--baseline", metavar="GROUP", help="paired differences over common seeds to this group, or preset of a recipe"
-    )
+    parser.add_argument("--baseline", metavar="GROUP", help="differences, paired by seed, from this group or preset")
     if {"-h", "--help"} & set(tokens):
         print(parser.format_help(), end="")
         return 0
@@ -68,16 +66,16 @@ def find_runs(path: Path) -> list[Path]:
     """The path itself if it is a run directory, else every run directory below it.
 
     Raises:
-        ConfigError: it is none and holds none.
+        ConfigError: it is not a run directory and contains none.
     """
     runs = []
     for folder, folders, files in os.walk(path):
         folders.sort()
         if "config.yaml" in files and {"status.json", "results.json"} & set(files):
             runs.append(Path(folder))
-            folders.clear()  # what lies in a run belongs to it
+            folders.clear()  # everything in a run directory belongs to that run
     if not runs:
-        raise ConfigError("RUN", f"{str(path)!r} is no run directory and holds none; allowed: what train.py left")
+        raise ConfigError("RUN", f"{str(path)!r} is not a run directory and contains none; allowed: what train.py left")
     return runs
 
 
@@ -97,7 +95,7 @@ def read_run(path: Path) -> RunRecord:
         results = read_results(file) if file.exists() else _header(text)
         readers = results["readers"]
         if not all(isinstance(reader, dict) for reader in readers.values()):
-            raise ValueError("a reader holds no metrics")
+            raise ValueError("a reader has no metrics")
         origin = str(results["recipe"]), results.get("preset")
         return RunRecord(str(path), *origin, config, readers, provenance(path))
     except DAMAGED as error:
@@ -105,7 +103,7 @@ def read_run(path: Path) -> RunRecord:
 
 
 def _header(text: str) -> dict[str, Any]:
-    """What config.yaml tells of a run that has no results yet."""
+    """A run without results yet, read from its config.yaml."""
     recipe, preset = read_header(text)
     return {"recipe": recipe or "unknown", "preset": preset, "readers": {}}
 

@@ -12,7 +12,7 @@ from kaizen.training.plan import describe, make_plan
 
 
 def main(tokens: Sequence[str]) -> int:
-    """Print the configuration that train.py would use; the data are read only if they are not a known source."""
+    """Print the configuration that train.py would use; the data are read only if their source is unknown."""
     if {"-h", "--help"} & set(tokens):
         from kaizen.cli.help import help_text
 
@@ -33,7 +33,7 @@ def main(tokens: Sequence[str]) -> int:
     for line in said:
         print(f"# {line}")
     if missing:
-        # The configuration holds all the same, and the data may well be elsewhere.
+        # The configuration is valid all the same, and the data may be on a different machine.
         if missing.key != "data.source" or config.data.source not in KNOWN_SOURCES:
             raise missing
         print(f"# numbers derived from the data are missing: {missing}")
@@ -41,9 +41,9 @@ def main(tokens: Sequence[str]) -> int:
 
 
 def _facts(config: Config) -> tuple[Facts, list[str]]:
-    """What numbers are derived from, and lines on what was found, classes among it.
+    """Sizes from which numbers are derived, and lines on what was found in the data, with its classes.
 
-    Known sources with equal classes need no data for the numbers, and have no lines.
+    Known sources with classes of equal size need no data for the numbers, and give no lines.
     """
     known = KNOWN_SOURCES.get(config.data.source)
     if known is not None and (sizes := _known_sizes(config)):
@@ -57,7 +57,7 @@ def _facts(config: Config) -> tuple[Facts, list[str]]:
 
 
 def _known_sizes(config: Config) -> list[int]:
-    """Training images of each task of a known source, none where they depend on the data."""
+    """Training images of each task of a known source; empty if they depend on the data."""
     known = KNOWN_SOURCES.get(config.data.source)
     if known is not None and config.data.train_split == "train":
         if config.stream.kind == "joint":

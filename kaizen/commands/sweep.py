@@ -1,7 +1,7 @@
-"""`python -m kaizen sweep FILE`: every line of a sweep file, each in a process and a directory of its own.
+"""`python -m kaizen sweep FILE`: trains every line of a sweep file, each in its own process and directory.
 
-A run's log file is locked as long as any of its processes lives, so that a run which outlives a killed sweep is not
-started a second time beside itself.
+A run's log file is locked as long as any of its processes is alive, so that a run that outlives a killed sweep is not
+started a second time in parallel.
 """
 
 import fcntl
@@ -31,28 +31,26 @@ TRAIN = "kaizen.commands.train"
 LOG = "train.log"
 POLL_SECONDS = 0.1
 USAGE = "python -m kaizen sweep FILE --run.dir DIR [--jobs N] [--launcher COMMAND] [--only N] [--list]"
-ABOUT = """Train every run of a sweep file, each in a process of its own and in DIR/NAME, where NAME is made of its
-recipe, preset and overrides. Finished runs are skipped, broken ones go on; one that fails does not stop the others."""
+ABOUT = """Train every run of a sweep file, each in its own process and in DIR/NAME, where NAME consists of its recipe,
+preset and overrides. Finished runs are skipped, interrupted runs resume; a run that fails does not stop the rest."""
 CLOSING = """A line of FILE is RECIPE [--preset NAME] [--section.key VALUE ...]; # begins a comment.
-A list {a,b,c} in any word stands for one run of each, several lists for all combinations:
+A list {a,b,c} in any word gives one run per value, several lists all combinations:
 
   digits --preset {finetune,cassle,kaizen} --run.seed {0,1,2}      # nine runs
   digits --classifier.hidden {[],[128]} --data.source parquet:/data/{old,new}
 
-Every line is checked before anything runs. What a run prints is in DIR/NAME/train.log. Ctrl-C, SIGTERM or a file `stop`
-in DIR stop the runs, which save; the same command goes on from there. Several runs at a time share the cores evenly,
+Every line is checked before anything runs. A run's output is in DIR/NAME/train.log. Ctrl-C, SIGTERM or a file `stop`
+in DIR stop the runs, each with a checkpoint; the same command resumes them. Runs in parallel share the cores evenly,
 unless KAIZEN_THREADS is set.
-Exit codes: 0 all done, 2 a line or an argument is wrong, 3 a run failed, 75 stopped; with --only the run's own."""
+Exit codes: 0 all done, 2 a line or an argument is wrong, 3 a run failed, 75 stopped; with --only that of the run."""
 
 
 def main(tokens: Sequence[str]) -> int:
     """Run the sweep; returns the exit code."""
     parser = Parser(USAGE, ABOUT, CLOSING)
     parser.add_argument("file", metavar="FILE", type=Path, help="the sweep file")
-    parser.add_argument(
-        "--run.dir", dest="dir", metavar="DIR", type=Path, required=True, help="where the runs are kept"
-    )
-    parser.add_argument("--jobs", metavar="N", type=at_least(1), default=1, help="runs at a time [1]")
+    parser.add_argument("--run.dir", dest="dir", metavar="DIR", type=Path, required=True, help="directory of the runs")
+    parser.add_argument("--jobs", metavar="N", type=at_least(1), default=1, help="runs in parallel [1]")
     parser.add_argument(
         "--launcher",
         metavar="COMMAND",
@@ -60,8 +58,8 @@ def main(tokens: Sequence[str]) -> int:
         default=[],
         help="starts each run, as 'accelerate launch -q --num_processes 4' [none: one process]",
     )
-    parser.add_argument("--only", metavar="N", type=int, help="this run alone, by its number in --list")
-    parser.add_argument("--list", action="store_true", help="run nothing: print number, directory and command of each")
+    parser.add_argument("--only", metavar="N", type=int, help="only this run, by its number in --list")
+    parser.add_argument("--list", action="store_true", help="run nothing: print number, directory and command per run")
     if {"-h", "--help"} & set(tokens):
         print(parser.format_help(), end="")
         return 0
@@ -97,7 +95,7 @@ def train_command(run: SweepRun, path: Path, launcher: Sequence[str]) -> list[st
 
 @dataclass
 class Child:
-    """A run under way: its process, its directory and where its part of the log begins (bytes)."""
+    """A running run: its process, its directory and the position (bytes) where its part of the log begins."""
 
     run: SweepRun
     process: subprocess.Popen[bytes]
@@ -108,13 +106,13 @@ class Child:
 
 
 class Sweep:
-    """Runs of a sweep, `jobs` at a time, in directories below one.
+    """Runs of a sweep, `jobs` in parallel, in subdirectories of one directory.
 
     Args:
-        runs: what to train, in this order.
-        directory: holds a directory of each run.
-        jobs: runs at a time.
-        launcher: words of a command that starts each run, such as accelerate launch; none: a plain process.
+        runs: the runs to train, in this order.
+        directory: parent of the run directories.
+        jobs: number of runs in parallel.
+        launcher: words of a command that starts each run, such as accelerate launch; empty: a plain process.
         stop: notices requests to stop.
     """
 
@@ -124,11 +122,11 @@ class Sweep:
         self.waiting, self.active, self.ended = list(runs), list[Child](), Counter[str]()
         self.directory, self.jobs, self.launcher, self.stop = directory, jobs, list(launcher), stop
         self._total, self._elsewhere = len(runs), set[str]()
-        self.failed_with = 0  # code of a run that failed, the last one
+        self.failed_with = 0  # code of the last run that failed
         self._bar = tqdm(total=len(runs), unit="run", dynamic_ncols=True, disable=not sys.stderr.isatty())
 
     def run(self) -> int:
-        """Train what is not done; returns the exit code."""
+        """Train all unfinished runs; returns the exit code."""
         try:
             while (self.waiting or self.active) and not self.stop.asked():
                 self._start_runs()
@@ -141,14 +139,14 @@ class Sweep:
         print(f"runs: {self._total}, {counts or 'none ended'}", flush=True)
         if asked := self.stop.asked():
             (self.directory / "stop").unlink(missing_ok=True)
-            print(f"stopped by {asked}: the same command goes on from here", file=sys.stderr, flush=True)
+            print(f"stopped by {asked}: the same command resumes the runs", file=sys.stderr, flush=True)
             return Stopped.exit_code
         if self.ended["failed"]:
             return TrainingFailed.exit_code
         return Stopped.exit_code if self.ended["stopped"] else 0
 
     def _start_runs(self) -> None:
-        """Start runs as long as there is room; one that another process has in hand waits for it."""
+        """Start runs as long as there is room; a run that another process is training waits."""
         for run in list(self.waiting):
             path = self.directory / run.name
             if is_done(path, run):
@@ -174,7 +172,7 @@ class Sweep:
 
             environment.setdefault("KAIZEN_THREADS", str(max(1, usable_cores() // self.jobs)))
         log_from, status = log.seek(0, os.SEEK_END), _version(path / "status.json")
-        # In a session of its own, so that Ctrl-C reaches a run through `_stop_runs` alone.
+        # In its own session, so that Ctrl-C reaches a run only through `_stop_runs`.
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -195,28 +193,28 @@ class Sweep:
             if is_done(child.path, child.run):
                 self._tell("done", child.run, f"{_result(child.path)}, {time.monotonic() - child.began:.0f} s")
             elif self._was_stopped(child, code):
-                self._tell("stopped", child.run, "it goes on from where it was")
+                self._tell("stopped", child.run, "the same command resumes it")
             else:
-                # Launchers turn the code into their own.
+                # Launchers replace the exit code.
                 told = _status(child).get("exit_code") if self.launcher else code
                 self.failed_with = told if told in (2, 3) else TrainingFailed.exit_code
-                reason = _last_error(child.path / LOG, child.log_from) or "it said nothing"
+                reason = _last_error(child.path / LOG, child.log_from) or "no output"
                 self._tell("failed", child.run, f"exit code {code}: {reason} ({child.path / LOG})")
 
     def _was_stopped(self, child: Child, code: int) -> bool:
         if self.launcher and _status(child).get("state") == "stopped":
-            return True  # launchers have codes of their own
-        # A process that gets the signal before it has anything to save ends by it.
+            return True  # launchers return different codes
+        # A process that gets the signal before it has anything to save is ended by it.
         return code == Stopped.exit_code or (code == -signal.SIGTERM and self.stop.asked() is not None)
 
     def _stop_runs(self) -> None:
-        """Ask the runs under way to save and end, and wait for them."""
+        """Ask the active runs to save and end, and wait for them."""
         for child in self.active:
             if not self.launcher:
                 child.process.terminate()
         while self.active:
             for child in self.active if self.launcher else ():
-                # Signals kill launchers and orphan what they started; a file from before a start does not count.
+                # Signals kill launchers and orphan their processes; a stop file from before a start does not count.
                 (child.path / "stop").touch()
             self._collect()
             time.sleep(POLL_SECONDS)
@@ -229,7 +227,7 @@ class Sweep:
 
 
 def is_done(path: Path, run: SweepRun) -> bool:
-    """Whether a directory holds the finished run, and of this configuration."""
+    """Whether a directory contains the finished run with this configuration."""
     if _read(path / "status.json").get("state") != "done":
         return False
     try:
@@ -240,7 +238,7 @@ def is_done(path: Path, run: SweepRun) -> bool:
 
 
 def _version(file: Path) -> tuple[int, int] | None:
-    """What another content of a file that is replaced whole changes."""
+    """Identity of a file's content, for files that are replaced as a whole; None if there is no file."""
     try:
         status = file.stat()
     except OSError:
@@ -249,7 +247,7 @@ def _version(file: Path) -> tuple[int, int] | None:
 
 
 def _status(child: Child) -> dict[str, Any]:
-    """What a run has said of itself in this start; nothing, if its status is that of an earlier one."""
+    """The status that a run wrote since this start; empty if the file is from an earlier start."""
     file = child.path / "status.json"
     return {} if _version(file) == child.status else _read(file)
 
@@ -260,7 +258,7 @@ def _result(path: Path) -> str:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one where none can be read."""
+    """A JSON object; empty if none can be read."""
     try:
         held = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -269,7 +267,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def lock_log(file: Path) -> IO[bytes] | None:
-    """The log opened to append to, locked for this process and those that inherit it; None: another holds it."""
+    """The log opened for appending, locked for this process and its children; None: another process has the lock."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         log = open(file, "ab")  # noqa: SIM115
@@ -287,7 +285,7 @@ def lock_log(file: Path) -> IO[bytes] | None:
 
 
 def _last_error(log: Path, start: int) -> str:
-    """The last line that tells an error, or the last line at all, of a log from a byte on."""
+    """The last line with an error, or else the last line, of a log from a byte position on."""
     with open(log, "rb") as file:
         file.seek(start)
         lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]

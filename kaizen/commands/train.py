@@ -20,14 +20,14 @@ def main(tokens: Sequence[str]) -> int:
         if {"-h", "--help"} & set(tokens):
             from kaizen.cli.help import help_text
 
-            print(help_text(USAGE, "Train Kaizen, or go on where the run directory left off."))
+            print(help_text(USAGE, "Train Kaizen, or resume the run in its directory."))
             return 0
         return _train(tokens)
 
 
 def _train(tokens: Sequence[str]) -> int:
-    # Read when torch is loaded: threads that wait spin for less long, which costs nothing where the cores are free and
-    # saves most of the time where another program wants them.
+    # torch reads it when it is loaded: waiting threads spin for a shorter time, which costs nothing if the cores are
+    # free and saves most of the time if another program needs them.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     end_with_launcher()
     stop, path = StopRequest(), None
@@ -38,13 +38,13 @@ def _train(tokens: Sequence[str]) -> int:
         path = user_path("run.dir", config.run.dir or default_directory(recipe, preset, config.run.seed))
         stop.watch(path)
         from kaizen.training.trainer import (
-            Trainer,  # torch, accelerate and datasets load only for a configuration that holds
+            Trainer,  # torch, accelerate and datasets are loaded only for a valid configuration
         )
 
         Trainer(recipe, config, path, stop, preset, left_out(*arguments)).run()
     except (Stopped, KeyboardInterrupt) as stopped:
         kept = f"the run is kept in {path}; " if path and path.is_dir() else ""
-        _say(f"stopped by {str(stopped) or 'SIGINT'}: {kept}the same command goes on from here")
+        _say(f"stopped by {str(stopped) or 'SIGINT'}: {kept}the same command resumes the run")
         return Stopped.exit_code
     except ConfigError as error:
         _say(f"error: {error}", error.everywhere)
@@ -59,7 +59,7 @@ def _train(tokens: Sequence[str]) -> int:
 
 
 def _say(text: str, everywhere: bool = False) -> None:
-    """One line on stderr, from one process of the run or from this one; what a launcher says comes below it."""
+    """Print one line on stderr, from one process of the run or from every one; a launcher's output follows it."""
     one_process = os.environ.get("WORLD_SIZE", "1") in ("", "0", "1")
     if everywhere or one_process or os.environ.get("RANK", "0") == "0":
         print(text, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""After a task: features of all images once, then every reader's accuracy on every task's test images."""
+"""Evaluation after a task: features of all images, then every reader's accuracy on every task's test images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,10 +21,10 @@ from kaizen.run.places import task_directory
 
 
 class Measured(NamedTuple):
-    """What is found of a network.
+    """Measurements of a network.
 
-    accuracies: fraction of right guesses on each task's test images by reader; None where the reader cannot name any
-    of their classes. rankme: effective rank of the features of all test images.
+    accuracies: by reader, the fraction of correct predictions on each task's test images; None where the reader cannot
+    name any of their classes. rankme: effective rank of the features of all test images.
     """
 
     accuracies: dict[str, list[float | None]]
@@ -32,10 +32,10 @@ class Measured(NamedTuple):
 
 
 class Evaluator:
-    """Measures networks on the test images of all tasks, over all classes, without telling them the task.
+    """Measures networks on the test images of all tasks, over all classes, without the task index.
 
-    A network is put into eval mode, so its BatchNorm statistics are read and not touched. Readers that learn do so from
-    training images with their true labels, those without a label (-1) left out: `knn` and `linear_probe_seen` from the
+    A network is put into eval mode, so its running statistics are used and not updated. Readers that learn do so from
+    training images with their true labels, except images without a label (-1): `knn` and `linear_probe_seen` from the
     tasks up to the one evaluated (the untrained network: all), `linear_probe_all` from all.
 
     Raises:
@@ -49,14 +49,14 @@ class Evaluator:
         labels = stream.source.train.labels
         self.labelled = [task.train[labels[task.train] >= 0] for task in stream.tasks]
         if self._learning(config.eval.readers) and not len(self.labelled[0]):
-            problem = f"is {list(config.eval.readers)}, and no training image of task 0 has a label to read features by"
+            problem = f"is {list(config.eval.readers)}, and no training image of task 0 has a label to train them"
             raise ConfigError("eval.readers", f"{problem}; allowed: [classifier]")
 
     def network(self, run: Path, task: int) -> Network:
-        """The network as a run's snapshot of a task holds it; task -1: untrained.
+        """The network from a run's snapshot of a task; task -1: untrained.
 
         Raises:
-            ConfigError: the snapshot is missing, damaged, or of other networks.
+            ConfigError: the snapshot is missing, damaged, or of different networks.
         """
         if task < 0:
             return Network(self.config, self.stream.source.num_classes)
@@ -71,7 +71,7 @@ class Evaluator:
         check: Check = lambda: None,
         check_alone: Check = lambda: None,
     ) -> Measured:
-        """Accuracies by reader after a task (-1: of the untrained network), and the rank of the features.
+        """Accuracies by reader after a task (-1: untrained network), and the rank of the features.
 
         All processes call `check` before each batch of images, the main one `check_alone` while readers work; both may
         raise.
@@ -89,7 +89,7 @@ class Evaluator:
 
         def read() -> None:
             found: dict[str, list[float | None]] = {}
-            probed: dict[int, Tensor] = {}  # by training images: after the last task both probes are the same
+            probed: dict[int, Tensor] = {}  # by training images, as both probes are the same after the last task
             for reader in readers:
                 if reader == "classifier":
                     guesses = _classify(network, test)
@@ -120,7 +120,7 @@ class Evaluator:
         return probe.predict(test)
 
     def _taught(self, reader: str, task: int) -> set[int]:
-        """Classes that a reader has been taught after a task (-1: for the untrained network)."""
+        """Classes that a reader has been taught after a task (-1: untrained network)."""
         labels, last = self.stream.source.train.labels, task
         if reader == "classifier":
             labels = self.stream.labels if self.config.classifier.weight else np.full_like(labels, -1)
@@ -130,7 +130,7 @@ class Evaluator:
         return {int(label) for part in taught for label in np.unique(part) if label >= 0}
 
     def _accuracies(self, guesses: Tensor, taught: set[int]) -> list[float | None]:
-        """Fraction of right guesses (all test images, by task) for each task, of a reader taught these classes."""
+        """Fraction of correct predictions (all test images, by task) per task, for a reader taught these classes."""
         labels = [self.stream.source.test.labels[task.test] for task in self.stream.tasks]
         parts = guesses.cpu().split(list(map(len, labels)))
         return [

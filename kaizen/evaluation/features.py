@@ -1,4 +1,4 @@
-"""Features of images as they are: no augmentation, eval mode."""
+"""Features of unaugmented images in eval mode."""
 
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -12,7 +12,7 @@ from kaizen.parallel import Parallel, memory_format, shard
 
 BATCH = 256
 RANK_IMAGES = 25_600
-"""Most images that `rankme` looks at, as many as its authors do."""
+"""Maximum number of images for `rankme`, as its authors use."""
 
 
 @torch.no_grad()
@@ -25,11 +25,11 @@ def extract_features(
 ) -> Tensor:
     """Features (n, d) float32 of the images of all sets, one set after the other, on every process.
 
-    Processes share whole batches, so that each image meets the same arithmetic however many they are.
+    Processes share whole batches, so that the arithmetic of each image does not depend on their number.
 
     Args:
-        encoder: images (n, 3, h, w) -> features (n, d), on the device; left in the mode it was in, its BatchNorm
-            statistics are read and not touched.
+        encoder: images (n, 3, h, w) -> features (n, d), on the device; its mode is restored, its running
+            statistics are used and not updated.
         sets: images uint8 (N, 3, h, w) and rows of them (n,).
         moments: mean and std (3,) for 0..1, on the device.
         check: called by all processes before each batch.
@@ -61,10 +61,10 @@ def rankme(features: Tensor) -> float:
     """Effective rank of features (n, d), 1 to min(n, d), or 0 if all are 0.
 
     exp of the entropy of the singular values, divided by their sum (RankMe: Garrido et al. 2023, arXiv 2210.02885,
-    equation 2, without its epsilon); of more than RANK_IMAGES rows, evenly spaced ones are taken.
+    equation 2, without its epsilon); if there are more than RANK_IMAGES rows, evenly spaced rows are taken.
     """
     rows = wide(features[:: -(-len(features) // RANK_IMAGES) or 1])
-    # Of the small square matrix: a fraction of the time of a decomposition of all rows.
+    # From the small square matrix, in a fraction of the time of a decomposition of all rows.
     squares = torch.linalg.eigvalsh(rows.T @ rows)
     values = squares[squares > torch.finfo(squares.dtype).eps * len(squares) * squares.amax()].sqrt()
     shares = values / values.sum()

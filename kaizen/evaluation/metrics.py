@@ -1,12 +1,12 @@
 """Metrics of an accuracy matrix A[t][i]: accuracy on task i's test images after training task t.
 
-Tasks weigh equally. Several libraries define forgetting differently; DEFINITIONS says what is meant here.
+All tasks have equal weight. Libraries define forgetting in different ways; DEFINITIONS contains those used here.
 """
 
 from collections.abc import Sequence, Set
 
 Row = Sequence[float | None]
-"""Accuracies by task, fractions; None: see `cannot_name`."""
+"""Accuracies per task as fractions; None: see `cannot_name`."""
 
 DEFINITIONS = {
     "final_accuracy": "mean over tasks after the last task",
@@ -31,18 +31,18 @@ PROTOCOLS = {
 def cannot_name(taught: Set[int], asked: Set[int]) -> bool:
     """Whether a reader taught these classes is wrong on every image of the classes asked for, whatever the features.
 
-    One that was taught nothing guesses, and may be right.
+    A reader that was taught nothing guesses, and may be right.
     """
     return bool(taught) and bool(asked) and not taught & asked
 
 
 def summarize(matrix: Sequence[Row], untrained: Row | None) -> dict[str, float | None]:
-    """Metrics by name (see DEFINITIONS); None where one task or an unfinished run leaves them undefined.
+    """Metrics by name (see DEFINITIONS); None if they are undefined, for one task or an unfinished run.
 
-    A cell that is None counts as 0, as each of its images is judged wrong; the forward transfer then is None.
+    A cell that is None counts as 0, as every prediction for it is wrong; the forward transfer is None then.
 
     Args:
-        matrix: A[t][i] for the tasks done, fractions.
+        matrix: A[t][i] for the finished tasks, fractions.
         untrained: accuracies of the untrained network.
     """
     found: dict[str, float | None] = dict.fromkeys(DEFINITIONS)

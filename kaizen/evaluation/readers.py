@@ -1,6 +1,6 @@
-"""What reads frozen features (n, d): a linear probe that converges, and weighted nearest neighbours.
+"""Readers of frozen features (n, d): a converged linear probe, and weighted nearest neighbours.
 
-Neither is given a test label, and the probe's regularisation is chosen on held-out training features alone.
+Neither sees a test label; the probe's regularisation is chosen on held-out training features alone.
 """
 
 from collections.abc import Callable
@@ -16,15 +16,15 @@ from kaizen.evaluation.features import wide
 Check = Callable[[], None]
 
 REGULARISATIONS = tuple(10.0**-power for power in range(6))
-"""Weights of the L2 term tried, strongest first; scikit-learn's C is 1 / (weight x n)."""
+"""Weights of the L2 term to try, strongest first; scikit-learn's C is 1 / (weight x n)."""
 HELD_OUT = 5
-"""One in so many training images of a class judges the regularisation."""
+"""One in this many training images of a class is held out to choose the regularisation."""
 TOLERANCE, TRIAL_TOLERANCE, STEPS = 1e-6, 1e-4, 2000
-"""Largest entry of the gradient where the probe has converged, the same where a regularisation can be judged, and the
-solver's most iterations. Coordinates are scaled so that the loss curves by about 1 at most."""
+"""Largest entry of the gradient at which the probe has converged, the same for choosing a regularisation, and the
+maximum number of iterations of the solver. Coordinates are scaled so that the loss curves by about 1 at most."""
 TEMPERATURE = 0.07
 SIMILARITIES = 2**24
-"""Similarities held at once."""
+"""Maximum number of similarities in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class LinearProbe:
     """Multinomial logistic regression on standardised features.
 
     mean, std: float64 (d,) of the training features; weights: float64 (d + 1, c), the last row the bias; classes: int64
-    (c,), those with a training image; regularisation: weight of 0.5 x the squared norm beside the mean cross-entropy;
-    gradient: as TOLERANCE has it, where the solver ended; at most TOLERANCE if it converged.
+    (c,), those with a training image; regularisation: weight of 0.5 x the squared norm, added to mean cross-entropy;
+    gradient: its largest entry where the solver ended; at most TOLERANCE if it converged.
     """
 
     mean: Tensor
@@ -52,17 +52,17 @@ class LinearProbe:
 def fit_probe(features: Tensor, labels: Tensor, seed: int, check: Check = lambda: None) -> LinearProbe:
     """A probe of features (n, d) and labels int64 (n,), deterministic.
 
-    Its regularisation is the one with the best accuracy on a held-out fifth of them, of equals the strongest; it is
-    then fitted to all. `check` is called before each look of the solver at the features, and may raise.
+    Its regularisation has the best accuracy on a held-out fifth of them (the strongest of equals); the probe is then
+    fitted to all. `check` is called before each pass of the solver over the features, and may raise.
     """
     doubles = wide(features)
     mean, std = doubles.mean(dim=0), doubles.std(dim=0, correction=0)
-    # A feature that never changes has, but for rounding, no spread to divide by.
+    # A constant feature has no spread to divide by, except for rounding.
     std = torch.where(std > 1e-7 * mean.abs(), std, 1.0)
     inputs = (doubles - mean) / std
     del doubles  # copies of all features are large
     classes, targets = labels.to(inputs.device).unique(return_inverse=True)
-    # Along the axes in which the features vary, the solver can tell steep directions from flat ones.
+    # Along the principal axes of the features, the solver can distinguish steep directions from flat ones.
     spread, axes = torch.linalg.eigh(inputs.T @ inputs / len(inputs))
     inputs = inputs @ axes
     problem = _Problem(inputs, targets, spread.clamp(min=0))
@@ -73,10 +73,10 @@ def fit_probe(features: Tensor, labels: Tensor, seed: int, check: Check = lambda
 
 
 def _choose(problem: "_Problem", seed: int, check: Check) -> tuple[float, Tensor]:
-    """The best regularisation and the weights it gave, each fit started from the one before."""
+    """The best regularisation and its weights; each fit starts from the previous one."""
     inputs, targets = problem.inputs, problem.targets
     held = held_out(targets, seed)
-    if not held.any():  # no class has two images: nothing to judge by
+    if not held.any():  # no class has two images, so none can be held out
         held = torch.ones_like(held)
         kept = held
     else:
@@ -94,7 +94,7 @@ def _choose(problem: "_Problem", seed: int, check: Check) -> tuple[float, Tensor
 
 
 def held_out(targets: Tensor, seed: int) -> Tensor:
-    """Which of targets int64 (n,) to hold out, bool (n,): a seeded fifth of each class, one at least of two or more."""
+    """Mask bool (n,) of the held-out targets int64 (n,): a seeded fifth per class, at least one of two or more."""
     order = permutation(len(targets), fold(seed, Purpose.EVALUATION)).to(targets.device)
     held = torch.zeros_like(targets, dtype=torch.bool)
     for target in targets.unique():
@@ -108,8 +108,8 @@ def held_out(targets: Tensor, seed: int) -> Tensor:
 class _Problem:
     """Least mean cross-entropy + 0.5 x regularisation x squared norm of the weights (the bias is free).
 
-    inputs: (n, d) along the axes of the features' spread; targets: int64 (n,); spread: (d,) mean squares of all the
-    inputs there are, of which these may be a part.
+    inputs: (n, d) along the axes of the features' spread; targets: int64 (n,); spread: (d,) mean squares of all
+    inputs, of which these may be a part.
     """
 
     inputs: Tensor
@@ -119,8 +119,8 @@ class _Problem:
     def solve(self, regularisation: float, start: Tensor, tolerance: float, check: Check) -> tuple[Tensor, float]:
         """Weights (d + 1, c) and the largest entry of the gradient there.
 
-        The problem is convex; L-BFGS on all images at once finds its one minimum. Each direction is measured in units
-        of the steepest it can be (Böhning 1992: half its spread, and the regularisation), which takes a third of the
+        The problem is convex; L-BFGS on all images at once finds its only minimum. Each direction is scaled by its
+        maximum curvature (Böhning 1992: half its spread, plus the regularisation), which takes a third of the
         iterations.
         """
         inputs, targets = self.inputs, self.targets
@@ -165,7 +165,7 @@ def nearest_neighbours(train: Tensor, labels: Tensor, test: Tensor, k: int, chec
     """Labels int64 (m,) that the k nearest of train (n, d) with labels int64 (n,) vote for, for each of test (m, d).
 
     Nearest by cosine, votes weighted by exp(cosine / 0.07) (Wu et al. 2018, arXiv 1805.01978); k is cut to n. `check`
-    is called before each piece of the work, and may raise.
+    is called before each chunk, and may raise.
     """
     train, labels = F.normalize(train, dim=1), labels.to(train.device)
     k, classes = min(k, len(train)), int(labels.max()) + 1
@@ -173,7 +173,7 @@ def nearest_neighbours(train: Tensor, labels: Tensor, test: Tensor, k: int, chec
     for part in F.normalize(test, dim=1).split(max(1, SIMILARITIES // len(train))):
         check()
         cosines, neighbours = (part @ train.T).topk(k, dim=1)
-        # One less in the exponent changes no vote's share and keeps the sums small.
+        # Subtracting 1 in the exponent changes no vote's share and keeps the sums small.
         votes = cosines.new_zeros(len(part), classes)
         votes.scatter_add_(1, labels[neighbours], ((cosines - 1) / TEMPERATURE).exp())
         guesses.append(votes.argmax(dim=1))

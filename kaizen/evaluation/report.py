@@ -1,7 +1,7 @@
-"""Runs compared: groups of runs that differ in their seed alone, and every metric's mean and spread over the seeds.
+"""Comparison of runs: groups of runs that differ only in their seed, with each metric's mean and spread over seeds.
 
-Everything here is plain data: `summarise_groups` gives numbers, `sheets` arranges them as tables, `markdown` and
-`csv_text` write them down. Fractions stay fractions until they are shown in per cent.
+Everything here is plain data: `summarise_groups` computes numbers, `sheets` arranges them as tables, `markdown` and
+`csv_text` format them. Fractions are converted to per cent only in tables.
 """
 
 import csv
@@ -27,9 +27,9 @@ CSV_COLUMNS = (
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as its directory tells it.
+    """A run as read from its directory.
 
-    config: flat, by dotted key; readers: of results.json; provenance: see kaizen.evaluation.schema.
+    config: flat, by dotted key; readers: from results.json; provenance: see kaizen.evaluation.schema.
     """
 
     path: str
@@ -45,17 +45,17 @@ class RunRecord:
         return f"{self.recipe}-{self.preset}" if self.preset else self.recipe
 
     def value(self, reader: str, metric: str) -> float | None:
-        """A metric (fraction), or None where it is undefined or not there yet."""
+        """A metric (fraction); None if it is undefined or not available yet."""
         found = self.readers.get(reader, {}).get(metric)
         return float(found) if isinstance(found, int | float) and math.isfinite(found) else None
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one configuration by seed, and runs left out because their seed was there already.
+    """Runs of one configuration by seed, and runs left out because they repeat a seed.
 
     The name is `label` (of equal configurations under several names: all, joined by " = ") and `keys`: those by which
-    groups of one label differ, and what groups of any label were trained on or how, where that differs.
+    groups of one label differ, and differences in data and training between groups of any label.
     """
 
     label: str
@@ -65,13 +65,13 @@ class Group:
 
     @property
     def name(self) -> str:
-        """What the group is called in tables."""
+        """Name of the group in tables."""
         return f"{self.label} {self.keys}".rstrip()
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean and standard deviation (ddof 1) of n values; None where n is too small for them."""
+    """Mean and standard deviation (ddof 1) of n values; None if n is too small."""
 
     mean: float | None
     std: float | None
@@ -80,7 +80,7 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Row:
-    """A metric of a reader over a group's seeds, and the paired differences to a baseline where there is one."""
+    """A metric of a reader over a group's seeds, and the paired differences from a baseline, if there is one."""
 
     group: str
     reader: str
@@ -92,7 +92,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table as text: title, header and rows of equal length, the first column names the group."""
+    """A table as text: title, header and rows of equal length; the first column names the group."""
 
     title: str
     header: tuple[str, ...]
@@ -100,9 +100,9 @@ class Sheet:
 
 
 def group_runs(records: Sequence[RunRecord]) -> list[Group]:
-    """Groups of runs that are equal in provenance and configuration, except for the seed and keys that decide nothing.
+    """Groups of runs of equal provenance and configuration, except the seed and keys that do not affect the result.
 
-    Of runs that also have the same seed one counts: that with the most metrics, then the first.
+    Of several runs with the same seed, only one counts: the one with the most metrics, then the first.
     """
     held: dict[str, list[RunRecord]] = {}
     for record in records:
@@ -118,7 +118,7 @@ def group_runs(records: Sequence[RunRecord]) -> list[Group]:
             for other, (first, *_) in zip(configs, held.values(), strict=True)
             if first.config.get(SOURCE) == source
         ]
-        # A difference to any of these is shown: of other keys, to groups of the same label.
+        # Differences in these keys are shown between all groups, in other keys only between groups of one label.
         compared = {"data": siblings + same_source, **dict.fromkeys(SETTINGS, configs)}
         every = dict.fromkeys([*(key for other in siblings for key in other), *compared])
         differ = [k for k in every if any(other.get(k) != config.get(k) for other in compared.get(k, siblings))]
@@ -129,10 +129,10 @@ def group_runs(records: Sequence[RunRecord]) -> list[Group]:
 
 
 def _deciding(record: RunRecord) -> dict[str, Any]:
-    # A key that is not there, as in runs of earlier versions, counts as null.
+    # A missing key, as in runs of earlier versions, counts as null.
     held = {key: value for key, value in record.config.items() if value is not None}
     held = {key: value for key, value in held.items() if key != SEED and not is_free(key)}
-    if "data" in record.provenance:  # the digest tells what lies at these places
+    if "data" in record.provenance:  # the digest identifies the data at these places
         held = {key: value for key, value in held.items() if key not in PLACE_KEYS}
     return {**held, **record.provenance}
 
@@ -156,14 +156,14 @@ def _metrics_there(record: RunRecord) -> int:
 
 
 def describe_values(values: Sequence[float | None]) -> Statistics:
-    """Mean, standard deviation and number of the values that are there."""
+    """Mean, standard deviation and number of the values that are not None."""
     there = [value for value in values if value is not None]
     mean = statistics.fmean(there) if there else None
     return Statistics(mean, statistics.stdev(there) if len(there) > 1 else None, len(there))
 
 
 def paired_difference(group: Group, baseline: Group, reader: str, metric: str) -> Statistics:
-    """Statistics of value minus baseline over the seeds for which both are there."""
+    """Statistics of value minus baseline over the seeds that have both."""
     differences: list[float | None] = []
     for seed in group.runs.keys() & baseline.runs.keys():
         mine, theirs = (side.runs[seed].value(reader, metric) for side in (group, baseline))
@@ -172,7 +172,7 @@ def paired_difference(group: Group, baseline: Group, reader: str, metric: str) -
 
 
 def find_baseline(groups: Sequence[Group], group: Group, name: str) -> Group | None:
-    """The group of that name; or, if it is a preset's, the one of the same recipe and keys under that preset."""
+    """The group with this name; if it names a preset, the group of that preset with the same recipe and keys."""
     exact = [other for other in groups if name in (other.name, *other.label.split(" = "))]
     if len(exact) == 1:
         return exact[0]
@@ -186,7 +186,7 @@ def find_baseline(groups: Sequence[Group], group: Group, name: str) -> Group | N
 
 
 def summarise_groups(groups: Sequence[Group], baseline: str | None = None) -> list[Row]:
-    """A row for every reader, group and metric.
+    """One row per reader, group and metric.
 
     Raises:
         ConfigError: no group has the baseline's name.
@@ -210,7 +210,7 @@ def summarise_groups(groups: Sequence[Group], baseline: str | None = None) -> li
 
 
 def sheets(rows: Sequence[Row]) -> list[Sheet]:
-    """For each reader a table of values, and one of differences if there are any: mean ± std (n), in per cent."""
+    """Per reader a table of values, and a table of differences if there are any: mean ± std (n), in per cent."""
     found = []
     for reader in dict.fromkeys(row.reader for row in rows):
         mine = [row for row in rows if row.reader == reader]
@@ -224,7 +224,7 @@ def sheets(rows: Sequence[Row]) -> list[Sheet]:
         title = f"{reader}: top-1 on the test images of all classes, in %: mean ± standard deviation over seeds (n)"
         found.append(Sheet(title, ("group", *metrics), tuple(map(tuple, lines.values()))))
         if compared:
-            title = f"{reader}: differences to the baseline, paired by seed, in points: mean ± standard deviation (n)"
+            title = f"{reader}: differences from the baseline, paired by seed, in points: mean ± standard deviation (n)"
             found.append(Sheet(title, ("group", "baseline", *metrics), tuple(map(tuple, compared.values()))))
     return found
 
@@ -237,7 +237,7 @@ def _cell(found: Statistics, sign: str = "") -> str:
 
 
 def definitions() -> list[str]:
-    """Every metric's name and definition, a line each."""
+    """Name and definition of every metric, one line each."""
     return [f"{metric.replace('_', ' ')}: {definition}" for metric, definition in DEFINITIONS.items()]
 
 

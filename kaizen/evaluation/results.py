@@ -1,6 +1,6 @@
-"""results.json (schema 2, see README.md): accuracy matrices and what the run cost, rewritten after every task.
+"""results.json (schema 2, see README.md): accuracy matrices and costs of the run, rewritten after every task.
 
-Each reader has rows of its own, for the first so many tasks; one that the configuration no longer names keeps its rows.
+Each reader has its own rows, one per task from the first on. A reader that is no longer configured keeps its rows.
 """
 
 import math
@@ -21,15 +21,15 @@ from kaizen.run.places import task_directory
 
 
 class Results:
-    """The content of results.json, read back when a run goes on.
+    """The content of results.json, read back when a run resumes.
 
     Args:
-        file: where it is kept.
+        file: its path.
         described: recipe, preset (or None) and config_hash of the run.
-        config, stream: what is evaluated on.
+        config, stream: the configuration and data of the evaluation.
 
     Raises:
-        ConfigError: the file is there and cannot be read, or its results are those on other data.
+        ConfigError: the file exists and cannot be read, or its results are on different data.
     """
 
     def __init__(self, file: Path, described: Mapping[str, str | None], config: Config, stream: Stream) -> None:
@@ -64,11 +64,11 @@ class Results:
                     str(file), f"cannot be read ({type(error).__name__}: {error}); delete it to evaluate again"
                 ) from None
             if not same:
-                raise ConfigError(str(file), "holds results on other images or labels; allowed: those, or another file")
+                raise ConfigError(str(file), "contains results on different images or labels; allowed: another file")
             self.content |= held | told
 
     def keep(self, tasks: int) -> None:
-        """Drop the rows of tasks beyond the first `tasks`: those whose end state is gone will be trained again."""
+        """Drop the rows of tasks beyond the first `tasks`: tasks whose end state no longer exists are trained again."""
         for found in self.content["readers"].values():
             found["matrix"] = found["matrix"][:tasks]
             found |= summarize(found["matrix"], found["untrained"])
@@ -79,7 +79,7 @@ class Results:
             self.content[name] = self.content[name][:tasks]
 
     def lacking(self, task: int, readers: Sequence[str]) -> list[str]:
-        """Which of these readers have no row for a task; task -1 is the untrained network's."""
+        """Those of these readers that have no row for a task (-1: untrained network)."""
         held = self.content["readers"]
         return [reader for reader in readers if reader not in held or len(held[reader]["matrix"]) <= task]
 
@@ -89,7 +89,7 @@ class Results:
             self.content["readers"].pop(reader, None)
 
     def add_row(self, task: int, measured: Measured) -> None:
-        """What was measured after a task (-1: of the untrained network); its readers have the rows before it."""
+        """Add the measurements after a task (-1: untrained network); its readers have all earlier rows."""
         held, ranks = self.content["readers"], self.content["rankme"]
         if task >= 0:
             ranks += [None] * (task + 1 - len(ranks))
@@ -100,14 +100,14 @@ class Results:
             else:
                 held[reader]["matrix"].append(values)
             held[reader] |= summarize(held[reader]["matrix"], held[reader]["untrained"])
-        # In one order, whenever a reader came.
+        # In a fixed order, whenever a reader was added.
         places = {reader: place for place, reader in enumerate(get_args(Reader))}
         self.content["readers"] = dict(sorted(held.items(), key=lambda item: places.get(item[0], len(places))))
 
     def add_seconds(self, task: int, *, images: int, trained: float, evaluated: float) -> None:
-        """What a task cost: images it trained on (counted again each epoch) and seconds.
+        """Add the costs of a task: training images (counted in every epoch) and seconds.
 
-        A task evaluated again, for other readers, takes that much longer to evaluate.
+        A further evaluation of a task, for new readers, adds to its evaluation time.
         """
         seconds = self.content["seconds"]
         if task < len(seconds["train"]):
@@ -130,7 +130,7 @@ class Results:
 
 
 def _image_bytes(file: Path) -> int | None:
-    """Bytes of the images in a replay memory; None where the file cannot be read."""
+    """Bytes of the images in a replay memory; None if the file cannot be read."""
     try:
         with safe_open(file, "numpy") as held:
             return math.prod(held.get_slice("images").get_shape())  # uint8
@@ -139,7 +139,7 @@ def _image_bytes(file: Path) -> int | None:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """An earlier results.json; what is added to later must be there."""
+    """An earlier results.json, with all members that are extended later."""
     held = read_results(file)
     seconds = held["seconds"]
     lists = [held["images_per_second"], held["rankme"], seconds["train"], seconds["evaluate"]]

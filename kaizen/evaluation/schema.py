@@ -1,4 +1,4 @@
-"""What evaluation reads of a run's files: results.json (schema 2; schema 1 is converted) and environment.json."""
+"""Reads results.json (schema 2; schema 1 is converted) and environment.json of a run."""
 
 import json
 from pathlib import Path
@@ -9,16 +9,16 @@ from kaizen.run.environment import read_environment
 
 SCHEMA = 2
 DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)
-"""What is raised for a results.json that cannot be read or is none."""
+"""Exceptions for a results.json that cannot be read or is invalid."""
 SETTINGS = {"mixed_precision": "no", "gradient_accumulation_steps": "1"}
-"""What a launch may set that changes the result of a training, and the usual values."""
+"""Settings of a launch that affect the result of training, and their usual values."""
 
 
 def read_results(file: Path) -> dict[str, Any]:
-    """The content of a results.json as schema 2 has it.
+    """The content of a results.json, converted to schema 2.
 
     Raises:
-        DAMAGED: the file cannot be read, or is no results.json.
+        DAMAGED: the file cannot be read, or is not a results.json.
     """
     held: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     schema = held.get("schema", 1)
@@ -28,7 +28,7 @@ def read_results(file: Path) -> dict[str, Any]:
 
 
 def _converted(held: dict[str, Any]) -> dict[str, Any]:
-    """Schema 1 has a 0 (or a guess) where schema 2 has a null, and neither names nor ranks."""
+    """Convert schema 1: it has 0 (or a guess) where schema 2 has null, and neither names nor ranks."""
     classes = [frozenset(task["classes"]) for task in held["stream"]["tasks"]]
     for name, reader in held["readers"].items():
         taught: frozenset[int] = frozenset().union(*(classes if name == "linear_probe_all" else ()))
@@ -42,9 +42,9 @@ def _converted(held: dict[str, Any]) -> dict[str, Any]:
 
 
 def provenance(run: Path) -> dict[str, str]:
-    """What environment.json tells of a run: `data`, the digest, and unusual values of SETTINGS.
+    """Provenance of a run from environment.json: `data`, the digest, and unusual values of SETTINGS.
 
-    Where starts of the run had several values, these are joined by `+`; empty where the file cannot be read.
+    Different values from several starts are joined by `+`; empty if the file cannot be read.
     """
     held = read_environment(run / "environment.json")
     found = {"data": str(held["data"])} if "data" in held else {}

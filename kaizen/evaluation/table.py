@@ -16,7 +16,7 @@ from kaizen.evaluation.metrics import DEFINITIONS, mean
 from kaizen.run.checkpoint import write_text
 
 COLUMN, LABEL = 10, 44
-"""Characters of a task's column, its border included, and of a row's label at most."""
+"""Width of a task's column with its border, and maximum length of a row's label, in characters."""
 LEAST_WIDTH = 112
 UNTAUGHT = "classes not yet taught to the reader, which it cannot name: counts as 0"
 COLD, WARM = (247, 251, 255), (33, 113, 181)
@@ -33,7 +33,7 @@ def print_results(results: Mapping[str, Any]) -> None:
 
 
 def show_results(results: Mapping[str, Any], picture: Path) -> None:
-    """Print the results and save the same as a picture; they are in results.json, so a picture may fail."""
+    """Print the results and save them as a picture; a failed picture is no error, as results.json has the results."""
     try:
         save_picture(results, picture)
     except Exception as error:
@@ -42,13 +42,13 @@ def show_results(results: Mapping[str, Any], picture: Path) -> None:
 
 
 def save_picture(results: Mapping[str, Any], file: Path) -> None:
-    """Write what `print_results` prints as an SVG picture, atomically."""
+    """Write the output of `print_results` as an SVG picture, atomically."""
     console = Console(highlight=False, record=True, file=io.StringIO(), width=_width(results), force_terminal=True)
     for part in _parts(results):
         console.print(part)
     title = f"Kaizen: {results['recipe']}"
     picture = console.export_svg(title=title, theme=DEFAULT_TERMINAL_THEME, unique_id="kaizen")
-    # No font is loaded from elsewhere: the viewer's own fixed-width one will do.
+    # No font is downloaded; the viewer's fixed-width font suffices.
     picture = re.sub(r"@font-face \{.*?\}", "", picture, flags=re.DOTALL)
     write_text(file, picture.replace("Fira Code", "DejaVu Sans Mono, Menlo, Consolas"))
 
@@ -58,7 +58,7 @@ def _width(results: Mapping[str, Any]) -> int:
 
 
 def _labels(results: Mapping[str, Any]) -> list[str]:
-    """Labels of a matrix' rows: the untrained network's and each task's, with its classes or its domain."""
+    """Row labels of a matrix: the untrained network, then each task with its classes or its domain."""
     labels = [f"task {index}: {task['name']}" for index, task in enumerate(results["stream"]["tasks"])]
     return ["nothing (untrained)", *(x if len(x) <= LABEL else x[: LABEL - 1] + "…" for x in labels)]
 
@@ -75,7 +75,7 @@ def _matrix(reader: str, found: Mapping[str, Any], labels: Sequence[str]) -> Tab
     for index in range(len(labels) - 1):
         table.add_column(f"task {index}", justify="right")
     table.add_column("mean of seen", justify="right")
-    # As Text, since the names are the user's and may look like rich's markup.
+    # As Text, because names come from the user and may look like rich's markup.
     table.add_row(Text(labels[0]), *map(_cell, found["untrained"]), "")
     for index, (label, row) in enumerate(zip(labels[1:], found["matrix"], strict=False)):
         table.add_row(Text(label), *map(_cell, row), _cell(mean(row[: index + 1])))
@@ -83,7 +83,7 @@ def _matrix(reader: str, found: Mapping[str, Any], labels: Sequence[str]) -> Tab
 
 
 def _metrics(readers: Mapping[str, Any]) -> list[RenderableType]:
-    """A table with a row per metric and a column per reader, and what each metric means."""
+    """A table with one row per metric and one column per reader, and the definition of each metric."""
     table = Table(title="metrics in %", title_justify="left")
     table.add_column("")
     for reader in readers:

@@ -89,8 +89,8 @@ def test_a_finished_run_of_ours_is_reported_as_its_results_say(
     ("tokens", "said"),
     [
         ([], "RUN"),
-        (["{tmp}/none"], "RUN: '{tmp}/none' is no run directory and holds none"),
-        (["{tmp}"], "RUN: '{tmp}' is no run directory and holds none"),
+        (["{tmp}/none"], "RUN: '{tmp}/none' is not a run directory and contains none"),
+        (["{tmp}"], "RUN: '{tmp}' is not a run directory and contains none"),
         (["{run}", "--baseline", "kaizn"], "--baseline: is 'kaizn'; allowed: 'digits'"),
         (["{run}", "--out", "/proc/none"], "--out: /proc/none cannot be written"),
         (["{run}", "--optim.lr", "3"], "--optim.lr"),

@@ -51,7 +51,7 @@ def test_a_sweep_that_is_killed_and_stopped_ends_as_its_runs_alone_would_and_tel
     stopped.send_signal(signal.SIGTERM)
     out, error = stopped.communicate(timeout=60)
     assert stopped.returncode == 75, error
-    assert "the same command goes on from here" in error
+    assert "the same command resumes the runs" in error
     assert status_of(paths["cassle"])["state"] == "stopped"
     last = start(three)
     out, error = last.communicate(timeout=120)
@@ -128,7 +128,7 @@ def test_runs_at_a_time_share_the_cores_and_what_is_set_stays(
     given: list[list[str]] = [[], ["--jobs", "2"], ["--jobs", "9"], ["--jobs", "2", "--launcher", f"{script} -q"]]
     for more in given:
         assert run([*arguments, *more], COMMANDS) == 3
-        assert "failed   digits-seed0: exit code 0: it said nothing" in capsys.readouterr().out
+        assert "failed   digits-seed0: exit code 0: no output" in capsys.readouterr().out
     monkeypatch.setenv("KAIZEN_THREADS", "5")
     assert run([*arguments, "--jobs", "2"], COMMANDS) == 3
     rest = f"-m kaizen.commands.train digits --run.dir {tmp_path}/runs/digits-seed0"
@@ -170,6 +170,6 @@ def test_a_file_named_stop_ends_a_sweep_and_a_launcher_is_stopped_by_a_file_too(
     (tmp_path / "runs/stop").touch()
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 75
-    assert f"stopped  {path.name}: it goes on from where it was" in out
+    assert f"stopped  {path.name}: the same command resumes it" in out
     assert "stop" in status_of(path)["reason"]
     assert not (tmp_path / "runs/stop").exists()

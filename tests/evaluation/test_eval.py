@@ -203,7 +203,10 @@ def test_other_data_are_refused_or_have_a_file_of_their_own(
     files, given = files_of(path), ["eval", str(path), "--data.source", source, "--data.cache_dir", cache]
     assert run(given, COMMANDS) == 2
     error = capfd.readouterr().err
-    assert f"error: data.source: {source} holds other images or labels than {path} was trained on" in error
+    assert (
+        f"error: data.source: {source} contains different images or labels from those that {path} was trained on"
+        in error
+    )
     assert "--other-data NAME" in error
     assert files_of(path) == files
     assert run([*given, "--other-data", "fewer"], COMMANDS) == 0
@@ -213,7 +216,7 @@ def test_other_data_are_refused_or_have_a_file_of_their_own(
     assert {name: content for name, content in files_of(path).items() if name != "results-fewer.json"} == files
     # A file holds results on one set of data.
     assert run(["eval", str(path), "--other-data", "fewer"], COMMANDS) == 2
-    assert "holds results on other images or labels" in capfd.readouterr().err
+    assert "contains results on different images or labels" in capfd.readouterr().err
 
 
 def test_other_data_of_other_classes_are_refused(
