@@ -1,4 +1,4 @@
-"""Other ways to make the two views, timed beside ours on one thread of the CPU."""
+"""Alternative pipelines of two views, timed against ours on one thread of the CPU."""
 
 import random
 import time
@@ -51,7 +51,7 @@ def _pil_pipeline(view: ViewConfig, size: int, moments: tuple[Tensor, Tensor]) -
 
 
 def against_kornia(images: np.ndarray, views: Sequence[ViewConfig], size: int, moments: tuple[Tensor, Tensor]) -> Views:
-    """Kornia's augmentations of the whole batch, with parameters an image."""
+    """Kornia's augmentations of the whole batch, with parameters per image."""
     import kornia.augmentation as ka
 
     def pipeline(view: ViewConfig, side: int) -> Any:
@@ -59,7 +59,7 @@ def against_kornia(images: np.ndarray, views: Sequence[ViewConfig], size: int, m
             ka.RandomResizedCrop((side, side), view.crop_scale, view.crop_ratio, resample="bicubic"),
             ka.ColorJitter(*view.jitter, p=view.jitter_p) if view.jitter_p else None,
             ka.RandomGrayscale(p=view.gray_p) if view.gray_p else None,
-            # As wide as three of the largest sigma to either side, within the image.
+            # Three times the largest sigma to either side, within the image.
             ka.RandomGaussianBlur((_odd(view, side),) * 2, view.blur_sigma, p=view.blur_p) if view.blur_p else None,
             ka.RandomSolarize((SOLARIZE_FROM / 255,) * 2, (0.0, 0.0), p=view.solarize_p) if view.solarize_p else None,
             ka.RandomHorizontalFlip(p=view.flip_p) if view.flip_p else None,
@@ -86,11 +86,11 @@ PIPELINES = {"pil": against_pil, "kornia": against_kornia}
 
 
 def compare_views(name: str, config: Config, stream: Stream, repetitions: int) -> dict[str, Spread]:
-    """Two-view images a second of `kaizen.data.views.augment` and of another pipeline, and how many times as fast.
+    """Two-view images per second of `kaizen.data.views.augment` and of another pipeline, and their ratio.
 
     Args:
         name: one of PIPELINES.
-        repetitions: how often both make the views of a batch, in turns.
+        repetitions: how often each makes the views of a batch, in turns.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Whether a later task costs what an early one does: many small tasks trained one after the other."""
+"""Compares the cost of late and early tasks: trains many small tasks in sequence."""
 
 import json
 from itertools import pairwise
@@ -17,7 +17,7 @@ from kaizen.training.defaults import Facts, suit
 from kaizen.training.plan import Plan, make_plan
 
 EARLY = 1
-"""The first task with a teacher and a memory, which the last one is compared with."""
+"""The first task with a teacher and a memory; the last task is compared with it."""
 FEWEST = EARLY + 2
 
 
@@ -34,7 +34,7 @@ def check_tasks(config: Config, tasks: int) -> None:
 
 
 def small_tasks(config: Config, steps: int, synthetic: bool, folder: Path, parallel: Parallel) -> tuple[Config, str]:
-    """A configuration whose tasks have the same batch and at least so many steps, and what its data are.
+    """A configuration whose tasks have the same batch and at least so many steps, and a description of its data.
 
     Args:
         folder: where random images are written.
@@ -59,14 +59,14 @@ def small_tasks(config: Config, steps: int, synthetic: bool, folder: Path, paral
 
 
 def step_seconds(run: Path, task: int) -> list[float]:
-    """Seconds of each step of a task but the first, from a run's log of every step."""
+    """Seconds of each step of a task except the first, from a run's log of every step."""
     records = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     ends = [record["seconds"] for record in records if record["task"] == task]
     return [end - begin for begin, end in pairwise(ends)]
 
 
 def compare_tasks(config: Config, stream: Stream, plan: Plan, run: Path, parallel: Parallel, turns: int) -> Spread:
-    """Seconds a step of the last task over those of task 1, both begun anew from the run's files and run in turns."""
+    """Ratio of seconds per step, last task to task 1, both restarted from the run's files and run in turns."""
     last = len(stream.tasks) - 1
     sessions = [
         Session(config, stream, plan, task, run, parallel, logs=run / f"again-{task}", steps=plan.tasks[task].steps)
@@ -79,7 +79,7 @@ def compare_tasks(config: Config, stream: Stream, plan: Plan, run: Path, paralle
 
 
 def summary(run: Path, plan: Plan, epochs: int, peaks: list[int], again: Spread) -> dict[str, Any]:
-    """What a finished run cost, task by task; evaluation's share is that of tasks of the recipe's own `epochs`."""
+    """Costs of a finished run per task; the share of evaluation assumes the recipe's full `epochs`."""
     tasks = len(plan.tasks)
     taken = [step_seconds(run, task) for task in range(tasks)]
     evaluated = json.loads((run / "results.json").read_text(encoding="utf-8"))["seconds"]["evaluate"]

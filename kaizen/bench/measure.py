@@ -1,4 +1,4 @@
-"""Everything that is measured of one step, as one dictionary of plain numbers."""
+"""All measurements of one step, as one dictionary of plain numbers."""
 
 import shutil
 import tempfile
@@ -29,13 +29,13 @@ from kaizen.training.plan import make_plan
 from kaizen.training.recording import check_recording, why_ordinary
 
 BLOCK_SECONDS = 0.5
-"""A repetition is as many steps as fit, so that neither the clock nor a single log line decides."""
+"""Seconds per repetition, long enough that neither the clock nor a single log line matters."""
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured: how often, with a profile, on which images, beside which pipelines of views, checkpoints."""
+    """Options: repetitions, profile, images, pipelines of views to compare with, checkpoints."""
 
     repetitions: int = 20
     profile: bool = False
@@ -49,7 +49,7 @@ Say = Callable[[str], None]
 
 @contextmanager
 def workplace(parallel: Parallel) -> Iterator[Path]:
-    """A temporary directory of all processes, gone afterwards; on several nodes TMPDIR names one that they share."""
+    """A temporary directory shared by all processes, deleted afterwards; on several nodes TMPDIR must be shared."""
     path = Path(parallel.broadcast(tempfile.mkdtemp(prefix="kaizen-bench-") if parallel.is_main else ""))
     try:
         yield path
@@ -59,11 +59,11 @@ def workplace(parallel: Parallel) -> Iterator[Path]:
 
 
 def measure(recipe: str, config: Config, options: Options, parallel: Parallel, say: Say) -> dict[str, Any]:
-    """Measure the training step of a recipe, in task 1 where there is one.
+    """Measure the training step of a recipe, in task 1 if there is one.
 
     Args:
-        recipe: its name, for the record.
-        say: takes a line of progress.
+        recipe: its name, for the output.
+        say: prints a line of progress.
 
     Raises:
         ConfigError: data or stream do not fit the configuration.
@@ -88,7 +88,7 @@ def measure(recipe: str, config: Config, options: Options, parallel: Parallel, s
         finally:
             session.close()
     for name in options.against:
-        say(f"views beside {name}, {options.repetitions} turns on one thread")
+        say(f"views against {name}, {options.repetitions} turns on one thread")
         parallel.on_main(partial(_compare, found["views"], name, config, stream, options.repetitions))
     return _described(recipe, config, data, session, parallel) | found
 
@@ -98,7 +98,7 @@ def _compare(found: dict[str, Any], name: str, config: Config, stream: Stream, t
 
 
 def _described(recipe: str, config: Config, data: str, session: Session, parallel: Parallel) -> dict[str, Any]:
-    """Of what the numbers are."""
+    """What was measured: recipe, device, batch and so on."""
     sampler, about = session.stepper.feed.sampler, environment(parallel)
     del about["command"]
     return {
@@ -114,7 +114,7 @@ def _described(recipe: str, config: Config, data: str, session: Session, paralle
 
 
 def _measured(session: Session, options: Options, say: Say) -> dict[str, Any]:
-    """The numbers, in the order of measurement: what needs a process without the plain loop's networks comes first."""
+    """The numbers, in the order of measurement: those without the plain loop's networks in memory come first."""
     parallel, turns = session.parallel, options.repetitions
     first = session.seconds(1)
     session.seconds(2 * WARM_UP)
@@ -150,7 +150,7 @@ def _measured(session: Session, options: Options, say: Say) -> dict[str, Any]:
             "parts": flops,
             "per_second": inverse(seconds, model),
             "peak_per_second": inverse(spread(products), product.flops),
-            # In pairs, as another program on the machine slows both down.
+            # In pairs, so that another program on the machine slows both down.
             "share_of_peak": spread([model / a / (product.flops / b) for a, b in zip(ours, products, strict=True)]),
         },
         "memory": {"peak_bytes": peaks},
@@ -162,17 +162,17 @@ def _measured(session: Session, options: Options, say: Say) -> dict[str, Any]:
 
 
 def _beside(seconds: list[float], ours: list[float]) -> dict[str, Spread]:
-    """Another loop's seconds, and ours over them."""
+    """Seconds of another loop, and the ratio of ours to them."""
     return {"seconds": spread(seconds), "ratio": ratio(ours, seconds)}
 
 
 def _recorded(session: Session, ordinary: list[float] | None, ours: list[float]) -> dict[str, Any]:
-    """Whether steps were recorded, beside ordinary ones if they were, and else why not."""
+    """Whether steps were recorded: if so, compared with ordinary steps; if not, the reason."""
     if ordinary is not None:
         return {"recorded": True, "seconds": spread(ordinary), "ratio": ratio(ordinary, ours)}
     recorder = session.stepper.recorder
     why = why_ordinary(session.config, session.parallel) if recorder is None else recorder.refused
-    return {"recorded": False, "why": why or "the steps at hand are too few"}
+    return {"recorded": False, "why": why or "there are too few steps"}
 
 
 def _profile(session: Session, turns: int) -> tuple[dict[str, Spread], Spread]:

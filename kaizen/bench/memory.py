@@ -1,10 +1,10 @@
-"""Peak memory of a stretch of work, not only of the whole process."""
+"""Peak memory of a part of the work, not only of the whole process."""
 
 import torch
 
 
 def reset_peak(device: torch.device) -> bool:
-    """Forget the peak so far; False where the system cannot (other than Linux), so that it is the whole process'."""
+    """Reset the peak; False if the system cannot (only Linux can), so that it covers the whole process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True
@@ -17,7 +17,7 @@ def reset_peak(device: torch.device) -> bool:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes since the last reset: of the GPU's memory where there is one, otherwise of this process'."""
+    """Peak bytes since the last reset: of the GPU's memory if there is a GPU, otherwise of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

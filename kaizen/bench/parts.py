@@ -1,4 +1,4 @@
-"""A step taken apart: what is spent in each of its parts, in seconds or in FLOPs, without the parts knowing of it."""
+"""Costs of the parts of a step, in seconds or in FLOPs, measured without changes to the parts."""
 
 import time
 from collections import Counter
@@ -21,22 +21,22 @@ COLLECTIVES = ("all_reduce", "all_gather", "all_gather_into_tensor", "reduce_sca
 
 
 class Meter:
-    """Shares out what grows while a step runs; a part within a part counts for the inner one alone.
+    """Divides a growing quantity among the parts of a step; a nested part counts only for the inner part.
 
     Args:
-        read: what has been spent so far.
+        read: returns the quantity spent so far.
     """
 
     def __init__(self, read: Callable[[], float]) -> None:
         self.spent = dict.fromkeys((*PARTS, REST), 0.0)
         self.bytes: Counter[str] = Counter()
-        """What this process hands to each kind of collective."""
+        """Bytes that this process sends, by kind of collective."""
         self.messages: Counter[str] = Counter()
         self._read, self._open, self._last = read, [REST], read()
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """What is spent within counts for this part."""
+        """Count everything spent inside for this part."""
         self._account()
         self._open.append(name)
         try:
@@ -46,7 +46,7 @@ class Meter:
             self._open.pop()
 
     def end(self) -> None:
-        """Account for what was spent since the last part."""
+        """Add what was spent since the last switch to the current part."""
         self._account()
 
     def _account(self) -> None:
@@ -55,7 +55,7 @@ class Meter:
         self._last = now
 
     def watched(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, whose calls count for a part."""
+        """The function, with its calls counted for a part."""
 
         @wraps(function)
         def called(*args: Any, **kwargs: Any) -> Any:
@@ -71,7 +71,7 @@ class Meter:
 
 
 def _seams(session: Session) -> Iterator[tuple[str, Any, str]]:
-    """Part, owner and attribute of every call at which a step is taken apart."""
+    """Part, owner and attribute of every call that is measured."""
     stepper, state, learner = session.stepper, session.state, session.state.learner
     method = learner.method
     yield from (
@@ -98,10 +98,10 @@ def _seams(session: Session) -> Iterator[tuple[str, Any, str]]:
 
 @contextmanager
 def taken_apart(session: Session, read: Callable[[], float]) -> Iterator[Meter]:
-    """A meter of what the session's steps spend; what they call is put back afterwards."""
+    """A meter of the session's steps; the original functions are restored afterwards."""
     meter = Meter(read)
     with ExitStack() as undo:
-        # Of a recorded step Python sees nothing.
+        # Python sees no calls of a recorded step.
         undo.enter_context(session.ordinary())
         for name, owner, attribute in _seams(session):
             undo.callback(_put_back, owner, attribute, vars(owner).get(attribute))
@@ -117,9 +117,9 @@ def _put_back(owner: Any, attribute: str, held: Any) -> None:
 
 
 def seconds_by_part(session: Session) -> dict[str, float]:
-    """Seconds of one step in each part; of a log line the share of a step.
+    """Seconds of one step in each part; of a log line the share per step.
 
-    The device is waited for at every border, so parts that would overlap follow one another.
+    The host waits for the device after every part, so parts that otherwise overlap run in sequence.
     """
     device = session.parallel.device
 
@@ -134,7 +134,7 @@ def seconds_by_part(session: Session) -> dict[str, float]:
 
 
 def flops_by_part(session: Session) -> dict[str, float]:
-    """FLOPs of one step in each part: matrix products and convolutions, two for a multiplication with its addition."""
+    """FLOPs of one step in each part: matrix products and convolutions, 2 FLOPs per multiply-add."""
     with FlopCounterMode(display=False) as counter, taken_apart(session, counter.get_total_flops) as meter:
         session.step()
         meter.end()
@@ -142,9 +142,9 @@ def flops_by_part(session: Session) -> dict[str, float]:
 
 
 def traffic(session: Session) -> dict[str, Any]:
-    """Bytes and messages that one step of this process hands to the others, by kind of collective, with its log line's.
+    """Bytes and messages that this process sends in one step, by kind of collective, with its log line's.
 
-    DDP reduces gradients out of sight, as many bytes as they have, in messages of some 25 MB.
+    DDP's reduction of gradients is not visible here; it sends their bytes in messages of about 25 MB.
     """
     with taken_apart(session, lambda: 0.0) as meter:
         session.step(logged=True)
@@ -156,7 +156,7 @@ def traffic(session: Session) -> dict[str, Any]:
 
 
 class MatrixProduct:
-    """The product of two square matrices: what the device can reach at best, `flops` each."""
+    """The product of two square matrices, `flops` each: an upper bound for the device."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         size = 8192 if device.type == "cuda" else 1024
@@ -164,7 +164,7 @@ class MatrixProduct:
         self.sides = [torch.randn(size, size, device=device).to(dtype) for _ in range(2)]
 
     def seconds(self, times: int) -> float:
-        """Seconds of one, over so many."""
+        """Seconds of one product, averaged over `times`."""
         synchronize(self.device)
         began = time.perf_counter()
         for _ in range(times):

@@ -1,6 +1,6 @@
-"""The same step in straight PyTorch: what a step costs when nothing is done but its networks, losses and optimiser.
+"""The same step in plain PyTorch, with nothing except its networks, losses and optimiser.
 
-One batch of augmented images lies on the device from the beginning. There is no data, no view, no log, no Accelerate.
+One batch of augmented images is on the device from the start. There are no data, views, logs or Accelerate.
 """
 
 import copy
@@ -21,7 +21,7 @@ DISTILLERS = ("none", "contrastive", "predictive", "predictive_mse")
 
 
 def lacking(session: Session) -> str | None:
-    """Why there is no plain loop for a session, or None."""
+    """The reason why there is no plain loop for a session, or None."""
     config, parallel = session.config, session.parallel
     mode = parallel.accelerator.mixed_precision
     reasons = {
@@ -36,9 +36,9 @@ def lacking(session: Session) -> str | None:
 
 
 class PlainLoop:
-    """Copies of a session's networks, trained on one batch with the rates of the task's first step.
+    """Copies of a session's networks, trained on one batch with the learning rates of the task's first step.
 
-    Where the session records its steps, this loop is recorded as well: both as they would be used.
+    If the session records its steps, this loop is recorded as well, as both would be in practice.
     """
 
     def __init__(self, session: Session) -> None:
@@ -50,7 +50,7 @@ class PlainLoop:
         layout = memory_format(state.learner.encoder, self.device)
         inputs = stepper.device_step.inputs_of(load)
         self.labels, self.views = inputs.data.labels.clone(), inputs.views
-        # A learner without Accelerate's hooks, whose parts are called one by one.
+        # A learner without Accelerate's hooks; its parts are called one by one.
         self.net: Any = type(state.learner)(config, session.num_classes, state.learner.distiller).to(self.device)
         self.net.load_state_dict(state.learner.state_dict())
         self.net.to(memory_format=layout)
@@ -74,7 +74,7 @@ class PlainLoop:
             ]
 
     def seconds(self, steps: int) -> float:
-        """Seconds a step, over so many steps."""
+        """Seconds per step, over so many steps."""
         if self._lanes is not None and self._recorded is None:
             for _ in range(WARM_UP):
                 self._lanes.aside(self.step)
@@ -115,7 +115,7 @@ class PlainLoop:
 
     @torch.no_grad()
     def _targets(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Keys of the twin, projections and logits of the teacher, a tensor a view."""
+        """Keys of the twin, projections and logits of the teacher, one tensor per view."""
         keys, old, logits = [], [], []
         if self.twin is not None:
             keys = [F.normalize(self.twin.projector(self.twin.encoder(view)), dim=1) for view in self.views]

@@ -1,4 +1,4 @@
-"""Where the device's time goes, kernel by kernel, over some steps as they are used."""
+"""The device's time by kernel, over a few steps of the kind that training uses."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -12,14 +12,14 @@ from kaizen.bench.session import Session
 from kaizen.parallel import synchronize
 
 PROFILED, TOP = 10, 10
-"""Steps that are profiled, and kernels that are named."""
+"""Number of profiled steps, and of kernels in the output."""
 
 
 def profile(session: Session, steps: int) -> dict[str, Any]:
-    """What the device runs in a step; on a CPU these are operations in the place of kernels, and idle_share is None.
+    """Profile of the device in a step; on a CPU, of operations instead of kernels, and idle_share is None.
 
-    idle_share: part of the time from the first kernel to the last in which none runs; kernels: a step; top: those that
-    take most, by name, with their share of the time of all kernels, calls a step, and seconds of one call.
+    idle_share: fraction of the time from the first kernel to the last in which none runs; kernels: number per step;
+    top: the slowest, by name, with their share of the time of all kernels, calls per step, and seconds per call.
     """
     device = session.parallel.device
     on_gpu = device.type == "cuda"
@@ -43,12 +43,12 @@ def profile(session: Session, steps: int) -> dict[str, Any]:
 
 
 def _annotates(event: Any) -> bool:
-    """Whether an event is a name that Python gave to a stretch of time, and no kernel."""
+    """Whether an event is a named range from Python and not a kernel."""
     return bool(getattr(event, "is_user_annotation", lambda: False)())
 
 
 def idle_share(spans: Iterable[tuple[float, float]]) -> float:
-    """Part of the time from the first beginning to the last end that no span covers."""
+    """Fraction of the time from the first start to the last end that no span covers."""
     busy, first, last = 0.0, None, 0.0
     for begin, end in sorted(spans):
         if first is None:
@@ -59,7 +59,7 @@ def idle_share(spans: Iterable[tuple[float, float]]) -> float:
 
 
 def _shares(found: list[tuple[str, int, float]], steps: int) -> dict[str, Any]:
-    """Kernels a step, and those that take most, of (name, calls, seconds) over all steps."""
+    """Kernels per step and the slowest kernels, from (name, calls, seconds) over all steps."""
     whole = sum(seconds for _, _, seconds in found) or 1.0
     top = sorted(found, key=lambda one: -one[2])[:TOP]
     return {

@@ -1,4 +1,4 @@
-"""What checkpoints cost: steps beside which one is written, and as many without."""
+"""Cost of checkpoints: compares steps during which one is written with as many steps without."""
 
 import shutil
 import time
@@ -14,13 +14,13 @@ from kaizen.run.writer import Writer
 STEPS = 50
 """Steps between two checkpoints."""
 FEWEST, PART = 5, 4
-"""Turns at least, and the part of the other measurements' turns that these many steps take."""
+"""Minimum number of turns, and one turn per PART repetitions of the other measurements, as turns are long."""
 
 
 def compare_checkpoints(session: Session, folder: Path, turns: int) -> dict[str, Any]:
-    """Seconds of 50 steps and a checkpoint over those of 50 steps, in turns, and the checkpoint's bytes.
+    """Ratio of seconds, 50 steps with a checkpoint to 50 steps without, in turns, and the checkpoint's bytes.
 
-    The last of its bytes is waited for, as a run's next checkpoint would.
+    The time includes the wait until all its bytes are written, as the next checkpoint of a run waits for them.
     """
     writer, sizes = Writer(), [0]
 

@@ -1,4 +1,4 @@
-"""A task under way, stepped as the trainer steps it, but for checkpoints."""
+"""A task in training, stepped like the trainer's, except for checkpoints."""
 
 import time
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from kaizen.training.step import Stepper
 
 
 def begin_run(config: Config, stream: Stream, plan: Plan, run: Path, parallel: Parallel) -> int:
-    """Write the untrained end state of task 0, with its replay memory; returns the task that can be trained now."""
+    """Write the untrained end state of task 0, with its replay memory; returns the next task to train."""
     if len(stream.tasks) == 1:
         return 0
     weights = term_weights(config, stream.tasks, 0)
@@ -34,13 +34,13 @@ def begin_run(config: Config, stream: Stream, plan: Plan, run: Path, parallel: P
 
 
 class Session:
-    """The training loop of one task, whose state before it lies in a run directory.
+    """The training loop of one task, which starts from the state in a run directory.
 
     Args:
         task: index of the task.
-        logs: directory of the log; another one than the run's leaves that one's log alone.
-        steps: steps that will be taken, for the progress bar.
-        recording: record steps where a run would.
+        logs: directory of the log; a directory other than the run's keeps the run's log unchanged.
+        steps: number of steps, for the progress bar.
+        recording: record steps if a run would.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Session:
         self.log = RunLog(logs, config, parallel, steps=steps, done=0, lines=False)
 
     def step(self, *, logged: bool = False) -> dict[str, Tensor]:
-        """One step and what the trainer does around it; a log line when it is due, or `logged` whenever asked."""
+        """One step as in the trainer; a log line is written when it is due, and always if `logged`."""
         plan = self.plan.tasks[self.task]
         step = self.done % plan.steps
         terms = self.stepper.step(step)
@@ -81,7 +81,7 @@ class Session:
         return terms
 
     def seconds(self, steps: int) -> float:
-        """Seconds a step, over so many steps."""
+        """Seconds per step, over so many steps."""
         synchronize(self.parallel.device)
         began = time.perf_counter()
         for _ in range(steps):
@@ -91,7 +91,7 @@ class Session:
 
     @contextmanager
     def ordinary(self) -> Iterator[None]:
-        """Take ordinary steps inside, where others are recorded."""
+        """Take ordinary steps inside, even if steps are recorded."""
         held, self.stepper.recorder = self.stepper.recorder, None
         try:
             yield
@@ -99,12 +99,12 @@ class Session:
             self.stepper.recorder = held
 
     def ordinary_seconds(self, steps: int) -> float:
-        """Seconds an ordinary step, over so many steps."""
+        """Seconds per ordinary step, over so many steps."""
         with self.ordinary():
             return self.seconds(steps)
 
     def write_log(self, terms: dict[str, Tensor]) -> None:
-        """The log line of a step, which waits for the device."""
+        """Write the log line of a step; waits for the device."""
         values = self.parallel.mean({**terms, "total": total(terms, self.weights)})
         rate = self.clock.lap()
         losses = {f"loss/{name}": value for name, value in values.items()}
@@ -113,6 +113,6 @@ class Session:
         self.log.progress.show(values["total"], rate)
 
     def close(self) -> None:
-        """Give back what steps need, and close the log."""
+        """Release the resources of the steps, and close the log."""
         self.stepper.close()
         self.log.close()

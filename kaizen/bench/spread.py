@@ -18,13 +18,13 @@ def spread(samples: Sequence[float]) -> Spread:
 
 
 def inverse(of: Spread, factor: float) -> Spread:
-    """The spread of factor / x from that of x > 0: of images a second from seconds."""
+    """The spread of factor / x from that of x > 0, such as images per second from seconds."""
     ends = {"median": of["median"], "low": of["high"], "high": of["low"]}
     return {name: factor / value for name, value in ends.items()} | {"count": of["count"]}
 
 
 def ratio(first: Sequence[float], second: Sequence[float]) -> Spread:
-    """Median of first / second with a 90 % interval; pairs were measured side by side, so that drift drops out.
+    """Median of first / second with a 90 % interval; pairs were measured together, so that drift cancels.
 
     The interval is the bootstrap's (Efron 1979): quantiles of the medians of resampled pairs, from a fixed seed.
     """
@@ -35,7 +35,7 @@ def ratio(first: Sequence[float], second: Sequence[float]) -> Spread:
 
 
 def interleaved(loops: Sequence[Callable[[int], float]], turns: int, block: int) -> list[list[float]]:
-    """Seconds a step of each loop, `turns` times `block` steps of each; who begins changes from turn to turn."""
+    """Seconds per step of each loop, `turns` times `block` steps each; the loops alternate in going first."""
     for loop in loops:
         loop(WARM_UP)
     taken: list[list[float]] = [[] for _ in loops]

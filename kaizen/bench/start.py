@@ -1,4 +1,4 @@
-"""How long a user waits: from the command of a launch to the end of its first step, for --help and for a wrong key."""
+"""The user's waiting time: from a launch to the end of its first step, for --help and for a wrong key."""
 
 import os
 import re
@@ -24,13 +24,13 @@ from kaizen.run.log import FIRST_STEP
 
 TOLD = re.compile(re.escape(FIRST_STEP).replace(re.escape("{:.1f}"), "([0-9.]+)"))
 FEWEST, PART = 3, 4
-"""Launches: one for every PART of --repetitions, at least FEWEST."""
+"""Number of launches: one per PART of --repetitions, at least FEWEST."""
 MOST_SECONDS = 1800.0
-"""That a launch may take to its first step."""
+"""Time limit of a launch until its first step."""
 LEAVE_SECONDS = 10.0
-"""Time to end in, after a signal."""
+"""Time limit to end after a signal."""
 SHOWN = 20
-"""Lines of a failed command's output that are shown."""
+"""Number of lines shown of a failed command's output."""
 PIPED: dict[str, Any] = {
     "stdin": subprocess.DEVNULL,
     "stdout": subprocess.PIPE,
@@ -51,18 +51,18 @@ def measure_start(
 ) -> dict[str, Any]:
     """Seconds of launches, of --help and of a wrong key, in turns.
 
-    A launch before them does not count: it fills the cache of random images, and warms the machine.
+    A first launch is not counted: it fills the cache of random images, and warms up the machine.
 
     Args:
-        launcher: words that start processes, such as accelerate launch; none: a plain process.
-        train: words that train, to follow them: -m, a module, recipe and overrides.
-        config: what these mean.
-        folder: for runs, and for random images.
-        say: takes a line of progress.
+        launcher: words that start processes, such as accelerate launch; empty: a plain process.
+        train: words that follow it: -m, a module, recipe and overrides.
+        config: their resolved configuration.
+        folder: directory for runs and random images.
+        say: prints a line of progress.
 
     Raises:
-        ConfigError: the data are there and cannot be used, or the launcher cannot be run.
-        TrainingFailed: a launch ended before its first step, or has not come to it.
+        ConfigError: the data exist and cannot be used, or the launcher cannot be run.
+        TrainingFailed: a launch ended before its first step, or did not reach it in time.
     """
     stream, data = choose_stream(config, synthetic)
     say(f"data: {data}")
@@ -75,7 +75,7 @@ def measure_start(
     others = (([*alone, "--help"], 0), ([*alone, "--optim.rate", "1"], 2))
     command = [*(launcher or [sys.executable]), *train, *(word for key in keys for word in (f"--{key}", keys[key]))]
     count = max(FEWEST, turns // PART)
-    say(f"{count} launches, after one that does not count")
+    say(f"{count} launches, after one that is not counted")
     taken: list[tuple[float, ...]] = []
     for turn in range(count + 1):
         launched = start_seconds(command, folder / f"run-{turn}")
@@ -86,15 +86,15 @@ def measure_start(
 
 
 def start_seconds(command: Sequence[str], run: Path) -> tuple[float, float]:
-    """Seconds from a launch to the end of its first step, and how many of them its main process has lived.
+    """Seconds from a launch to the end of its first step, and the part of them since its main process started.
 
     Args:
         command: a launch without --run.dir.
-        run: its run directory, gone afterwards; what launchers leave behind goes beside it.
+        run: its run directory, deleted afterwards; launchers leave their files next to it.
 
     Raises:
-        ConfigError: it cannot be run.
-        TrainingFailed: it ended before, or took too long; the end of what it printed is on stderr.
+        ConfigError: the command cannot be run.
+        TrainingFailed: it ended before that, or took too long; the end of its output is on stderr.
     """
     began = time.perf_counter()
     try:
@@ -115,13 +115,13 @@ def start_seconds(command: Sequence[str], run: Path) -> tuple[float, float]:
     try:
         while line := lines.get(timeout=max(0.0, began + MOST_SECONDS - time.perf_counter())):
             if found := TOLD.search(line):
-                # By now its processes end with their launcher; a request to stop would have them save first.
+                # Its processes now end with their launcher; a request to stop would make them save first.
                 signals = [signal.SIGKILL]
                 return time.perf_counter() - began, float(found[1])
             last.append(line)
-        problem = "ended without telling of a first step"
+        problem = "ended without reporting a first step"
     except Empty:
-        problem = f"has told of no first step for {MOST_SECONDS:.0f} s"
+        problem = f"has reported no first step for {MOST_SECONDS:.0f} s"
     finally:
         _end(process, run, reader, signals)
     raise _failure(command, problem, last)
@@ -134,17 +134,17 @@ def _read(pipe: IO[str], lines: "Queue[str | None]") -> None:
 
 
 def _end(process: "subprocess.Popen[str]", run: Path, reader: Thread, signals: Sequence[signal.Signals]) -> None:
-    """End a launch and all that it started, and take its run away."""
+    """End a launch and all its processes, and delete its run."""
     for number in signals:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
         with suppress(subprocess.TimeoutExpired):
             process.wait(LEAVE_SECONDS)
-        reader.join(LEAVE_SECONDS)  # until nobody holds the pipe any more
+        reader.join(LEAVE_SECONDS)  # until no process has the pipe open
         if not reader.is_alive():
             break
     else:
-        # Processes in sessions of their own, which no signal of ours reaches: the file stops them.
+        # Our signals do not reach processes in separate sessions; the file stops them.
         with suppress(OSError):
             run.mkdir(parents=True, exist_ok=True)
             (run / "stop").touch()
@@ -153,10 +153,10 @@ def _end(process: "subprocess.Popen[str]", run: Path, reader: Thread, signals: S
 
 
 def command_seconds(command: Sequence[str], code: int) -> float:
-    """Seconds of a command that ends by itself, with this code.
+    """Seconds of a command that ends by itself with this exit code.
 
     Raises:
-        TrainingFailed: it ended with another one; the end of what it printed is on stderr.
+        TrainingFailed: it ended with a different code; the end of its output is on stderr.
     """
     began = time.perf_counter()
     ended = subprocess.run(command, **PIPED)
@@ -168,6 +168,6 @@ def command_seconds(command: Sequence[str], code: int) -> float:
 
 
 def _failure(command: Sequence[str], problem: str, last: Iterable[str]) -> TrainingFailed:
-    """The error, with the last lines of the command's output on stderr before it."""
+    """The error; the last lines of the command's output are printed on stderr before."""
     print("".join(last), end="", file=sys.stderr)
     return TrainingFailed(f"--start: {shlex.join(command)} {problem}; the end of its output is above")

@@ -1,4 +1,4 @@
-"""Random images in the place of a data set: uint8 noise of the recipe's size and classes."""
+"""Random images instead of a data set: uint8 noise with the recipe's size and classes."""
 
 import hashlib
 import os
@@ -20,19 +20,19 @@ from kaizen.errors import ConfigError
 MOST_BYTES = 256 * 2**20
 UNKNOWN_CLASSES, UNKNOWN_SIZE = 100, 32
 PUBLISHED_BATCH = 256
-"""Images per step where the recipe leaves them open: as many as the data allow, and these are made to."""
+"""Images per step if optim.batch is auto: the data would decide, and random images are made to fit this."""
 BATCHES = 2
-"""Batches in a task at least."""
+"""Minimum number of batches per task."""
 
 
 def choose_stream(config: Config, synthetic: bool, *, whole: bool = False) -> tuple[Stream, str]:
-    """The recipe's data where they lie on this machine, otherwise random images; and a line that says which.
+    """The recipe's data if they are on this machine, otherwise random images; and a line that describes them.
 
     Args:
-        whole: as many random images as the known source has, however many bytes they take.
+        whole: as many random images as the known source has, whatever their size in bytes.
 
     Raises:
-        ConfigError: the data are there and cannot be used, or random images cannot be cut into the recipe's tasks.
+        ConfigError: the data exist and cannot be used, or random images cannot be cut into the recipe's tasks.
     """
     if not synthetic:
         # A benchmark downloads nothing.
@@ -50,7 +50,7 @@ def choose_stream(config: Config, synthetic: bool, *, whole: bool = False) -> tu
 
 
 def make_source(config: Config, most_bytes: int = 0) -> Source:
-    """Random images, as many as the known source has: at most so many bytes, at least BATCHES batches a task."""
+    """Random images, as many as the known source has: at most so many bytes, at least BATCHES batches per task."""
     known = KNOWN_SOURCES.get(config.data.source)
     classes = known.classes if known else max(UNKNOWN_CLASSES, config.stream.tasks)
     size = config.data.image_size or (known.image_size if known else UNKNOWN_SIZE)
@@ -62,13 +62,13 @@ def make_source(config: Config, most_bytes: int = 0) -> Source:
 
     def split(images: int) -> Split:
         pixels = generator.integers(256, size=(images, 3, size, size), dtype=np.uint8)
-        # Every class in every domain.
+        # Every class occurs in every domain.
         labels, digest = np.arange(images) % classes, hashlib.sha256(pixels.tobytes()).hexdigest()
         return Split(pixels, labels, np.arange(images) // classes % len(domains), digest)
 
     train, test = split(count), split(max(least // 5, classes * len(domains)))
     names = tuple(f"class {number}" for number in range(classes))
-    # Of uniform levels: the data need not be read for it.
+    # Moments of uniform levels, so the data need not be read.
     moments = (0.5, 0.5, 0.5), (0.29, 0.29, 0.29)
     return Source(train, test, names, tuple(domains), *moments, fingerprint="synthetic")
 
@@ -93,7 +93,7 @@ def save_source(source: Source, folder: Path) -> None:
 
 
 def saved_keys(source: Source, folder: Path) -> dict[str, Any]:
-    """The keys of section `data` that name what `save_source` wrote, with a cache beside it."""
+    """The keys of section `data` that name what `save_source` wrote, with a cache next to it."""
     columns = {"image_column": "image", "label_column": "label", "domain_column": "domain"}
     place = {"source": f"disk:{folder}", "image_size": source.image_size, "cache_dir": str(folder / "cache")}
     return {**place, **columns, "train_split": "train", "test_split": "test"}

@@ -1,4 +1,4 @@
-"""What was measured, as lines for the user."""
+"""Formats measurements as lines for the user."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,31 +17,31 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     yield _row("step", f"{images}, in task {found['task']}, with {teacher}")
     rate = f"{flops['per_second']['median'] / 1e12:.4g} TFLOP/s"
     yield _row("images/s", f"{_shown(step['images_per_second'])}, replay not counted; {rate}")
-    yield _row("first step", f"{step['first_seconds']:.3g} seconds, with what it allocates and compiles")
-    yield _row("seconds a step", _shown(step["seconds"]))
+    yield _row("first step", f"{step['first_seconds']:.3g} seconds, with allocation and compilation")
+    yield _row("seconds per step", _shown(step["seconds"]))
     whole = sum(part["median"] for part in found["parts"].values())
     for name, part in found["parts"].items():
         yield _row(f"  {name}", f"{_shown(part, 1000)} ms, {part['median'] / whole:.1%}")
-    yield _row("GFLOP a step", f"{flops['step'] / 1e9:.2f}, views not counted")
+    yield _row("GFLOP per step", f"{flops['step'] / 1e9:.2f}, views not counted")
     yield _row("GFLOP/s", _shown(flops["per_second"], 1e-9))
     yield _row("peak GFLOP/s", f"{_shown(flops['peak_per_second'], 1e-9)}, a matrix product in the same precision")
     yield _row("share of the peak", _shown(flops["share_of_peak"], 100) + " %")
-    yield _row("peak memory", _shown(found["memory"]["peak_bytes"], 2**-20) + " MiB, of an ordinary step")
+    yield _row("peak memory", _shown(found["memory"]["peak_bytes"], 2**-20) + " MiB, in an ordinary step")
     traffic = found["communication"]
     kinds = [f"{kind} {count}{_messages(traffic, kind)}" for kind, count in traffic["bytes"].items()]
-    yield _row("traffic a step", ", ".join([f"{traffic['total']} bytes a process", *kinds]))
+    yield _row("traffic per step", ", ".join([f"{traffic['total']} bytes per process", *kinds]))
     plain = found["plain"]
     if "missing" in plain:
         yield _row("plain loop", plain["missing"])
     else:
-        yield _row("plain loop", f"{_shown(plain['seconds'])} seconds a step, without data, views and log")
+        yield _row("plain loop", f"{_shown(plain['seconds'])} seconds per step, without data, views and log")
         yield _row("ours / plain", _shown(plain["ratio"]) + ", 90 % interval")
     graph = found["graph"]
     if graph["recorded"]:
         yield _row("steps", f"recorded; ordinary ones {_shown(graph['seconds'])} seconds")
         yield _row("ordinary / recorded", _shown(graph["ratio"]) + ", 90 % interval")
     else:
-        yield _row("steps", f"ordinary ones: {graph['why']}")
+        yield _row("steps", f"ordinary steps: {graph['why']}")
     if profiled := found.get("profile"):
         yield from _profile_lines(profiled)
     if saved := found.get("checkpoints"):
@@ -55,8 +55,8 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
 
 def _profile_lines(found: dict[str, Any]) -> Iterator[str]:
     if found["idle_share"] is not None:
-        yield _row("idle", f"{found['idle_share']:.1%} of the time the device runs nothing")
-    yield _row("kernels a step", f"{found['kernels']:.0f}; those that take most:")
+        yield _row("idle", f"{found['idle_share']:.1%} of the time the device is idle")
+    yield _row("kernels per step", f"{found['kernels']:.0f}; the slowest:")
     for top in found["top"]:
         yield f"  {top['share']:6.1%} {top['calls']:7.1f} x {1e6 * top['seconds']:8.1f} us  {top['name'][:80]}"
 
@@ -72,10 +72,10 @@ def flat_lines(found: dict[str, Any]) -> Iterator[str]:
     rows = zip(found["step_seconds"], found["peak_bytes"], found["evaluation_share"], strict=True)
     for task, (seconds, peak, share) in enumerate(rows):
         rest = f"peak memory {peak / 2**20:.0f} MiB, evaluation {share:.1%} of {found['epochs']} epochs"
-        yield _row(f"task {task}", f"{_shown(seconds)} seconds a step, {rest}")
+        yield _row(f"task {task}", f"{_shown(seconds)} seconds per step, {rest}")
     last = found["tasks"] - 1
-    yield _row("in the run", f"{found['last_over_first_in_the_run']:.3f} = task {last} / task 1, seconds a step")
-    yield _row("in turns", f"{_shown(found['last_over_first'])}, 90 % interval, both tasks begun anew")
+    yield _row("in the run", f"{found['last_over_first_in_the_run']:.3f} = task {last} / task 1, seconds per step")
+    yield _row("in turns", f"{_shown(found['last_over_first'])}, 90 % interval, both tasks restarted")
 
 
 def start_lines(found: dict[str, Any]) -> Iterator[str]:

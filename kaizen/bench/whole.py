@@ -1,4 +1,4 @@
-"""What a whole recipe takes: its tasks are trained for a few epochs, from which its own number of epochs follows."""
+"""Estimates the time of a whole recipe: trains its tasks for a few epochs and extrapolates to its full number."""
 
 import json
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ def measure_whole(recipe: str, config: Config, epochs: int, synthetic: bool, par
 
     Args:
         epochs: at least 2; the first one of a task includes its start.
-        synthetic: on random images, whatever data there are.
+        synthetic: use random images even if the data are available.
 
     Raises:
         ConfigError: the recipe's data cannot be used, or random images cannot be cut into its tasks.
@@ -41,13 +41,13 @@ def measure_whole(recipe: str, config: Config, epochs: int, synthetic: bool, par
     with workplace(parallel) as run:
         trainer = OnRandomImages(recipe, short, run / "run", StopRequest())
         trainer.run()
-        # The others may find the directory gone: the main process deletes it.
+        # The main process deletes the directory, so it may be missing on the rest.
         found = _summary(run / "run", trainer, config.optim.epochs) if trainer.parallel.is_main else {}
     return {"schema": 1, "recipe": recipe, "config_hash": config.hash(), "data": data[0], **found}
 
 
 def _summary(run: Path, trainer: Trainer, epochs: int) -> dict[str, Any]:
-    """Seconds by task, and the hours of a run of so many epochs a task."""
+    """Seconds per task, and the hours of a run of so many epochs per task."""
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     results, environment = (
         json.loads((run / f"{name}.json").read_text(encoding="utf-8")) for name in ("results", "environment")
@@ -78,11 +78,11 @@ def whole_lines(found: dict[str, Any]) -> Iterator[str]:
     yield f"{'recipe':19} {found['recipe']}, {found['data']}, on {found['device']}"
     for number, task in enumerate(found["tasks"]):
         yield (
-            f"{f'task {number}':19} {1000 * task['step']:.2f} ms a step, {task['images_per_second']:.0f} images/s, "
+            f"{f'task {number}':19} {1000 * task['step']:.2f} ms per step, {task['images_per_second']:.0f} images/s, "
             f"start {task['start']:.1f} s, evaluation {task['evaluate']:.1f} s"
         )
     yield f"{'peak memory':19} {found['peak_memory_bytes'] / 2**20:.0f} MiB"
     yield (
-        f"{'hours':19} {found['hours']:.3f} for {found['epochs']} epochs a task with their evaluations, "
+        f"{'hours':19} {found['hours']:.3f} for {found['epochs']} epochs per task with their evaluations, "
         f"from {found['trained_epochs']} epochs"
     )

@@ -1,4 +1,4 @@
-"""From a source of images to the host batch of a step: sources, a store of decoded pixels, tasks (stream.py), the
+"""Turns a source of images into the host batch of a step: sources, a store of decoded pixels, tasks (stream.py), the
 order of samples (sampler.py), the replay memory (replay.py), views (views.py), and random numbers that depend on
 counters alone (random.py).
 

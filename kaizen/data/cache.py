@@ -1,4 +1,4 @@
-"""The cache of decoded images as a directory: where it is, what is in it, and how it is cleared."""
+"""The cache of decoded images as a directory: its location, its entries, and how they are deleted."""
 
 import json
 import os
@@ -17,12 +17,12 @@ from kaizen.run.places import user_path
 
 STALE_SECONDS = 24 * 3600
 UNFINISHED = ".building-"
-"""How the names of directories begin in which an entry is built, or deleted."""
+"""Prefixes of the directories in which an entry is built or deleted."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One data set in the cache: its source as it was first given ("" if unknown), bytes, and seconds since written."""
+    """One data set in the cache: its source as first given ("" if unknown), bytes, and seconds since it was written."""
 
     path: Path
     source: str
@@ -31,7 +31,7 @@ class Entry:
 
     @property
     def is_in_work(self) -> bool:
-        """Whether a builder may be at work on it."""
+        """Whether a builder may be working on it."""
         return self.path.name.startswith(UNFINISHED) and self.age <= STALE_SECONDS
 
 
@@ -48,7 +48,7 @@ def cache_folder(given: str | None) -> Path:
 
 @contextmanager
 def workplace(cache: Path, fingerprint: str) -> Iterator[Path]:
-    """A fresh directory in the cache to build an entry in, deleted afterwards; those of killed builders go first."""
+    """A new directory in the cache for building an entry, deleted afterwards; deletes those of killed builders."""
     with writing(cache):
         cache.mkdir(parents=True, exist_ok=True)
         for left in cache.glob(f"{UNFINISHED}*"):
@@ -58,12 +58,12 @@ def workplace(cache: Path, fingerprint: str) -> Iterator[Path]:
     try:
         yield work
     finally:
-        # On NFS a file that is still mapped cannot go; a build a day later takes such rests away.
+        # On NFS a file that is still mapped cannot be deleted; a build a day later deletes such remains.
         shutil.rmtree(work, ignore_errors=True)
 
 
 def _age(folder: Path) -> float:
-    """Seconds since anything in a directory was written; 0 while it changes under our eyes."""
+    """Seconds since anything in a directory was written; 0 if it changes during this call."""
     try:
         return time.time() - max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
     except OSError:
@@ -71,7 +71,7 @@ def _age(folder: Path) -> float:
 
 
 def entries(cache: Path) -> list[Entry]:
-    """The data sets in a cache and what killed builders left, oldest first, and nothing else that lies there."""
+    """The data sets in a cache and remains of killed builders, oldest first, and no other files."""
     try:
         paths = list(cache.iterdir()) if cache.exists() else []
     except OSError as error:
@@ -82,7 +82,7 @@ def entries(cache: Path) -> list[Entry]:
 
 def _entry(path: Path) -> Entry:
     source, size = "unfinished" if path.name.startswith(UNFINISHED) else "", 0
-    # Others may be clearing the same cache.
+    # Another process may be clearing the same cache.
     with suppress(OSError):
         size = sum(file.stat().st_size for file in path.rglob("*"))
     with suppress(OSError, ValueError, AttributeError):
@@ -91,9 +91,9 @@ def _entry(path: Path) -> Entry:
 
 
 def clear(entry: Entry) -> None:
-    """Delete a data set from the cache; runs that use it keep what they have mapped."""
+    """Delete a data set from the cache; runs that use it keep their mapped files."""
     with writing(entry.path.parent):
-        # Under another name first: what is half deleted is then no damaged entry but a rest.
+        # Renamed first, so that a half-deleted entry is not taken for a damaged one.
         work = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=entry.path.parent))
         entry.path.rename(work / "entry")
     shutil.rmtree(work, ignore_errors=True)

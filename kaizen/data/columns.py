@@ -1,4 +1,4 @@
-"""Which columns of a data set hold images, labels and domains, and their values as checked integers."""
+"""Finds the columns of images, labels and domains in a data set, and reads their values as checked integers."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from kaizen.errors import ConfigError
 ROLES = ("train", "test")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 MOST_CLASSES = 1_000_000
-"""An integer without class names that is larger is taken for a mistake: a table of names would not fit."""
+"""Larger integers without class names are taken for mistakes: a table of names would not fit in memory."""
 
 
 def read_columns(
@@ -24,7 +24,7 @@ def read_columns(
     """Splits ready to decode, class names and domain names; ConfigError names the column, row and value at fault."""
     for role, table in zip(ROLES, tables, strict=True):
         if not table.parts:
-            raise ConfigError(f"data.{role}_split", f"is {table.name!r}, which holds no images")
+            raise ConfigError(f"data.{role}_split", f"is {table.name!r}, which contains no images")
     first = tables[0].parts[0]
     image = image_column or _guess(first, "data.image_column", "image", _images(first))
     label = label_column or _guess(first, "data.label_column", "label", _labels(first))
@@ -36,12 +36,12 @@ def read_columns(
                 found = f"is {column!r}" if column in given else f"is null, which finds {column!r} in {first.where}"
                 raise ConfigError(key, f"{found}; allowed, in {part.where}: {_listed(part)}")
         if not _is_image(part.features[image]):
-            problem = f"is {image!r}, which holds no images in {part.where}; found: {_listed(part)}"
+            problem = f"is {image!r}, which contains no images in {part.where}; found: {_listed(part)}"
             raise ConfigError("data.image_column", problem)
     labels, class_names = _encode(tables, label, "data.label_column", lowest=-1)
     for role, table, values in zip(ROLES, tables, labels, strict=True):
         if values.max() < 0:
-            problem = f"is {table.name!r}, where {label!r} holds no value but -1 or null; allowed: a split with labels"
+            problem = f"is {table.name!r}, where {label!r} contains only -1 or null; allowed: a split with labels"
             raise ConfigError(f"data.{role}_split", problem)
     domains: tuple[Any, Any] = (None, None)
     domain_names: list[str] = []
@@ -55,7 +55,7 @@ def read_columns(
 
 
 def sort_names(names: Iterable[str]) -> list[str]:
-    """Different names in their order: by value where all are numbers, else by the alphabet."""
+    """Distinct names in order: by value if all are numbers, otherwise alphabetical."""
     names = set(names)
     return sorted(names, key=lambda name: (int(name), name)) if all(map(str.isdecimal, names)) else sorted(names)
 
@@ -71,7 +71,7 @@ def _type_name(feature: Any) -> str:
 def _guess(part: Part, key: str, what: str, candidates: list[str]) -> str:
     if len(candidates) == 1:
         return candidates[0]
-    found = f"{len(candidates)} columns could be it" if candidates else "no column is known to be it"
+    found = f"{len(candidates)} columns qualify" if candidates else "no column qualifies"
     raise ConfigError(key, f"name the {what} column with this key: {found}; found: {_listed(part)}")
 
 
@@ -94,7 +94,7 @@ def _is_label(feature: Any) -> bool:
 
 
 def _is_image(feature: Any) -> bool:
-    """Whether a column holds encoded images: an Image feature, a struct with bytes, or plain bytes."""
+    """Whether a column contains encoded images: an Image feature, a struct with bytes, or plain bytes."""
     import datasets
 
     if isinstance(feature, dict):
@@ -105,18 +105,18 @@ def _is_image(feature: Any) -> bool:
 def _encode(
     tables: tuple[Table, Table], column: str, key: str, lowest: int
 ) -> tuple[tuple[np.ndarray, np.ndarray], list[str]]:
-    """Values of a column as int64 of both splits and the names they stand for; null counts as -1.
+    """Values of a column as int64 of both splits and their names; null counts as -1.
 
-    Names are those of each part, so that a number may stand for one name in one file and for another in the next.
+    Names belong to each part, so a number may mean one name in one file and a different name in the next.
     """
     parts = [part for table in tables for part in table.parts]
     kinds = {kind: part for part in parts if (kind := _kind(part.features[column])) != "nothing"}
     for kind, part in kinds.items():
         if kind not in ("names", "numbers"):
-            raise ConfigError(key, f"{column!r} holds {kind} in {part.where}; allowed: ClassLabel, integers or strings")
+            raise ConfigError(key, f"{column!r} has {kind} in {part.where}; allowed: ClassLabel, integers or strings")
     if len(kinds) > 1:
         found = " and ".join(f"{kind} in {part.where}" for kind, part in kinds.items())
-        raise ConfigError(key, f"{column!r} holds {found}; allowed: names in every file, or numbers in every file")
+        raise ConfigError(key, f"{column!r} has {found}; allowed: names in every file, or numbers in every file")
     read = _read_names if "names" in kinds else _read_numbers
     held = [[read(part, column, key, lowest) for part in table.parts] for table in tables]
     every = [names for table in held for _, names in table if names]
@@ -132,7 +132,7 @@ def _encode(
 
 
 def _renumbered(numbers: np.ndarray, new: Sequence[int]) -> np.ndarray:
-    """Each number's new one, where -1 stays."""
+    """Each number replaced by its new one; -1 is unchanged."""
     return np.array([*new, -1], dtype=np.int64)[numbers]
 
 
@@ -157,7 +157,7 @@ def _read_names(part: Part, column: str, key: str, lowest: int) -> tuple[np.ndar
 
 
 def _read_numbers(part: Part, column: str, key: str, lowest: int) -> tuple[np.ndarray, list[str]]:
-    """The same for numbers without names: those that occur are the classes, so that no gap makes one without images."""
+    """The same for numbers without names: only numbers that occur become classes, so that no class lacks images."""
     numbers = _integers(part.read(column), f"{column!r}, {part.where}", key, lowest, MOST_CLASSES - 1)
     present = np.unique(numbers[numbers >= 0])
     positions = np.where(numbers < 0, -1, np.searchsorted(present, numbers))

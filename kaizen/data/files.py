@@ -1,4 +1,4 @@
-"""Which files a local source is read from, what changes when one of them does, and what lies beside them unread."""
+"""Finds the files of a local source, stamps of them that change when a file does, and files that are not read."""
 
 import hashlib
 import os
@@ -13,13 +13,13 @@ from kaizen.errors import ConfigError
 KINDS = {"hub": "hub:OWNER/NAME", "parquet": "parquet:DIR", "imagefolder": "imagefolder:DIR", "disk": "disk:DIR"}
 STAMPED_BYTES = 1 << 16
 SYSTEM = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "__macosx", ".ipynb_checkpoints"}
-"""Files and directories, in small letters, that systems leave between images; others of theirs begin with a dot."""
+"""Files and directories (lower case) that systems leave among images, in addition to those that begin with a dot."""
 MOST_NAMES = 20
 
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for: kind is digits, hub, parquet, imagefolder or disk; place is a hub id or a directory."""
+    """The requested source: kind is digits, hub, parquet, imagefolder or disk; place is a hub id or a directory."""
 
     source: str
     kind: str
@@ -35,13 +35,13 @@ class Request:
 
     @property
     def splits(self) -> dict[str, str]:
-        """Names of the training and the test split by the keys that give them."""
+        """Names of the training and the test split, by their keys."""
         return {"data.train_split": self.train_split, "data.test_split": self.test_split}
 
 
 @dataclass(frozen=True)
 class Files:
-    """Files of each split in the order they are read, what changes when one does, and what lies there unread."""
+    """Files of each split in reading order, stamps that change when a file does, and names of files not read."""
 
     splits: dict[str, list[Path]]
     stamp: list[list[Any]]
@@ -49,7 +49,7 @@ class Files:
 
 
 def find_files(request: Request) -> Files:
-    """Every file that a local source is read from; ConfigError where one is missing, misplaced or cannot be read."""
+    """All files of a local source; ConfigError if one is missing, misplaced or cannot be read."""
     try:
         return _found(request)
     except OSError as error:
@@ -70,7 +70,7 @@ def _found(request: Request) -> Files:
             there = listed(sorted(path.name for path in root.iterdir())) or "nothing"
             raise ConfigError(key, f"is {split!r}, but {request.source} has no {wanted}; found there: {there}")
         if request.kind == "disk" and not any(path.suffix == ".arrow" for path in files[split]):
-            raise ConfigError(key, f"is {split!r}, which holds no images")
+            raise ConfigError(key, f"is {split!r}, which contains no images")
         notes += unread
     taken = {path.relative_to(root).as_posix() for paths in files.values() for path in paths}
     stamp = [_stamp(root, path) for split in request.splits.values() for path in files[split]]
@@ -78,13 +78,13 @@ def _found(request: Request) -> Files:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names separated by commas, cut where there are many."""
+    """Names separated by commas, shortened if there are many."""
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
     return ", ".join(names[:MOST_NAMES]) + more
 
 
 def _tables(request: Request, root: Path, split: str) -> tuple[list[Path], str, list[str]]:
-    """SPLIT.parquet and its numbered parts: what stands behind a letter, digit or _ belongs to another split."""
+    """SPLIT.parquet and its numbered parts: SPLIT after a letter, digit or _ belongs to a different split."""
     ours = re.compile(rf"{re.escape(split)}(-\d+(-of-\d+)?(-[0-9a-f]+)?)?\.parquet", re.ASCII)
     every = sorted(path for path in root.glob("*.parquet") if path.is_file())
     unread = [path.name for path in every if path.name.startswith(split) and not ours.fullmatch(path.name)]
@@ -97,7 +97,7 @@ def _saved_files(request: Request, root: Path, split: str) -> tuple[list[Path], 
 
 
 def _class_files(request: Request, root: Path, split: str) -> tuple[list[Path], str, list[str]]:
-    """Every file of SPLIT/CLASS/; images that lie elsewhere are refused, other files there and empty classes noted."""
+    """Every file of SPLIT/CLASS/; images at other places are refused; different files and empty classes are noted."""
     found: list[Path] = []
     unread: list[str] = []
     known = image_suffixes()
@@ -105,7 +105,7 @@ def _class_files(request: Request, root: Path, split: str) -> tuple[list[Path], 
         level = len(place.relative_to(root / split).parts)
         if level == 1:
             if place.name.startswith(".") and not any(path.suffix.lower() in known for path in paths):
-                continue  # a tool's own, as .git and .cache are
+                continue  # directories of tools, such as .git and .cache
             found += paths
             unread += [] if paths else [f"{split}/{place.name}/ (no image)"]
             continue
@@ -113,20 +113,20 @@ def _class_files(request: Request, root: Path, split: str) -> tuple[list[Path], 
             if level > 1 or path.suffix.lower() in known:
                 allowed = f"is not in {split}/CLASS/; allowed: images only there, and nothing else below it"
                 raise ConfigError("data.source", f"{request.source}: {path} {allowed}")
-            path.stat()  # a link to nothing may be meant as a class
+            path.stat()  # a broken link may be intended as a class
             unread.append(f"{split}/{path.name}")
     return found, f"images in {split}/CLASS/", unread
 
 
 def image_suffixes() -> set[str]:
-    """Endings, in small letters, of the formats that this Pillow reads."""
+    """File endings (lower case) of the formats that the installed Pillow reads."""
     from PIL import Image
 
     return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 
 
 def check_images(request: Request, paths: list[Path]) -> None:
-    """Refuse the first file that is no image, by its ending or, where that is unknown, by its content."""
+    """Refuse the first file that is not an image, by its ending or, if that is unknown, by its content."""
     from PIL import Image, UnidentifiedImageError
 
     known = image_suffixes()
@@ -136,10 +136,10 @@ def check_images(request: Request, paths: list[Path]) -> None:
             if path.suffix.lower() not in known:
                 Image.open(path).close()
         except UnicodeEncodeError:
-            problem = f"{os.fsencode(path)!r} has a name that is not UTF-8; allowed: another name"
+            problem = f"{os.fsencode(path)!r} has a name that is not UTF-8; allowed: a name in UTF-8"
             raise ConfigError("data.source", f"{request.source}: {problem}") from None
         except (UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
-            problem = f"{path} is no image that this Pillow reads; allowed in a class directory: such images only"
+            problem = f"{path} is not an image that Pillow can read; allowed in a class directory: only images"
             raise ConfigError("data.source", f"{request.source}: {problem}") from error
 
 
@@ -148,13 +148,13 @@ def _is_system(name: str) -> bool:
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """A directory and all below it, each with its files, sorted; what systems leave there is left out."""
+    """A directory and all below it, each with its files, sorted, except files that systems leave."""
 
     def fail(error: OSError) -> None:
         raise error
 
-    # Links are followed: subsets of large sets are often directories of links to classes. What cannot be read is no
-    # reason to go on with less.
+    # Links are followed: subsets of large sets are often directories of links to classes. An unreadable directory is
+    # an error, as images would be missing otherwise.
     for place, folders, names in os.walk(folder, onerror=fail if folder.exists() else None, followlinks=True):
         below = Path(place) != folder
         folders[:] = sorted(name for name in folders if not _is_system(name) and not (below and name.startswith(".")))
@@ -162,11 +162,11 @@ def _walk(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
 
 
 def _stamp(root: Path, path: Path) -> list[Any]:
-    """Name, size and time of a file, and of a table the two ends of its content."""
+    """Name, size and time of a file, and for tables the start and end of the content."""
     status = path.stat()
     ends = hashlib.sha256()
     if path.suffix in (".parquet", ".arrow", ".json"):
-        # Tables are few, so their two ends are read as well: times alone can be coarse, or set by an archive.
+        # Tables are few, so their start and end are read as well: times alone can be coarse, or set by an archive.
         with path.open("rb") as file:
             ends.update(file.read(STAMPED_BYTES))
             file.seek(max(status.st_size - STAMPED_BYTES, 0))

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 1 << 22
 MOST_ROWS = 1024
-"""Images read at once."""
+"""Images read per chunk."""
 THIN = 16
-"""Images longer than this times their breadth are cropped before they are resized, all others afterwards."""
+"""Images whose longer side exceeds this multiple of the shorter are cropped before resizing, the rest afterwards."""
 DEEP_FORMATS = ("PNG", "PPM", "TIFF", "JPEG2000")
 """Formats whose grey levels of more than 8 bits have a known range; as PIL reads them, 0..65535 (TIFF: as it says)."""
 BITS_PER_SAMPLE, SAMPLE_FORMAT = 258, 339
@@ -45,7 +45,7 @@ class Decoding:
     """How encoded images become squares.
 
     background: colour behind transparent pixels. broken: error or skip, for images that cannot be read.
-    stamps_files: whether the files that rows name are watched, because the key of the data does not cover them.
+    stamps_files: whether to stamp the files that rows name, because the key of the data does not cover them.
     """
 
     background: str = "white"
@@ -54,7 +54,7 @@ class Decoding:
 
 
 def file_stamp(path: str) -> list[Any]:
-    """Path, size and modification time in nanoseconds of a file; both None where it cannot be seen."""
+    """Path, size and modification time in nanoseconds of a file; both None if it cannot be accessed."""
     try:
         status = os.stat(path)
     except OSError:
@@ -72,7 +72,7 @@ def _content_of(row: Any) -> bytes | None:
 
 
 def _open(row: Any) -> "Image.Image":
-    """An encoded image of which only the header is read so far."""
+    """An encoded image with only its header read."""
     from PIL import Image
 
     content, path = _content_of(row), _path_of(row)
@@ -91,7 +91,7 @@ def _open(row: Any) -> "Image.Image":
 
 
 def _check_range(image: "Image.Image") -> None:
-    """Refuse pixels without a fixed range: which level is white would be a guess."""
+    """Refuse pixels without a fixed range, as the level of white would be a guess."""
     tags = getattr(image, "tag_v2", {})
     bits = tags.get(BITS_PER_SAMPLE, (16,))[0] if image.format in DEEP_FORMATS else 8
     kind = ""
@@ -106,7 +106,7 @@ def _check_range(image: "Image.Image") -> None:
 
 
 def _eight_bits(image: "Image.Image", white: int) -> "Image.Image":
-    """Grey levels 0..white as 0..255, which PIL's own conversion would clip instead."""
+    """Grey levels 0..white scaled to 0..255; PIL's conversion would clip them."""
     from PIL import Image
 
     levels = np.asarray(image).astype(np.int64)
@@ -158,7 +158,7 @@ def square(image: "Image.Image", size: int) -> np.ndarray:
 
 
 def _chunks(split: Undecoded, rows: int, doing: str, check: Callable[[], None]) -> Iterator[tuple[int, Sequence[Any]]]:
-    """Encoded images, so many at once, with the number of the first; `check` is called before each lot."""
+    """Chunks of encoded images, each with the number of its first; `check` is called before each chunk."""
     from tqdm import tqdm
 
     count = len(split.labels)
@@ -171,7 +171,7 @@ def _chunks(split: Undecoded, rows: int, doing: str, check: Callable[[], None]) 
 
 
 def own_size(splits: Sequence[Undecoded], check: Callable[[], None] = lambda: None) -> int:
-    """Side in pixels of images that are squares of one size; ConfigError if they are not, or are too small or large."""
+    """Side in pixels of square images of one size; ConfigError if they differ, or are too small or large."""
     sizes: Counter[tuple[int, int]] = Counter()
     for split in splits:
         for _, rows in _chunks(split, MOST_ROWS, "measuring", check):
@@ -181,11 +181,11 @@ def own_size(splits: Sequence[Undecoded], check: Callable[[], None] = lambda: No
             if len(sizes) > 1:
                 break
     if not sizes:
-        return 4  # for nothing: no image can be read, as their decoding will say
+        return 4  # not used: no image can be read, and decoding reports it
     found = ", ".join(f"{count} of {width} x {height}" for (width, height), count in sizes.most_common(5))
     width, height = next(iter(sizes))
     if len(sizes) > 1 or width != height:
-        problem = f"is not set, and the images are {found}{' and others' if len(sizes) > 5 else ''}"
+        problem = f"is not set, and the images are {found}{' and more' if len(sizes) > 5 else ''}"
         raise ConfigError("data.image_size", f"{problem}; allowed without it: squares of one size; give it, as 64")
     try:
         DataConfig(image_size=width)
@@ -196,12 +196,12 @@ def own_size(splits: Sequence[Undecoded], check: Callable[[], None] = lambda: No
 
 
 class Decoder:
-    """Decodes the images of a split, and notes what it comes upon.
+    """Decodes the images of a split, and records what it finds.
 
     Attributes:
-        skipped: why an image is left out, by row.
+        skipped: reasons by row of images that are left out.
         blended: number of images that the background shows through.
-        files: stamps of the files that rows name, where they are watched.
+        files: stamps of the files that rows name, if they are stamped.
     """
 
     def __init__(self, split: Undecoded, size: int, decoding: Decoding) -> None:
@@ -222,7 +222,7 @@ class Decoder:
         """One image as uint8 (3, size, size); None if it is broken and left out.
 
         Raises:
-            ConfigError: it is broken, and such images are errors, or the file system refuses to read it.
+            ConfigError: it is broken and data.broken is error, or the file system refuses to read it.
         """
         try:
             if self.decoding.stamps_files and _content_of(row) is None and (path := _path_of(row)) is not None:
@@ -232,11 +232,11 @@ class Decoder:
             return square(image, self.size)
         except MemoryError:
             raise
-        except Exception as error:  # PIL's readers raise all sorts for broken files
+        except Exception as error:  # PIL's readers raise many kinds of exceptions for broken files
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             where = f", {path}" if (path := _path_of(row)) else ""
             problem = f"split {self.split.name!r}, row {index}{where}: image cannot be read ({reason})"
-            # A file that is there and is refused may be readable the next time.
+            # A file that exists and is refused may be readable the next time.
             is_refused = isinstance(error, OSError) and error.errno not in (None, errno.ENOENT)
             if self.decoding.broken == "error" or is_refused:
                 remedy = "" if is_refused else "; data.broken=skip leaves such images out"
@@ -246,5 +246,5 @@ class Decoder:
 
     def _stamp(self, path: str) -> None:
         if "://" in path and not os.path.exists(path):
-            raise ValueError("it is elsewhere; allowed: images in the table itself, or paths of files of this machine")
+            raise ValueError("it is elsewhere; allowed: images in the table itself, or paths of files on this machine")
         self.files.append(file_stamp(path))

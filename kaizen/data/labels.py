@@ -1,4 +1,4 @@
-"""Which training labels are available: the semi-supervised setting."""
+"""Selects the available training labels, for the semi-supervised setting."""
 
 import numpy as np
 
@@ -6,14 +6,14 @@ from kaizen.data.random import Purpose, fold, permutation
 
 
 def visible_labels(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """The labels with all but a fraction of each class's replaced by -1, int64 (n,).
+    """The labels int64 (n,), with all except a fraction per class replaced by -1.
 
     Each class keeps round(fraction x its images) labels, at least one if the fraction is above 0. With one seed a
     larger fraction keeps every label that a smaller one keeps.
 
     Args:
-        labels: int64 (n,), -1 where there is none.
-        fraction: part of each class's images whose label is kept, 0 to 1.
+        labels: int64 (n,), -1 = none.
+        fraction: fraction of each class's images whose label is kept, 0 to 1.
         seed: seed of the choice.
     """
     visible = np.full_like(labels, -1)

@@ -1,4 +1,4 @@
-"""From the configuration to images, labels and tasks."""
+"""Loads images, labels and tasks as configured."""
 
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -19,10 +19,10 @@ from kaizen.errors import ConfigError
 
 @dataclass(frozen=True)
 class Stream:
-    """The source and its cut into tasks.
+    """The source and its division into tasks.
 
     labels: int64 (n,) of the training images as the learner and the memory may see them, -1 = not available; the
-    source's own are for cutting and for evaluation. moments: mean and std, (3,) each for 0..1, that images are
+    source's labels are for the division and for evaluation. moments: mean and std, (3,) each for 0..1, that images are
     normalised by.
     """
 
@@ -32,7 +32,7 @@ class Stream:
     moments: tuple[Tensor, Tensor]
 
     def describe(self) -> list[str]:
-        """What was found, as lines for the user."""
+        """Lines for the user on what was found."""
         train, test = self.source.train.labels, self.source.test.labels
         lines = [f"images              {len(train)} to train, {len(test)} to test, {self.source.num_classes} classes"]
         lines += self.source.describe()
@@ -54,13 +54,13 @@ class Stream:
 
 
 def load_stream(config: Config, check: Callable[[], None] = lambda: None) -> Stream:
-    """HostBatch the data (from the cache where it is there), cut it into tasks and hide labels.
+    """Load the data (from the cache if possible), divide them into tasks and hide labels.
 
     Args:
-        check: called again and again while images are decoded; may raise.
+        check: called regularly while images are decoded; may raise.
 
     Raises:
-        ConfigError: the data cannot be had, or cannot be cut so, or a key does not fit the tasks.
+        ConfigError: the data cannot be loaded or divided as configured, or a key does not fit the tasks.
     """
     data = config.data
     source = load_source(
@@ -82,17 +82,17 @@ def load_stream(config: Config, check: Callable[[], None] = lambda: None) -> Str
 
 
 def make_stream(config: Config, source: Source) -> Stream:
-    """Cut a source into tasks and hide labels.
+    """Divide a source into tasks and hide labels.
 
     Raises:
-        ConfigError: it cannot be cut so, or a key does not fit the tasks.
+        ConfigError: it cannot be divided as configured, or a key does not fit the tasks.
     """
     data, tasks = config.data, _cut(config, source)
     taught, judged = _labels_used(source, tasks)
     if not set(taught) & set(judged):
         problem = f"is {data.test_split!r}, and none of its classes has a training image: {_classes(source, judged)}"
         raise ConfigError("data.test_split", f"{problem}; allowed: some of {_classes(source, taught)}")
-    # Of the images that take part, so that no class's only label lies in a domain that is left out.
+    # Only among images that take part, so that no class has its only label in a domain that is left out.
     labels = np.full_like(source.train.labels, -1)
     used = np.concatenate([task.train for task in tasks])
     labels[used] = source.train.labels[used]
@@ -107,7 +107,7 @@ def make_stream(config: Config, source: Source) -> Stream:
 
 
 def _labels_used(source: Source, tasks: Sequence[Task]) -> tuple[np.ndarray, np.ndarray]:
-    """Known labels of the training and of the test images that are in a task."""
+    """Known labels of the training and the test images that are in a task."""
     train = source.train.labels[np.concatenate([task.train for task in tasks])]
     return train[train >= 0], source.test.labels[np.concatenate([task.test for task in tasks])]
 
@@ -117,20 +117,20 @@ def _classes(source: Source, labels: np.ndarray) -> str:
 
 
 def _odd_classes(names: Sequence[str], taught: np.ndarray, judged: np.ndarray) -> list[str]:
-    """Lines on classes that only one split has, or whose names look alike."""
+    """Lines on classes that occur in only one split, or whose names look alike."""
     train, test = set(taught.tolist()), set(judged.tolist())
     lines = []
     if only := sorted(test - train):
-        part = f"{np.isin(judged, only).sum()} of {len(judged)} test images, which cannot be classified rightly"
+        part = f"{np.isin(judged, only).sum()} of {len(judged)} test images, which cannot be classified correctly"
         lines.append(f"no training image   {listed([repr(names[i]) for i in only])}: {part}")
     if only := sorted(train - test):
-        lines.append(f"no test image       {listed([repr(names[i]) for i in only])}: trained on, never judged")
+        lines.append(f"no test image       {listed([repr(names[i]) for i in only])}: trained on, never evaluated")
     alike: dict[str, list[str]] = {}
     for name in names:
-        # ascii() shows what differs where letters look the same, as composed and decomposed umlauts do.
+        # ascii() shows the difference if letters look the same, such as composed and decomposed umlauts.
         alike.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(ascii(name))
     twins = [" and ".join(group) for group in alike.values() if len(group) > 1]
-    return [*lines, f"names alike         {listed(twins)}: classes of their own"] if twins else lines
+    return [*lines, f"names alike         {listed(twins)}: separate classes"] if twins else lines
 
 
 def _cut(config: Config, source: Source) -> list[Task]:

@@ -1,4 +1,4 @@
-"""Where images come from: the hub, a local directory or scikit-learn, as tables that keep what each file declares."""
+"""Opens images from the hub, a local directory or scikit-learn, as tables that keep what each file declares."""
 
 import errno
 import hashlib
@@ -16,13 +16,13 @@ from kaizen.errors import ConfigError
 
 
 def open_library(request: Request) -> tuple[Any, Any]:
-    """Training and test split of the hub or of scikit-learn, each as one datasets.Dataset."""
+    """Training and test split from the hub or from scikit-learn, each as one datasets.Dataset."""
     with guarded(request):
         return _chosen(request, _digits() if request.kind == "digits" else _hub(request))
 
 
 def content(request: Request, opened: tuple[Any, Any]) -> list[str]:
-    """What identifies the content of both splits of the hub or of scikit-learn."""
+    """Identifier of the content of both splits from the hub or from scikit-learn."""
     if request.kind == "digits":
         return _digits_content(opened)
     return [part._fingerprint for part in opened]
@@ -35,7 +35,7 @@ def as_tables(request: Request, opened: tuple[Any, Any]) -> tuple[Table, Table]:
 
 
 def open_local(request: Request, files: Files, work: Path) -> tuple[Table, Table]:
-    """Training and test split of a directory; what has to be converted on the way lies in the folder `work`."""
+    """Training and test split of a directory; converted files are written to the folder `work`."""
     openers: dict[str, Callable[[str, list[Path]], Table]] = {
         "parquet": lambda name, paths: parquet_table(name, paths, work),
         "imagefolder": lambda name, paths: whole_table(name, _pictures(request, paths)),
@@ -55,7 +55,7 @@ def _chosen(request: Request, opened: Any) -> tuple[Any, Any]:
 
 @contextmanager
 def guarded(request: Request) -> Iterator[None]:
-    """What opens a data set runs inside, quietly, with its many errors turned into one line for the user."""
+    """A context for opening a data set: libraries print nothing, and errors become one line for the user."""
     from datasets.exceptions import DatasetsError
 
     try:
@@ -71,10 +71,10 @@ def guarded(request: Request) -> Iterator[None]:
         key = "data.revision" if request.revision and "revision" in str(error).lower() else "data.source"
         raise ConfigError(key, f"{request.source} was not found: {_line(error)}") from error
     except (DatasetsError, OSError, ValueError, TypeError, RuntimeError) as error:
-        # The library wraps what went wrong while it converts files in an error that does not say what.
+        # The library wraps errors of its conversion in an error that does not name the cause.
         cause = error.__cause__ if isinstance(error, DatasetsError) and error.__cause__ else error
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ConfigError("data.cache_dir", f"has no room ({cause.strerror}); name another directory") from error
+            raise ConfigError("data.cache_dir", f"has no space ({cause.strerror}); name another directory") from error
         if configurations := _configurations(request, str(cause)):
             found = "null" if request.config is None else repr(request.config)
             allowed = f"{', '.join(configurations)}, as in --data.config {configurations[0]}"
@@ -83,7 +83,7 @@ def guarded(request: Request) -> Iterator[None]:
 
 
 def _configurations(request: Request, said: str) -> list[str]:
-    """Names of a hub set's configurations where an error lists them, as when none or an unknown one was asked for."""
+    """Names of a hub set's configurations from an error that lists them, for a missing or an unknown name."""
     listed = re.search(r"available[^\[]*\[(.*?)\]", said, re.IGNORECASE | re.DOTALL)
     cached = re.search(r"configurations in the cache: (.*)", said)
     if request.kind != "hub":
@@ -97,13 +97,13 @@ def _line(error: BaseException) -> str:
 
 @contextmanager
 def quiet_datasets() -> Iterator[None]:
-    """No progress bars and no warnings of the datasets library inside; the settings from before afterwards."""
+    """No progress bars and no warnings of the datasets library inside; the previous settings are restored."""
     import datasets
     from datasets.utils import logging
 
     bars_off, level = datasets.are_progress_bars_disabled(), logging.get_verbosity()
     datasets.disable_progress_bars()
-    # Nothing is lost: whatever matters comes as an exception.
+    # Nothing is lost: everything important is raised as an exception.
     logging.set_verbosity(logging.CRITICAL)
     try:
         yield
@@ -121,7 +121,7 @@ def _hub(request: Request) -> Any:
 
 
 def _digits() -> Any:
-    """scikit-learn's digits, grey levels 0..16 as 0..255; of each class every fifth image is for the test."""
+    """scikit-learn's digits, grey levels 0..16 as 0..255; every fifth image of each class is a test image."""
     import datasets
     from sklearn.datasets import load_digits
 
@@ -154,17 +154,17 @@ def _digits_content(pair: tuple[Any, Any]) -> list[str]:
 def _saved(request: Request, work: Path) -> Any:
     import datasets
 
-    # A link, as the library takes a name with "::" for more than a name.
+    # A link, because the library interprets names with "::".
     link = work / "saved"
     link.symlink_to(request.place)
     opened = datasets.load_from_disk(str(link))
     if not isinstance(opened, datasets.DatasetDict):
-        raise ValueError("it is one Dataset without splits; allowed: a DatasetDict that was saved")
+        raise ValueError("it is one Dataset without splits; allowed: a saved DatasetDict")
     return opened
 
 
 def _pictures(request: Request, paths: list[Path]) -> Any:
-    """Files of class directories as a Dataset: these and no others, with their directories' names as labels."""
+    """Files of class directories as a Dataset: only these files, with the names of their directories as labels."""
     import datasets
 
     check_images(request, paths)

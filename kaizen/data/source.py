@@ -1,4 +1,4 @@
-"""Images and labels of a named source: Hugging Face datasets in, a memory-mapped uint8 store out.
+"""Reads a named source of images and labels with Hugging Face datasets into a memory-mapped uint8 store.
 
 Nothing heavy is imported at the top: the configuration check reads KNOWN_SOURCES before any data is touched.
 """
@@ -46,7 +46,7 @@ KNOWN_SOURCES: dict[str, KnownSource] = {
 
 
 PLACE = ("source", "place", "config", "revision")
-"""Parts of a request that say where the data lie, and not what they are."""
+"""Parts of a request that name the location of the data and not their content."""
 
 
 def load_source(
@@ -67,20 +67,19 @@ def load_source(
 ) -> Source:
     """Both splits as uint8 (n, 3, image_size, image_size), decoded once into cache_dir; ConfigError if unusable.
 
-    `config` and `revision` are those of a hub source. `check` is called again and again while images are decoded, and
-    may raise.
+    `config` and `revision` belong to a hub source. `check` is called regularly while images are decoded, and may raise.
     """
     named = (image_size, image_column, label_column, domain_column, train_split, test_split)
     request = _parse(Request(source, "", "", config, revision, *named))
     decoding = Decoding(background, broken, stamps_files=request.kind in ("parquet", "disk"))
     cache = caches.cache_folder(cache_dir)
     library = request.kind in ("digits", "hub")
-    # Stamped by the files and not by the library, whose fingerprints do not follow every change in place; so a run that
-    # finds its images decoded never opens the data set at all.
+    # Stamps come from the files and not from the library, whose fingerprints miss some changes in place. So a run with
+    # decoded images never opens the data set at all.
     files = None if library else find_files(request)
     opened: Any = origins.open_library(request) if library else None
     content = files.stamp if files else origins.content(request, opened)
-    # Where the data lie is left out: a directory that is moved keeps its decoded images.
+    # The location is left out, so that a moved directory keeps its decoded images.
     kept = {key: value for key, value in asdict(request).items() if key not in PLACE}
     key = json.dumps([store.FORMAT, content, asdict(decoding), kept])
     fingerprint = hashlib.sha256(key.encode()).hexdigest()

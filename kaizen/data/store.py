@@ -18,21 +18,21 @@ from kaizen.errors import ConfigError
 from kaizen.run.durable import flush_directory
 
 FORMAT = 3
-"""Version of what lies in an entry; another number is another cache key."""
+"""Version of the format of entries; a new version changes the cache key."""
 DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError)
-"""What reading an entry raises when files are missing, cut short or overwritten."""
+"""Exceptions from reading an entry whose files are missing, truncated or overwritten."""
 
 
 class Outdated(ValueError):
-    """An entry whose images lie in files that changed since."""
+    """The files of an entry's images have changed since."""
 
 
 @dataclass(frozen=True)
 class Split:
     """One split: images uint8 (n, 3, s, s), read only; labels int64 (n,), -1 = none; domains int64 (n,) or None.
 
-    sha256: of the images' bytes, as they were decoded. skipped: why images were left out, one text each. blended:
-    number of images that were transparent somewhere.
+    sha256: of the decoded images' bytes. skipped: reasons for images that were left out, one text each. blended: number
+    of images with transparent pixels.
     """
 
     images: np.ndarray
@@ -45,10 +45,10 @@ class Split:
 
 @dataclass(frozen=True)
 class Source:
-    """Both splits with their names; mean and std a channel of the training images in 0..1 (std 0 if constant).
+    """Both splits with their names; mean and std per channel of the training images in 0..1 (std 0 if constant).
 
-    notes: files and directories that lie with the images and were not read. background: colour behind transparent
-    images. is_size_found: the images' side was asked of the images themselves.
+    notes: files and directories among the images that were not read. background: colour behind transparent
+    images. is_size_found: whether the images' side was found in the data.
     """
 
     train: Split
@@ -64,7 +64,7 @@ class Source:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes over both splits."""
+        """Number of classes in both splits."""
         return len(self.class_names)
 
     @property
@@ -73,11 +73,11 @@ class Source:
         return int(self.train.images.shape[-1])
 
     def describe(self) -> list[str]:
-        """What decoding came upon, as lines for the user."""
+        """Lines for the user on what decoding found."""
         lines = [f"image size          {self.image_size} x {self.image_size}"]
         lines[0] += " (found in the data)" if self.is_size_found else ""
         if count := self.train.blended + self.test.blended:
-            lines.append(f"transparent         {count} of the images, on {self.background} ground (data.background)")
+            lines.append(f"transparent         {count} of the images, blended on {self.background} (data.background)")
         if skipped := self.train.skipped + self.test.skipped:
             lines.append(
                 f"left out            {len(skipped)} of the images (data.broken=skip), the first: {skipped[0]}"
@@ -85,7 +85,7 @@ class Source:
         return lines
 
     def digest(self) -> str:
-        """SHA-256 of names, labels, domains and images, wherever they lie."""
+        """SHA-256 of names, labels, domains and images, regardless of their location."""
         found = hashlib.sha256(json.dumps([self.class_names, self.domain_names]).encode())
         for split in (self.train, self.test):
             found.update(f"{split.images.shape} {split.sha256}".encode() + np.ascontiguousarray(split.labels).tobytes())
@@ -98,12 +98,12 @@ class Source:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Turns what the file system refuses into a ConfigError."""
+    """Turn errors of the file system into a ConfigError."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or error
-        raise ConfigError("data.cache_dir", f"cannot write {folder}: {reason}; name a directory with room") from error
+        raise ConfigError("data.cache_dir", f"cannot write {folder}: {reason}; name a directory with space") from error
 
 
 def _write_synced(path: Path, content: bytes) -> None:
@@ -122,7 +122,7 @@ def _npy(array: np.ndarray) -> bytes:
 def _write_images(path: Path, decoder: Decoder, check: Callable[[], None]) -> tuple[np.ndarray, str]:
     """Decode a split into one .npy file; returns the histogram int64 (3, 256) of its levels, and their SHA-256."""
     histogram, digest = np.zeros((3, 256), dtype=np.int64), hashlib.sha256()
-    # Written in sequence, not through a map: a full disk is then an error here and not a bus error.
+    # Written in sequence and not through a memory map, where a full disk would be a bus error.
     with writing(path), path.open("wb") as file:
         _write_header(file, decoder)
         for chunk in decoder.chunks(check):
@@ -139,13 +139,13 @@ def _write_images(path: Path, decoder: Decoder, check: Callable[[], None]) -> tu
 
 
 def _write_header(file: BinaryIO, decoder: Decoder) -> None:
-    """The head of an .npy file of the images that are not left out; numpy gives it the same length for any number."""
+    """The header of an .npy file of the images that are kept; numpy gives it the same length for any number."""
     shape = (len(decoder.split.labels) - len(decoder.skipped), 3, decoder.size, decoder.size)
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
 
 def _moments(histogram: np.ndarray) -> tuple[list[float], list[float]]:
-    """Mean and population std in 0..1 units of each channel, from exact integer sums."""
+    """Mean and population std per channel in 0..1 units, from exact integer sums."""
     levels = range(256)
     mean, std = [], []
     for counts in histogram.tolist():
@@ -167,7 +167,7 @@ def write_entry(
 ) -> None:
     """Decode splits "train" and "test" into a new directory and make it durable; ConfigError if an image is broken.
 
-    `about` are more members of meta.json: source, class_names, domain_names and is_size_found. `check` is called every
+    `about`: further members of meta.json (source, class_names, domain_names, is_size_found). `check` is called every
     few megabytes, and may raise.
     """
     with writing(entry):
@@ -194,7 +194,7 @@ def write_entry(
 
 
 def publish(entry: Path, final: Path) -> None:
-    """Rename a finished entry to its place; a sound entry that another process put there first stays."""
+    """Rename a finished entry to its place; an intact entry that another process put there first is kept."""
     for attempt in range(5):
         try:
             entry.rename(final)
@@ -207,11 +207,11 @@ def publish(entry: Path, final: Path) -> None:
         except DAMAGED:
             with suppress(OSError):
                 final.rename(entry.parent / f"damaged-{attempt}")
-    raise ConfigError("data.cache_dir", f"cannot write {final}: {reason}; name a directory with room")
+    raise ConfigError("data.cache_dir", f"cannot write {final}: {reason}; name a directory with space")
 
 
 def read_entry(entry: Path) -> Source | None:
-    """The stored source, mapped read only; None if there is none, or it is damaged or outdated, said in one line."""
+    """The stored source, mapped read only; None if it is missing, or damaged or outdated (reported in one line)."""
     try:
         if not entry.exists():
             return None
@@ -251,7 +251,7 @@ def _read_split(entry: Path, name: str, meta: dict[str, Any]) -> Split:
     about = meta["splits"][name]
     count, size = about["images"], meta["image_size"]
     images = _read_array(entry / f"{name}.images.npy", (count, 3, size, size), np.uint8)
-    # Labels are small and used everywhere: plain arrays, so that torch.from_numpy takes them without a warning.
+    # Labels are small and used everywhere: plain arrays, which torch.from_numpy accepts without a warning.
     labels = np.array(_read_array(entry / f"{name}.labels.npy", (count,), np.int64))
     if labels.min() < -1 or labels.max() >= len(meta["class_names"]):
         raise ValueError(f"{name}.labels.npy holds labels out of range")

@@ -10,12 +10,12 @@ from kaizen.data.random import Purpose, fold, permutation
 
 
 class StreamError(ValueError):
-    """A stream that cannot be cut as asked; the message says why."""
+    """A stream cannot be divided as configured; the message contains the reason."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task: which classes it brings and which images, as indices into the source's train and test split."""
+    """One task: its new classes and its images, as indices into the source's train and test split."""
 
     name: str
     classes: tuple[int, ...]
@@ -24,14 +24,14 @@ class Task:
 
 
 def task_name(names: Sequence[str]) -> str:
-    """The name of a task that brings these classes: up to five, or two and their number, as `cat, dog, ... (20)`."""
+    """The name of a task with these new classes: up to five, or two and their number, as `cat, dog, ... (20)`."""
     return ", ".join(names if len(names) <= 5 else [*names[:2], f"... ({len(names)})"])
 
 
 def class_stream(num_classes: int, tasks: int, seed: int) -> list[list[int]]:
     """Classes of each task: a seeded permutation of all classes, cut by torch.tensor_split.
 
-    Cuts may be uneven; every class is in exactly one task, and every task has at least one class.
+    Sizes may differ by one; every class is in exactly one task, and every task has at least one class.
 
     Raises:
         StreamError: fewer than one task, or more tasks than classes.
@@ -46,7 +46,7 @@ def class_stream(num_classes: int, tasks: int, seed: int) -> list[list[int]]:
 def data_stream(images: int, tasks: int, seed: int, split: int) -> list[np.ndarray]:
     """Positions of each task's images among `images`, ascending int64: a seeded permutation, cut by torch.tensor_split.
 
-    Sizes differ by at most one; every image is in exactly one task. `split` (0 train, 1 test) has a cut of its own.
+    Sizes differ by at most one; every image is in exactly one task. `split` (0 train, 1 test) seeds it too.
 
     Raises:
         StreamError: fewer than one task, or more tasks than images.
@@ -70,19 +70,19 @@ def cut(
     domains: Sequence[tuple[int, str]] = (),
     class_names: Sequence[str] = (),
 ) -> list[Task]:
-    """Tasks of a stream; test images without a label cannot be judged and belong to no task.
+    """Tasks of a stream; test images without a label are not evaluated and belong to no task.
 
     Args:
-        kind: class (each task brings classes of its own), data (even random parts of all images), domain (one task a
+        kind: class (each task brings new classes), data (equal random parts of all images), domain (one task per
             domain) or joint (one task with everything).
-        train_labels, test_labels: int64 (n,); training images labelled -1 belong to no class, so to no class stream.
+        train_labels, test_labels: int64 (n,); training images labelled -1 belong to no class, hence to no class stream.
         classes, tasks, seed: see `class_stream` and `data_stream`; domain and joint streams need no number of tasks.
         train_domains, test_domains: int64 (n,), for a domain stream.
-        domains: numbers and names of the domains, in the order of the tasks; images of others belong to no task.
-        class_names: names of the classes, which tasks of a class stream are named by; none: their numbers.
+        domains: numbers and names of the domains, in the order of the tasks; images of other domains belong to no task.
+        class_names: names of the classes, from which tasks of a class stream get their names; none: numbers.
 
     Raises:
-        StreamError: a cut that is not possible, or a task without an image to train on or to test on.
+        StreamError: the division is impossible, or a task has no image to train on or to test on.
     """
     judged = np.flatnonzero(test_labels >= 0)
     if kind == "joint":

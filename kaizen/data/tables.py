@@ -1,4 +1,4 @@
-"""Tables as they lie in their files: what one file declares is compared before any library has unified it with others.
+"""Tables as they are in their files: declarations of different files are compared before a library unifies them.
 
 Nothing heavy is imported at the top, as the configuration check imports this module.
 """
@@ -12,14 +12,14 @@ from tempfile import NamedTemporaryFile
 from typing import Any
 
 BATCH_ROWS = 256
-"""Rows of encoded images that are held in memory while a table is read."""
+"""Rows of encoded images in memory at a time while a table is read."""
 
 
 @dataclass(frozen=True)
 class Part:
     """One file of a split, or a split that is opened as a whole.
 
-    where: how messages name it. features: what each column holds, as it is declared there. read: a column's values.
+    where: its name in messages. features: declared type of each column. read: returns a column's values.
     """
 
     where: str
@@ -29,7 +29,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Table:
-    """A split: its name, its parts with at least one row each, and what opens a column of encoded images as Dataset."""
+    """A split: its name, its parts with at least one row each, and a function that opens an image column as Dataset."""
 
     name: str
     parts: tuple[Part, ...]
@@ -55,7 +55,7 @@ def _encoded_images(dataset: Any, column: str) -> Any:
 
 
 def parquet_table(name: str, files: Sequence[Path], work: Path) -> Table:
-    """A split of parquet files, of which only columns in use are read; its images are copied into the folder `work`."""
+    """A split of parquet files, of which only used columns are read; its images are copied into the folder `work`."""
     from pyarrow import parquet  # type: ignore[import-untyped]
 
     parts, filled = [], []
@@ -71,7 +71,7 @@ def parquet_table(name: str, files: Sequence[Path], work: Path) -> Table:
 
 
 def declared_features(schema: Any) -> dict[str, Any]:
-    """What each column holds: as the datasets library has declared it in the file, else by the column's type."""
+    """Type of each column: as the datasets library declared it in the file, else from the column's type."""
     held = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     declared = (held.get("info") or {}).get("features") or {}
     return {field.name: _feature(field, declared.get(field.name)) for field in schema}
@@ -89,7 +89,7 @@ def _feature(field: Any, declared: Any) -> Any:
             field = field.with_type(field.type.value_type)
         return datasets.Features.from_arrow_schema(pa.schema([field]))[field.name]
     except (ValueError, TypeError, KeyError, NotImplementedError):
-        return field.type  # of a column that the library cannot hold, which may well not be in use
+        return field.type  # a column type that the library does not support; the column may be unused
 
 
 def _read_column(file: Path, column: str) -> list[Any]:
@@ -100,14 +100,14 @@ def _read_column(file: Path, column: str) -> list[Any]:
 
 
 def _copied_images(files: Sequence[Path], work: Path, column: str) -> Any:
-    """A column of encoded images of several files as one Dataset, whatever type each of them has for images."""
+    """A column of encoded images of several files as one Dataset, whatever their types of images are."""
     import datasets
     import pyarrow as pa
     from datasets.arrow_writer import ArrowWriter
     from pyarrow import parquet
 
     features = datasets.Features({column: datasets.Image(decode=False)})
-    # Streams that are opened here, as the libraries take names with "::" or "*" for more than names.
+    # Opened here as streams, because the libraries interpret names with "::" or "*".
     with NamedTemporaryFile(dir=work, delete=False) as sink, ArrowWriter(features=features, stream=sink) as writer:
         for file in files:
             with file.open("rb") as opened:

@@ -1,4 +1,4 @@
-"""The bench command: what it writes, its arithmetic against counts by hand, its plain loop against the stepper."""
+"""The bench: its output, its FLOPs and bytes against hand counts, its plain loop against the stepper."""
 
 import json
 from collections.abc import Iterator
@@ -84,7 +84,7 @@ def test_other_methods_have_no_plain_loop(tmp_path: Path) -> None:
 
 
 def layer_flops(network: nn.Module, side: int, images: int) -> int:
-    """Two FLOPs for every multiplication of a forward pass, from the shapes that hooks see."""
+    """Two FLOPs per multiplication of a forward pass, from shapes seen by hooks."""
     counted = []
 
     def count(module: nn.Module, _: object, output: torch.Tensor) -> None:
@@ -150,7 +150,7 @@ def test_taking_a_step_apart_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_spread_and_ratio() -> None:
     assert spread(range(101)) == {"median": 50, "low": 5, "high": 95, "count": 101}
     assert inverse(spread(range(10, 21)), 10.0)["high"] == pytest.approx(10 / 10.5)
-    # Drift of a factor of ten that both share drops out of the ratio.
+    # A common drift by a factor of ten cancels in the ratio.
     drift = np.geomspace(1, 10, 40)
     noisy = ratio(1.2 * drift, drift * np.tile([0.99, 1.01], 20))
     assert noisy["low"] <= noisy["median"] <= noisy["high"]
@@ -250,7 +250,7 @@ def test_a_whole_recipe_tells_the_hours_of_its_own_epochs(tmp_path: Path) -> Non
         steps = 50 * task["steps_per_epoch"]
         assert task["whole"] == pytest.approx(task["start"] + steps * task["step"] + task["evaluate"], rel=0.02)
     assert found["hours"] == pytest.approx(sum(task["whole"] for task in found["tasks"]) / 3600)
-    assert "for 50 epochs a task" in list(whole_lines(found))[-1]
+    assert "for 50 epochs per task" in list(whole_lines(found))[-1]
 
 
 def test_small_tasks_of_random_images(cache: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -280,7 +280,7 @@ def test_traffic_of_two_processes_is_that_counted_by_hand(tmp_path: Path, cache:
     assert found["plain"]["missing"] == "no plain loop for 2 processes"
     trained = [p for p in learner.parameters() if p.requires_grad]
     assert found["communication"]["bytes"]["gradients"] == 4 * sum(p.numel() for p in trained)
-    # Of every BatchNorm and view mean, variance and a count; two sums back, but for the teacher's and its predictor.
+    # Of every BatchNorm and view mean, variance and a count; two sums back, except for the teacher's and its predictor.
     kind = nn.modules.batchnorm._BatchNorm
     widths = [[m.num_features for m in part.modules() if isinstance(m, kind)] for part in (learner, learner.encoder)]
     norms = sum(2 * (2 * width + 1) for part in widths for width in part) + sum(2 * 2 * width for width in widths[0])

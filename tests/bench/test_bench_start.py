@@ -1,4 +1,4 @@
-"""`python -m kaizen bench --start`: a launch is timed and ended with all its processes; one that fails is told."""
+"""`python -m kaizen bench --start`: a launch is timed and ended with all its processes; a failed launch is reported."""
 
 import json
 import signal
@@ -19,7 +19,7 @@ SMALL += ["--optim.batch", "16", "--classifier.hidden", "[7]", "--eval.readers",
 
 
 def processes_of(path: Path) -> list[str]:
-    """Command lines of all processes that name a path."""
+    """Command lines of all processes that contain a path."""
     found = []
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -43,7 +43,7 @@ def test_a_launch_that_ends_before_its_first_step_is_told_with_the_end_of_what_i
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     program = "import sys\nfor n in range(50): print('line', n, flush=True)\nsys.exit('no device')"
-    with pytest.raises(TrainingFailed, match="without telling of a first step"):
+    with pytest.raises(TrainingFailed, match="without reporting a first step"):
         start_seconds([sys.executable, "-c", program], tmp_path / "run")
     told = capsys.readouterr().err
     assert told.endswith("line 49\nno device\n")
@@ -66,7 +66,7 @@ print("ready", flush=True)
 def test_a_launch_is_ended_with_all_its_processes_and_its_run_is_gone(
     comes_to_it: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One of them in a session of its own, which no signal to the launch reaches."""
+    """One of its processes is in a separate session, which no signal to the launch reaches."""
     monkeypatch.setattr("kaizen.bench.start.LEAVE_SECONDS", 0.5)
     run, began = tmp_path / "run", time.monotonic()
     told = f"print('0 %| |' + {FIRST_STEP.format(1.5)!r}, flush=True)" if comes_to_it else ""
@@ -92,7 +92,7 @@ def test_who_ends_the_bench_ends_what_it_has_launched(number: signal.Signals, tm
     command = ["bench", "digits", "--data.cache_dir", cache, "--start", f"{sys.executable} {script}"]
     work = tmp_path / "work"
     work.mkdir()
-    # Tests that run in the background of a shell inherit that it ignores some signals.
+    # Tests in the background of a shell inherit ignored signals.
     held = signal.signal(number, signal.SIG_DFL)
     process = start([], "-m", "kaizen", *command, TMPDIR=str(work))
     signal.signal(number, held)
@@ -116,7 +116,7 @@ def test_a_command_that_ends_with_another_code_is_told(capsys: pytest.CaptureFix
 def test_two_processes_are_timed_to_their_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On random images; afterwards nothing is left of the launches, the images or the runs."""
+    """On random images; launches, images and runs leave nothing behind."""
     monkeypatch.setattr("kaizen.bench.start.FEWEST", 1)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv("TMPDIR", str(tmp_path))

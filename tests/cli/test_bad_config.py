@@ -1,4 +1,4 @@
-"""What does not hold ends with code 2 and one line that names the key, whatever was written."""
+"""Every invalid configuration ends with code 2 and one line that names the key."""
 
 import typing
 from contextlib import suppress
@@ -17,7 +17,7 @@ from kaizen.errors import ConfigError
 
 
 def _keys_of(kind: Any) -> list[str]:
-    """Keys of a section, or of the first class among the arguments of its type (views, method)."""
+    """Keys of a section, or of the first section class in its type (views, method)."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return list(kind.model_fields)
     return next((_keys_of(part) for part in typing.get_args(kind) if isinstance(part, type)), ["name", "temperature"])

@@ -1,4 +1,4 @@
-"""Lists on the command line, in recipes and in sweeps; what another method or encoder leaves of a recipe."""
+"""Lists on the command line, in recipes and in sweeps; keys of a recipe that a different method or encoder keeps."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Every default and every head is that of the method's published definition."""
+"""Every default and every head follows the published definition of its method."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Presets: named baselines over any recipe, below the command line; what each trains and how its run is named."""
+"""Presets: baselines between recipe and command line; what each one trains and how its run is named."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ PAST: dict[str, tuple[bool, float | None, bool]] = {
     "joint": (False, None, False),
     "random-encoder": (False, 0, False),
 }
-"""Whether a preset has a distiller, its weight of the old classifier (None: the recipe's), whether it has a memory."""
+"""Per preset: whether it has a distiller, its classifier.distill_weight (None: the recipe's), and a memory."""
 
 
 def config_of(*tokens: str) -> Config:
@@ -105,7 +105,7 @@ def test_a_run_is_named_after_its_preset_and_says_so(
         held[name] = json.loads((tmp_path / "runs" / name / "results.json").read_text())
     assert [found["preset"] for found in held.values()] == [None, "kaizen"]
     hashes = {found["config_hash"] for found in held.values()}
-    assert len(hashes) == 1, "a name decides nothing of what is computed"
+    assert len(hashes) == 1, "a name does not affect the result"
     lines = (tmp_path / "runs/digits-kaizen-seed3/config.yaml").read_text().splitlines()
     assert lines[:2] == ["# recipe: digits", "# preset: kaizen"]
 

@@ -1,4 +1,4 @@
-"""Sweeps: what a line asks for, the names of its runs, and real sweeps that fail in part, are killed and go on."""
+"""Sweep files: the runs that a line describes, their names, and errors."""
 
 import shlex
 from pathlib import Path
@@ -74,7 +74,7 @@ def test_names_tell_recipe_preset_overrides_and_seed(tmp_path: Path) -> None:
         "digits-distill.weight=2-optim.lr=0.1-seed0",
     ]
     free = "digits --log.every_steps 3 --run.checkpoint_every 7 --data.cache_dir /x"
-    assert names_of(tmp_path, free) == ["digits-seed0"], "what decides nothing is not in the name"
+    assert names_of(tmp_path, free) == ["digits-seed0"], "keys that do not affect the result are not in the name"
 
 
 def test_names_that_had_to_be_changed_hold_a_hash_which_tells_them_apart(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_names_that_had_to_be_changed_hold_a_hash_which_tells_them_apart(tmp_pat
     assert first != second
     one, two = names_of(tmp_path, "digits --classifier.hidden [16] --run.seed {0,1}")
     assert one == first
-    assert one.removesuffix("-seed0") == two.removesuffix("-seed1"), "the hash is one of all seeds"
+    assert one.removesuffix("-seed0") == two.removesuffix("-seed1"), "all seeds have the same hash"
     for name in (first, second):
         assert "/" not in name
         assert "[" not in name

@@ -1,4 +1,4 @@
-"""The bench's command line: what is refused, and what --help tells."""
+"""The command line of the bench: what is refused, and what --help shows."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What is printed may fail: a reader that ended, a closed stream, a character that the encoding does not have."""
+"""Printing may fail: an ended reader, a closed stream, a character that the encoding lacks."""
 
 import io
 import os
@@ -12,7 +12,7 @@ from kaizen.commands.train import main
 
 
 def test_a_run_that_nobody_reads_ends_well(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """As after `| head -1`, and in a terminal of ASCII alone; the interpreter's flush at its end finds nothing left."""
+    """Output as after `| head -1` and to an ASCII terminal; nothing is left for the interpreter's final flush."""
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w", encoding="ascii") as stream:

@@ -1,4 +1,4 @@
-"""`python -m kaizen report`: which runs it finds, what it writes, how it refuses."""
+"""`python -m kaizen report`: the runs that it finds, the files that it writes, its errors."""
 
 import csv
 import json
@@ -13,7 +13,7 @@ from kaizen.evaluation.metrics import DEFINITIONS
 
 @pytest.fixture
 def runs(undisturbed: Path, tmp_path: Path) -> Path:
-    """Three seeds of one configuration as far as the report can tell, and a run that has just begun."""
+    """Three run directories that differ only in the seed, and a run that has just begun."""
     for seed in range(3):
         path = tmp_path / f"runs/deeper/seed{seed}"
         path.mkdir(parents=True)

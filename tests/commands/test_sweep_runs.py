@@ -1,4 +1,4 @@
-"""Real sweeps: they fail in part, are killed, stopped and go on."""
+"""Real sweeps: runs fail, are killed, are stopped, and resume."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from kaizen.commands.sweep import lock_log
 
 @pytest.fixture
 def three(tmp_path: Path, cache: str) -> list[str]:
-    """Arguments of a sweep of three tiny runs, the second of which fails: its memory is smaller than the classes."""
+    """Arguments of a sweep of three tiny runs; the second fails: its memory is smaller than the number of classes."""
     common = shlex.join([*TINY, "--data.cache_dir", cache]).replace("--replay.per_class 4", "")
     lines = [f"digits {common} --replay.per_class 4", f"digits {common} --replay.total 9"]
     file = sweep_file(tmp_path, *lines, f"digits {common} --replay.per_class 4 --preset cassle")
@@ -117,7 +117,7 @@ def test_a_finished_run_of_another_configuration_is_not_taken_for_this_one(
 def test_runs_at_a_time_share_the_cores_and_what_is_set_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A launcher of its own kind: it writes down what it is given, and ends well without a result."""
+    """A launcher that records its arguments and ends with code 0, without a result."""
     script = tmp_path / "note.sh"
     script.write_text(f'#!/bin/sh\necho "$KAIZEN_THREADS $@" >> {tmp_path}/said\n')
     script.chmod(0o755)
@@ -148,7 +148,7 @@ def test_one_run_alone_ends_with_its_own_code(
     assert run([*sweep, "--only", "1"], COMMANDS) == expected
     assert (tmp_path / "said").read_text().startswith("-m kaizen.commands.train digits --run.seed 1 ")
     assert len((tmp_path / "said").read_text().splitlines()) == 1, "the others were left alone"
-    # A launcher ends with a code of its own; the run's is in its status.
+    # A launcher returns a different code; the run's code is in its status.
     script.write_text(f"""#!/bin/sh
 for last; do :; done
 echo '{{"state": "{"stopped" if code == 75 else "failed"}", "exit_code": {code}}}' > "$last/status.json"
@@ -156,11 +156,11 @@ exit 1
 """)
     assert run([*sweep, "--only", "1", "--launcher", str(script)], COMMANDS) == expected
     script.write_text("#!/bin/sh\nexit 1\n")
-    assert run([*sweep, "--only", "1", "--launcher", str(script)], COMMANDS) == 3, "it says nothing of this start"
+    assert run([*sweep, "--only", "1", "--launcher", str(script)], COMMANDS) == 3, "the file is from an earlier start"
 
 
 def test_a_file_named_stop_ends_a_sweep_and_a_launcher_is_stopped_by_a_file_too(tmp_path: Path, cache: str) -> None:
-    """The launcher is `env`, which does not pass for a plain process; it would die of a signal, not save."""
+    """The launcher is `env`, which is not a plain process: a signal would kill it before it saves."""
     line = shlex.join(["digits", *TINY, "--data.cache_dir", cache])
     launcher = shlex.join(["env", f"KAIZEN_NOTE={os.getpid()}", sys.executable])
     arguments = ["sweep", str(sweep_file(tmp_path, line)), "--run.dir", str(tmp_path / "runs"), "--launcher", launcher]

@@ -1,4 +1,4 @@
-"""Configuration: what holds is resolved, what does not ends with code 2 and one line that names the key."""
+"""Configuration: valid ones are resolved, invalid ones end with code 2 and one line that names the key."""
 
 from pathlib import Path
 from typing import Any
@@ -140,7 +140,7 @@ def test_another_distiller_has_strengths_of_its_own(
     distill = config_of(*tokens).distill
     assert (distill.name, distill.weight) == expected[:2]
     assert expected[2] is None or distill.temperature == expected[2]
-    assert distill.hidden == 2048, "what belongs to any distiller stays the recipe's"
+    assert distill.hidden == 2048, "keys of all distillers keep the recipe's values"
 
 
 def test_the_large_recipes_hold_the_published_values() -> None:
@@ -214,7 +214,7 @@ def test_hash_follows_what_is_computed_and_nothing_else() -> None:
     free = config_of("--run.dir", "x", "--log.every_steps", "3", "--run.keep_checkpoints", "9", "--data.cache_dir", "y")
     assert base.hash() == free.hash()
     moved = config_of("--data.source", "hub:own/set", "--data.config", "c1", "--data.revision", "v2")
-    assert base.hash() == moved.hash(), "where the data lie is no part of a configuration; their digest is a run's"
+    assert base.hash() == moved.hash(), "the location of the data is not part of the hash; the run has their digest"
     assert base.hash(places=True) != moved.hash(places=True)
     assert base.hash() != config_of("--run.seed", "1").hash()
 

@@ -1,4 +1,4 @@
-"""The cache of decoded images as a directory: where it is, what the command lists, what it deletes."""
+"""The cache of decoded images as a directory: its location, and what the command lists and deletes."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ __all__ = ["no_hub"]  # a fixture of every test here
 
 
 def _cache(tmp_path: Path) -> list[str]:
-    """Two data sets, one three hours old, rests of a killed builder, a builder's folder, and files of somebody else."""
+    """Two data sets, one three hours old, remains of a killed builder, a builder's folder, and unrelated files."""
     cache = tmp_path / "cache"
     names = [load(tmp_path, "digits").fingerprint, load(tmp_path, write_parquet(tmp_path / "data")).fingerprint]
     for name, age in ((names[0], 3 * 3600), (".building-f00", 2 * caches.STALE_SECONDS)):
@@ -55,7 +55,7 @@ def test_the_command_clears_what_it_lists_and_nothing_else(
     assert out[-1].endswith(f"kB deleted from {cache}")
     kept = {"mine", "notes.txt", ".building-now", *([names[1], ".building-f00"] if by != "all" else [])}
     assert {path.name for path in cache.iterdir()} == kept
-    assert np.asarray(held).max() == 255, "a run keeps what it has mapped"
+    assert np.asarray(held).max() == 255, "a run keeps its mapped files"
     for unknown in ("digits", ""):
         assert run(["cache", "--clear", unknown, "--data.cache_dir", str(cache)], COMMANDS) == 2
         assert f"--clear: is {unknown!r}; allowed: a name or source" in capsys.readouterr().err

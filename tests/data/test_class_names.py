@@ -1,4 +1,4 @@
-"""Class names: read from every file before a library unifies them, mapped by name, and sorted by value if numbers."""
+"""Class names: read from every file before a library unifies them, mapped by name, numbers sorted by value."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ TEXT, NUMBER = datasets.Value("string"), datasets.Value("int64")
 
 
 def shown(kinds: list[str], label: Any = None) -> datasets.Dataset:
-    """Images whose grey level tells their class; by default encoded as class_encode_column does it with one split."""
+    """Images whose grey level shows their class; encoded by default as class_encode_column does with one split."""
     images = [encoded(picture(0).point(lambda _, level=LEVELS[kind]: level)) for kind in kinds]
     names = sorted(set(kinds))
     encoding = label or ([names.index(kind) for kind in kinds], datasets.ClassLabel(names=names))
@@ -69,7 +69,7 @@ def test_names_beside_plain_numbers_are_refused_and_nulls_are_not(tmp_path: Path
     name = write_parquet(tmp_path / "data", shown(["cat", "dog"]), shown(["dog", "cat"], ([1, 0], NUMBER)))
     error = refusal(tmp_path, name)
     assert error.key == "data.label_column"
-    assert "holds names in split 'train' and numbers in split 'test'" in str(error)
+    assert "has names in split 'train' and numbers in split 'test'" in str(error)
     write_parquet(tmp_path / "data", test=shown(["eel", "dog", "cat"]))
     table(2, label=([None, None], datasets.Value("null"))).to_parquet(tmp_path / "data" / "train-00001.parquet")
     source = load(tmp_path, name)

@@ -1,4 +1,4 @@
-"""Colour operations equal torchvision's or PIL's, and bit for bit their own formulas with comparisons and `where`."""
+"""Colour operations equal torchvision's or PIL's, and bit for bit the same formulas with comparisons and `where`."""
 
 from itertools import permutations
 
@@ -15,7 +15,7 @@ from kaizen.data.random import hash_rows, uniform
 
 
 def some_levels(n):
-    """Grey levels between the whole ones too, with every two of the channels at the top together."""
+    """Grey levels, fractional ones included, with every pair of channels at the maximum."""
     images = some_images(n, 12).float()
     images[:, :, 4:] += 1.4 * (torch.rand(n, 3, 8, 12, generator=torch.Generator().manual_seed(1)) - 0.5)
     images[:, 0, 6], images[:, 1, 7], images[:, 2, 8] = images[:, 1, 6], images[:, 2, 7], images[:, 0, 8]
@@ -41,7 +41,7 @@ def test_jitter_is_torchvisions_in_each_of_the_24_orders():
         theirs = images[i] / 255
         for part in order:
             theirs = ADJUST[part](theirs, float(factors[part][i]))
-        # Theirs weighs red by .2989 where ITU-R 601 and PIL have .299; contrast and saturation carry that on.
+        # torchvision weighs red by .2989, ITU-R 601 and PIL by .299; this affects contrast and saturation too.
         assert (jittered[i] - theirs * 255).abs().max() < 0.2
 
 

@@ -1,4 +1,4 @@
-"""Crops hold PIL's pixels, boxes follow torchvision's law, and no image depends on its neighbours."""
+"""Crops equal PIL's pixels, boxes follow torchvision's distribution, and no image depends on its batch."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from kaizen.data.random import uniform
 
 
 def some_images(n, height, width, seed=0):
-    """Half noise, half smooth, with black and white corners: noise alone hides what clamping does at edges."""
+    """Half noise, half smooth, with black and white corners: noise alone hides clamping at edges."""
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (n, 3, height, width), dtype=np.uint8)
     ramp = np.linspace(0, 255, width, dtype=np.uint8)
@@ -31,7 +31,7 @@ def some_boxes(n, height, width, seed=0):
 def crop_by_pil(image, top, left, height, width, size):
     picture = Image.fromarray(image.permute(1, 2, 0).numpy()).crop((left, top, left + width, top + height))
     if height > size:
-        # Pillow 13 may begin with the columns here; earlier versions never did, and nor do we.
+        # Pillow 13 may start with the columns here; earlier versions and this code start with the rows.
         picture = picture.resize((size, height), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(picture.resize((size, size), Image.Resampling.BICUBIC))).permute(2, 0, 1)
 
@@ -67,7 +67,7 @@ def test_a_flipped_crop_is_the_mirror_image_bit_for_bit():
 
 @pytest.mark.parametrize(("source", "size"), [(8, 8), (32, 32), (20, 32), (64, 9), (400, 224)])
 def test_products_with_the_weights_are_exact(source, size):
-    """So the sum may be taken in any order: on any device, by any number of threads, beside any images."""
+    """So sums may be computed in any order: on any device, with any number of threads, in any batch."""
     top, _, height, _ = some_boxes(50, source, source)
     weights = bicubic_weights(top, height, source, size)
     assert torch.equal(weights * GRID, (weights * GRID).round())
@@ -111,7 +111,7 @@ def test_boxes_lie_inside_the_image(draws, shape, scale, ratio):
     ("height", "width", "expected"), [(8, 40, (0, 14, 8, 11)), (40, 8, (14, 0, 11, 8)), (8, 9, (0, 0, 8, 9))]
 )
 def test_when_no_try_fits_the_central_box_is_torchvisions(height, width, expected):
-    # Areas next to nothing: every try has zero height or width.
+    # Tiny areas: every try has zero height or width.
     boxes = sample_boxes(torch.rand(3, BOX_DRAWS), height, width, (1e-6, 1e-6), (3 / 4, 4 / 3))
     assert {tuple(int(side[i]) for side in boxes) for i in range(3)} == {expected}
     theirs = RandomResizedCrop.get_params(torch.zeros(3, height, width), [1e-6, 1e-6], [3 / 4, 4 / 3])
@@ -130,7 +130,7 @@ def test_boxes_are_distributed_as_torchvisions(height, width, scale):
         (ours[2] * ours[3], theirs[2] * theirs[3]),
         (ours[3] / ours[2], theirs[3] / theirs[2]),
     ]:
-        # Kolmogorov-Smirnov: the largest gap between both distributions; 1.95 is its 0.1 % point.
+        # Kolmogorov-Smirnov: the largest gap between both distributions; 1.95 is its 0.1 % critical value.
         levels = torch.cat([mine, other]).double().unique()
         gap = [torch.searchsorted(x.double().sort().values, levels, right=True) / n for x in (mine, other)]
         assert (gap[0] - gap[1]).abs().max() < 1.95 * (2 / n) ** 0.5

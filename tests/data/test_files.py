@@ -1,4 +1,4 @@
-"""Files of local sources: these and no others are read, whatever their names; what is not read is told."""
+"""Files of local sources: only these are read, whatever their names; files that are not read are reported."""
 
 from pathlib import Path
 from typing import Any
@@ -89,9 +89,9 @@ def test_images_of_other_types_in_other_files_are_images(tmp_path: Path) -> None
     ("test", "key", "said"),
     [
         ({"label": None}, "data.label_column", "finds 'label' in split 'train'; allowed, in split 'test': image"),
-        ({"label": ([-1] * 6, LABELS)}, "data.test_split", "is 'test', where 'label' holds no value but -1"),
-        ({"label": ([None] * 6, LABELS)}, "data.test_split", "is 'test', where 'label' holds no value but -1"),
-        ({"image": ([1] * 6, datasets.Value("int64"))}, "data.image_column", "holds no images in split 'test'"),
+        ({"label": ([-1] * 6, LABELS)}, "data.test_split", "is 'test', where 'label' contains only -1"),
+        ({"label": ([None] * 6, LABELS)}, "data.test_split", "is 'test', where 'label' contains only -1"),
+        ({"image": ([1] * 6, datasets.Value("int64"))}, "data.image_column", "contains no images in split 'test'"),
     ],
 )
 def test_a_split_without_what_is_needed_is_named(tmp_path: Path, test: dict[str, Any], key: str, said: str) -> None:

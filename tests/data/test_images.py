@@ -89,7 +89,7 @@ def test_levels_without_a_known_range_are_refused(row: Any, found: str) -> None:
 
 
 def _glyph() -> np.ndarray:
-    """Black in all channels; the middle is opaque, one pixel half transparent, the rest clear."""
+    """Black in all channels; the middle is opaque, one pixel half transparent, the rest fully transparent."""
     glyph = np.zeros((8, 8, 4), dtype=np.uint8)
     glyph[2:6, 2:6, 3] = 255
     glyph[0, 0, 3] = 128
@@ -104,7 +104,7 @@ def test_what_is_transparent_shows_the_background(mode: str) -> None:
     elif mode == "PA":
         row = encoded(Image.fromarray(_glyph()), "WEBP", lossless=True)
     else:
-        # One level or colour of the file stands for all that is clear.
+        # One level or colour of the file marks transparent pixels.
         drawn = np.where(clear, 255, 0).astype(np.uint8)
         image = Image.fromarray(drawn if mode != "I;16" else drawn.astype(np.uint16) * 257)
         keys = {"P": 255, "1": 1, "L": 255, "RGB": (255, 255, 255), "I;16": 65535}
@@ -134,12 +134,12 @@ def test_the_run_says_how_many_images_were_transparent_and_what_is_behind_them(t
     assert source.train.images[0, :, 7, 7].tolist() == [255] * 3
     assert source.describe() == [
         "image size          8 x 8 (found in the data)",
-        "transparent         1 of the images, on white ground (data.background)",
+        "transparent         1 of the images, blended on white (data.background)",
     ]
     black = load_images(tmp_path, rows, background="black", image_size=8)
     assert black.train.images[0].max() == 0
     assert black.describe()[0] == "image size          8 x 8"
-    assert "on black ground" in black.describe()[1]
+    assert "blended on black" in black.describe()[1]
 
 
 # ------------------------------------------------------------------------------------------------------------ sizes

@@ -1,4 +1,4 @@
-"""Labels that are available: balanced, seeded, nested, and known to nobody who should not know them."""
+"""Available labels: balanced, seeded, nested, and hidden from everything that must not use them."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_all_and_none() -> None:
     labels = np.array([0, 1, -1, 1])
     assert visible_labels(labels, 1.0, 0).tolist() == [0, 1, -1, 1]
     assert visible_labels(labels, 0.0, 0).tolist() == [-1] * 4
-    assert labels.tolist() == [0, 1, -1, 1], "the true labels are left as they are"
+    assert labels.tolist() == [0, 1, -1, 1], "the true labels are unchanged"
 
 
 def test_the_choice_is_seeded_and_each_class_has_its_own() -> None:

@@ -1,4 +1,4 @@
-"""Random numbers are functions of integers, look random, and do not depend on what is drawn beside them."""
+"""Random numbers are functions of integers, look random, and do not depend on other draws."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def test_a_key_is_a_signed_64_bit_integer_and_always_the_same(parts):
 
 
 def test_keys_never_change_between_versions():
-    """A run that is resumed with a newer version must draw on as it began."""
+    """A run that is resumed with a newer version must draw the same numbers as before."""
     assert [fold(0), fold(1, 2), fold(-1)] == [-2152535657050944081, 1505054199308330484, 6004176723850346645]
     assert permutation(6, fold(7)).tolist() == [3, 0, 1, 2, 4, 5]
 
@@ -49,7 +49,7 @@ def test_no_two_keys_ids_or_streams_share_a_number():
     hashes = torch.cat([hash_rows(fold(seed), ids) for seed in range(10)])
     assert len(hashes.unique()) == len(hashes)
     draws = torch.cat([uniform(hashes[:2000], 8, stream) for stream in range(4)]).flatten()
-    # Of m numbers of 24 bits about m**2 / 2**25 coincide.
+    # Among m numbers of 24 bits, about m**2 / 2**25 pairs coincide.
     assert len(draws) - len(draws.unique()) < 1.2 * len(draws) ** 2 / 2**25
 
 

@@ -1,4 +1,4 @@
-"""The replay memory: what it keeps, for every policy and budget."""
+"""The replay memory: the images that it keeps, for every policy and budget."""
 
 from collections import Counter
 from pathlib import Path
@@ -102,7 +102,7 @@ def test_a_total_that_shrinks_keeps_what_it_had_chosen_first() -> None:
 
 
 def herded(features: np.ndarray, count: int) -> list[int]:
-    """Herding written out: at each place try every row that is left."""
+    """Reference herding: for each place, try every remaining row."""
     rows = [row / (np.sqrt((row.astype(np.float64) ** 2).sum()) or 1) for row in features.astype(np.float64)]
     mean = sum(rows) / len(rows)
     chosen: list[int] = []
@@ -118,7 +118,7 @@ def herded(features: np.ndarray, count: int) -> list[int]:
 @given(st.sampled_from([1, *range(3, 10)]), st.integers(1, 4), st.integers(0, 10**6))
 @settings(deadline=None)
 def test_herding_is_the_greedy_choice_written_out(images: int, width: int, seed: int) -> None:
-    # Of two images both are equally close to their mean, and rounding decides; of more no two are.
+    # Two images are equally close to their mean, so rounding decides; among more images no two are.
     features = np.random.default_rng(seed).normal(size=(images, width + 1))
     assert herding_order(features, images).tolist() == herded(features, images)
 
@@ -193,10 +193,10 @@ def test_a_reservoir_is_uniform_over_all_images_seen_whatever_their_task() -> No
         counts = Counter(i for memory in memories for i in memory[task])
         expected = seeds * total / seen
         statistic = sum((counts[i] - expected) ** 2 / expected for i in range(seen))
-        # Draws without replacement spread less than a chi-square by (seen - total) / (seen - 1).
+        # Draws without replacement vary less than a chi-square, by (seen - total) / (seen - 1).
         statistic *= (seen - 1) / (seen - total)
         assert chi2.cdf(statistic, seen - 1) < 0.9999
-        assert chi2.cdf(statistic, seen - 1) > 0.0001, "counts that hardly vary are no random choice"
+        assert chi2.cdf(statistic, seen - 1) > 0.0001, "a random choice has counts that vary"
         pairs = Counter(pair for memory in memories for pair in zip(*[iter(sorted(memory[task]))] * 2, strict=True))
         assert len(pairs) > seen, "images are chosen independently of each other"
 
@@ -215,8 +215,8 @@ def test_a_reservoir_is_nested_by_size_and_forgets_for_good(
         assert len(many[task]) == min(large, len(seen))
         assert set(many[task]) <= set(seen)
         if task:
-            assert set(many[task]) - set(tasks[task]) <= set(many[task - 1]), "what was pushed out never comes back"
-    assert few[2] == streamed(small, seed, [order])[0], "where the stream is cut does not matter"
+            assert set(many[task]) - set(tasks[task]) <= set(many[task - 1]), "removed images never return"
+    assert few[2] == streamed(small, seed, [order])[0], "the boundaries of tasks do not matter"
 
 
 def test_a_reservoir_depends_on_the_seed() -> None:

@@ -1,4 +1,4 @@
-"""The only order: the same global batch whatever the number of processes, and without a memory of its own."""
+"""The order of samples: the same global batch for any number of processes, and stateless."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""Sources: what is read and how it is decoded."""
+"""Sources: the files that are read and their decoding."""
 
 import subprocess
 import sys
@@ -35,7 +35,7 @@ def test_digits_are_the_bundled_ones_cut_evenly_and_always_alike(tmp_path: Path)
     ]
     assert sorted(found) == expected
     assert source.train.domains is None
-    # The key and the cut stay as they are over machines, versions and runs.
+    # The key and the split into tasks are the same on all machines, versions and runs.
     assert source.fingerprint == load(tmp_path, "digits", image_size=8).fingerprint
 
 

@@ -1,4 +1,4 @@
-"""Sources: what is refused, with one line that says why."""
+"""Sources: errors, each with one line that contains the reason."""
 
 import os
 from pathlib import Path
@@ -63,10 +63,10 @@ def test_directories_that_hold_something_else(tmp_path: Path) -> None:
 def test_empty_splits(tmp_path: Path) -> None:
     datasets.DatasetDict({"train": table(), "test": table(0)}).save_to_disk(tmp_path / "saved")
     error = refusal(tmp_path, f"disk:{tmp_path / 'saved'}")
-    assert str(error) == "data.test_split: is 'test', which holds no images"
+    assert str(error) == "data.test_split: is 'test', which contains no images"
     name = write_parquet(tmp_path / "data")
     parquet.write_table(table(1).data.table.slice(0, 0), tmp_path / "data" / "train-00000.parquet")
-    assert str(refusal(tmp_path, name)) == "data.train_split: is 'train', which holds no images"
+    assert str(refusal(tmp_path, name)) == "data.train_split: is 'train', which contains no images"
     table().to_parquet(tmp_path / "data" / "train-00001.parquet")
     assert len(load(tmp_path, name).train.labels) == 6
 
@@ -75,12 +75,12 @@ def test_empty_splits(tmp_path: Path) -> None:
     ("columns", "options", "key", "said"),
     [
         ({}, {"image_column": "img"}, "data.image_column", "'img'; allowed, in split 'train': image (PIL"),
-        ({}, {"image_column": "label"}, "data.image_column", "holds no images"),
+        ({}, {"image_column": "label"}, "data.image_column", "contains no images"),
         ({}, {"label_column": "y"}, "data.label_column", "label (ClassLabel)"),
         ({}, {"domain_column": "d"}, "data.domain_column", "label (ClassLabel)"),
-        ({"more": ([None] * 6, datasets.Image())}, {}, "data.image_column", "2 columns could be it"),
+        ({"more": ([None] * 6, datasets.Image())}, {}, "data.image_column", "2 columns qualify"),
         ({"image": ([1] * 6, datasets.Value("int64"))}, {}, "data.image_column", "image (int64)"),
-        ({"label": None}, {}, "data.label_column", "no column is known"),
+        ({"label": None}, {}, "data.label_column", "no column qualifies"),
         ({"label": ([0.5] * 6, datasets.Value("float32"))}, {}, "data.label_column", "holds float32"),
         ({"label": ([[1]] * 6, datasets.List(datasets.Value("int64")))}, {}, "data.label_column", "holds List"),
         ({"label": ([0, 1, -2, 0, 0, 0], datasets.Value("int8"))}, {}, "data.label_column", "row 2: found -2"),
@@ -107,7 +107,7 @@ def test_labels_beyond_the_class_names_name_row_and_value(tmp_path: Path) -> Non
 
 def test_splits_without_any_label(tmp_path: Path) -> None:
     none = table(2, label=([-1, -1], datasets.Value("int64")))
-    assert "holds no value but -1" in str(refusal(tmp_path, write_parquet(tmp_path / "data", none, none)))
+    assert "contains only -1" in str(refusal(tmp_path, write_parquet(tmp_path / "data", none, none)))
 
 
 def test_unreadable_and_missing_images_name_split_and_row(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_a_configuration_of_a_hub_source_is_asked_for_by_name(
     parts = "[{split: train, path: %s/train*}, {split: test, path: %s/test*}]"
     files = "".join(f"- {{config_name: {c}, data_files: {parts % (c, c)}}}\n" for c in ("c1", "c2"))
     (root / "README.md").write_text(f"---\nconfigs:\n{files}---\n")
-    monkeypatch.chdir(tmp_path)  # the library takes OWNER/NAME for a directory where there is one
+    monkeypatch.chdir(tmp_path)  # the library takes OWNER/NAME for a directory if it exists
     loader = datasets.load_dataset
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **o: loader(*a, **o, cache_dir=str(tmp_path / "kept")))
     error = refusal(tmp_path, "hub:own/set", **options)

@@ -1,4 +1,4 @@
-"""The cache of decoded images: complete or absent, built again when damaged."""
+"""The cache of decoded images: complete or absent, and rebuilt if damaged."""
 
 import hashlib
 import json

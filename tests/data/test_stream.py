@@ -1,4 +1,4 @@
-"""The cut into tasks: golden splits, and properties of any cut."""
+"""The division into tasks: golden splits, and properties of any division."""
 
 import json
 from collections.abc import Sequence
@@ -167,9 +167,9 @@ def test_classes_of_one_split_and_names_that_look_alike_are_told() -> None:
     names = ["cat", "Cat", "caf\u00e9", "cafe\u0301 ", "eel"]
     said = made(names, [0, 0, 1, 2], [0, 0, 3, 3, 1], **{"stream.tasks": "1"}).describe()
     assert said[-4:] == [
-        f"no training image   {names[3]!r}: 2 of 5 test images, which cannot be classified rightly",
-        f"no test image       {names[2]!r}: trained on, never judged",
-        "names alike         'cat' and 'Cat', 'caf\\xe9' and 'cafe\\u0301 ': classes of their own",
+        f"no training image   {names[3]!r}: 2 of 5 test images, which cannot be classified correctly",
+        f"no test image       {names[2]!r}: trained on, never evaluated",
+        "names alike         'cat' and 'Cat', 'caf\\xe9' and 'cafe\\u0301 ': separate classes",
         "not read            train/metadata.csv",
     ]
     quiet = made(["a", "b"], [0, 1], [1, 0]).describe()

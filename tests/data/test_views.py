@@ -1,4 +1,4 @@
-"""Each operation equals torchvision's or PIL's with the same parameters; a view is a function of its key alone."""
+"""Each operation equals torchvision's or PIL's with equal parameters; a view depends on its key alone."""
 
 import numpy as np
 import pytest
@@ -82,7 +82,7 @@ def test_with_nothing_to_do_a_view_is_the_normalised_image():
 
 
 def test_a_view_is_its_operations_one_after_another():
-    """The flip, done inside the crop, has to give what a flip after all other operations gives."""
+    """The flip inside the crop must equal a flip after all other operations."""
     images, keys, size = some_images(64, 12), some_keys(64), 9
     draws = uniform(keys, Column.END, stream=1)
     x = crop_resize(images, *sample_boxes(draws[:, Column.BOX :], 12, 12, (0.08, 1.0), (3 / 4, 4 / 3)), size)
@@ -180,7 +180,7 @@ def test_the_way_that_a_gpu_takes_gives_the_same_bits(monkeypatch, parameters):
 
 
 def test_no_operation_waits_for_values_from_a_gpu():
-    """Tensors without data make any such operation raise (item, nonzero, indexing by a mask)."""
+    """Meta tensors make every such operation raise (item, nonzero, indexing with a mask)."""
     caches = (random._places, crop._table)
     for cache in caches:
         cache.cache_clear()

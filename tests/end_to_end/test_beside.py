@@ -1,4 +1,4 @@
-"""Beside the steps: checkpoints that are written, images that are decoded, readers; stops and failures there."""
+"""Work in parallel with the steps or between them: checkpoints, decoding, readers; stops and failures there."""
 
 import errno
 import json
@@ -70,7 +70,7 @@ def test_a_stop_while_a_probe_is_fitted(
 def test_a_checkpoint_that_is_written_while_steps_go_on_holds_its_own_step(
     tiny: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The disk takes its time; what it is given is a copy, and the next checkpoint waits for it."""
+    """The disk is slow; it gets a copy, and the next checkpoint waits for it."""
     run, arguments = run_of(tiny), [*short(tiny), "--run.keep_checkpoints", "100"]
     write, under_way, step, overlapped = kaizen.training.state.write_directory, 0, Stepper.step, 0
 

@@ -1,4 +1,4 @@
-"""Real, larger data through parquet: Fashion-MNIST, 1,000 images a class."""
+"""Real, larger data through parquet: Fashion-MNIST, 1,000 images per class."""
 
 import json
 from pathlib import Path
@@ -21,4 +21,4 @@ def test_fashion_mnist_written_as_parquet_trains_and_evaluates(tmp_path: Path) -
     tasks = results["stream"]["tasks"]
     assert [(task["train_images"], task["test_images"]) for task in tasks] == [(2000, 400)] * 5
     reader = results["readers"]["classifier"]
-    assert reader["learning_accuracy"] > 0.4, "each task is learned when it is there"
+    assert reader["learning_accuracy"] > 0.4, "each task is learned while it is trained"

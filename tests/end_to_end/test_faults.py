@@ -1,4 +1,4 @@
-"""Faults of a run: a loss that breaks, memory that is refused, a directory that changes. Nothing saved is lost."""
+"""Faults of a run: a loss that is not finite, refused memory, a changing directory. Nothing saved is lost."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def test_a_term_that_is_not_finite_ends_the_run_and_is_never_saved(
     assert (status["state"], status["exit_code"], status["step"]) == ("failed", 3, 9)
     for file in run.rglob("*.safetensors"):
         assert all(torch.isfinite(tensor).all() for tensor in load_file(file).values()), file
-    assert main(arguments) == 0, "the same command goes on"
+    assert main(arguments) == 0, "the same command resumes the run"
     assert [line["step"] for line in log_of(run)] == list(range(1, len(log_of(run)) + 1))
 
 

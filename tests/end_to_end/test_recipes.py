@@ -1,4 +1,4 @@
-"""The digits' recipes learn: every method over five tasks, without collapse and without losing what it sees."""
+"""The recipes of the digits learn: every method over five tasks, without collapse and with little forgetting."""
 
 import json
 import math
@@ -13,9 +13,9 @@ from runs import log_of, sweep_file
 from kaizen.model.methods import REGISTRY
 
 FALLING = ("simclr", "supcon", "barlow", "vicreg", "wmse")
-"""Methods whose loss tells of learning; that of others follows a queue, a twin or assignments, which move."""
+"""Methods whose loss shows learning; the loss of the rest follows a queue, a twin or assignments, which move."""
 EACH = 8
-"""Log lines at the ends of task 0 that are compared, as single steps vary."""
+"""Number of log lines compared at the start and end of task 0, as single steps vary."""
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped, damaged or started again: they go on exactly, or say why not."""
+"""Runs that are killed, stopped, damaged or restarted: they resume exactly, or report why they cannot."""
 
 import json
 import math
@@ -64,11 +64,11 @@ def test_a_run_killed_fifty_times_at_any_moment_ends_byte_for_byte_as_one_that_w
     kills = steps = 0
     while kills < 50:
         process = launcher.start(tiny)
-        # From while it starts up to after several checkpoints; a start that is left alone takes seconds.
+        # From the start-up until after several checkpoints; an undisturbed start takes seconds.
         process.join(moments.uniform(0.05, 2.5))
         if process.exitcode is not None:
             assert process.exitcode == 0
-            shutil.rmtree(run)  # it came to its end between two kills: from the beginning
+            shutil.rmtree(run)  # it finished between two kills: start from the beginning
             continue
         process.kill()
         process.join()
@@ -80,7 +80,7 @@ def test_a_run_killed_fifty_times_at_any_moment_ends_byte_for_byte_as_one_that_w
     assert snapshots(run) == snapshots(undisturbed)
     assert [line["step"] for line in log_of(run)] == list(range(1, TASKS * STEPS + 1))
     leftovers = [path for path in run.rglob(".*") if not path.name.startswith(".lock")]
-    assert not leftovers, "what kills left half done is gone"
+    assert not leftovers, "remains of kills are deleted"
 
 
 @pytest.mark.slow
@@ -101,7 +101,7 @@ def test_a_run_asked_twice_to_stop_thirty_times_at_any_moment_saves_within_secon
         began = time.monotonic()
         assert process.pid
         for number in moments.choices((signal.SIGTERM, signal.SIGINT), k=2):
-            with suppress(ProcessLookupError):  # the first one may have ended it
+            with suppress(ProcessLookupError):  # the first stop may have ended it
                 os.kill(process.pid, number)
             process.join(moments.uniform(0, 0.2))
         process.join(20)
@@ -143,7 +143,7 @@ def test_asked_to_stop_it_saves_and_goes_on(how: str, tiny: list[str], launcher:
     assert snapshots(run) == snapshots(undisturbed)
 
 
-# A momentum twin with queues, one with a head and a centre, and a memory of each task's images; the others take longer.
+# A momentum twin with queues, a twin with a head and a centre, and a memory of each task's images; the rest is slow.
 @pytest.mark.parametrize(
     "method",
     [

@@ -1,4 +1,4 @@
-"""Whole runs on bundled digits: the files they leave, what is logged and measured, how they fail."""
+"""Whole runs on bundled digits: their files, logs, measurements and failures."""
 
 import io
 import json
@@ -120,7 +120,7 @@ def test_each_term_can_be_switched_off_alone(term: str, tiny: list[str]) -> None
 def test_class_ratio_weighs_the_old_classifier_by_classes_before_over_new(tiny: list[str]) -> None:
     ratio = ["--classifier.distill_weight", "class_ratio", "--stream.tasks", "3", "--run.checkpoint_every", "0"]
     assert main([*tiny, *ratio, "--optim.epochs", "1", "--optim.warmup_epochs", "0"]) == 0
-    # Ten classes in cuts of 4, 3 and 3.
+    # Ten classes in tasks of 4, 3 and 3.
     ratios = {0: 0.0, 1: 4 / 3, 2: 7 / 3}
     for line in log_of(run_of(tiny)):
         first = line["loss/ssl"] + line["loss/distill"] + line["loss/classifier"]
@@ -162,7 +162,7 @@ def test_the_matrix_is_what_each_snapshot_says_of_each_test_image(undisturbed: P
             if index > task:
                 assert found is None
                 continue
-            assert found == pytest.approx(sum(right) / len(right), abs=1.5 / len(right)), "but for a tie"
+            assert found == pytest.approx(sum(right) / len(right), abs=1.5 / len(right)), "except for ties"
 
 
 def test_evaluation_changes_nothing_in_a_network(cache: str) -> None:

@@ -1,4 +1,4 @@
-"""Whole runs over other streams, with fewer labels and other memories; and what load_stream makes of them."""
+"""Whole runs on different streams, with fewer labels and different memories; and load_stream on them."""
 
 import json
 import math
@@ -133,7 +133,7 @@ def test_hidden_labels_change_no_task_and_are_seen_by_nobody(tiny: list[str]) ->
         assert np.array_equal(one.train, two.train)
         assert one.classes == two.classes
     true, seen = stream.source.train.labels, stream.labels
-    assert (true >= 0).all(), "the source keeps the true ones"
+    assert (true >= 0).all(), "the source keeps the true labels"
     kept = [int((seen == label).sum()) for label in range(10)]
     assert kept == [round(0.1 * int((true == label).sum())) for label in range(10)]
     assert f"labels              {sum(kept)} of 1438 training images" in "\n".join(stream.describe())
@@ -148,7 +148,7 @@ def test_labels_of_domains_that_are_left_out_do_not_count(drawings: list[str]) -
     few = ["--stream.domains", "[real]", "--labels.fraction", "0.01"]
     _, stream = loaded(drawings, *few)
     ids = np.flatnonzero(stream.labels >= 0)
-    assert sorted(stream.labels[ids]) == [0, 1, 2], "one a class"
+    assert sorted(stream.labels[ids]) == [0, 1, 2], "one per class"
     assert set(ids) <= set(stream.tasks[0].train)
 
 

@@ -1,4 +1,4 @@
-"""Readers that change between starts, and `python -m kaizen eval`: rows come from the snapshots, each once."""
+"""Readers that change between starts, and `python -m kaizen eval`: each row is computed once, from a snapshot."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ ALL = "[classifier, linear_probe_seen, linear_probe_all, knn]"
 
 @pytest.fixture(scope="module")
 def full(launcher: Launcher, undisturbed: Path, cache: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The undisturbed run, trained again with every reader."""
+    """The undisturbed run, trained again with all readers."""
     path = tmp_path_factory.mktemp("full") / "run"
     arguments = ["digits", *TINY, "--data.cache_dir", cache, "--run.dir", str(path), "--eval.readers", ALL]
     assert launcher.run(arguments) == 0
@@ -138,7 +138,7 @@ def test_a_reader_that_is_no_longer_asked_for_keeps_its_rows(
 def test_the_untrained_network_is_looked_at_after_the_first_task_and_once(
     dies_at: str, tiny: list[str], undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No first step waits for it, and a run that ends before, between or after the looks goes on with the next one."""
+    """No first step waits for it, and a run that ends before, between or after evaluations resumes with the next."""
     order: list[str] = []
     parts = ["train 0", "evaluate -1", "evaluate 0", "train 1", "evaluate 1"]
 
@@ -214,7 +214,7 @@ def test_other_data_are_refused_or_have_a_file_of_their_own(
     assert sum(task["test_images"] for task in found["stream"]["tasks"]) == 100
     assert found["data"]["source"] == source
     assert {name: content for name, content in files_of(path).items() if name != "results-fewer.json"} == files
-    # A file holds results on one set of data.
+    # A file contains results on one data set only.
     assert run(["eval", str(path), "--other-data", "fewer"], COMMANDS) == 2
     assert "contains results on different images or labels" in capfd.readouterr().err
 

@@ -1,4 +1,4 @@
-"""Metrics of the accuracy matrix: worked by hand, and properties for any matrix."""
+"""Metrics of the accuracy matrix: hand computations, and properties of any matrix."""
 
 import pytest
 from hypothesis import given
@@ -53,7 +53,7 @@ def test_a_cell_of_untaught_classes_counts_as_zero_and_leaves_no_forward_transfe
 @pytest.mark.parametrize(
     ("taught", "asked", "expected"),
     [({0, 1}, {2, 3}, True), ({0, 1}, {1, 2}, False), (set(), {0}, False), ({0}, set(), False)],
-    ids=["other classes", "one of them", "taught nothing, it guesses", "nothing known of the images"],
+    ids=["other classes", "one of them", "taught nothing, it guesses", "nothing is known about the images"],
 )
 def test_a_reader_can_name_what_it_was_taught(taught: set[int], asked: set[int], expected: bool) -> None:
     assert cannot_name(taught, asked) == expected

@@ -1,4 +1,4 @@
-"""What reads features: against scikit-learn on real features, worked by hand, and what each may see."""
+"""Readers: against scikit-learn on real features, against hand computations, and the data that each may see."""
 
 import math
 from collections.abc import Iterator
@@ -67,7 +67,7 @@ def test_the_probe_agrees_with_scikit_learn(
     theirs = LogisticRegression(C=1 / (probe.regularisation * count), max_iter=20000, tol=1e-7)
     theirs.fit(scaler.transform(train[:count].double()), labels[:count])
     mine, expected = probe.predict(test).numpy(), theirs.predict(scaler.transform(test.double()))
-    assert float((expected == truth).mean()) > 0.8 * len(probe.classes) / 10, "features that tell classes apart"
+    assert float((expected == truth).mean()) > 0.8 * len(probe.classes) / 10, "features that separate the classes"
     assert abs((mine == truth).mean() - (expected == truth).mean()) <= 0.005
     assert (mine == expected).mean() > 0.99
 
@@ -87,10 +87,10 @@ def test_nearest_neighbours_agree_with_scikit_learn(k: int, digits: Digits, monk
 def test_the_probe_worked_by_hand() -> None:
     features, labels = torch.tensor([[3.0], [5.0]]).repeat(10, 1), torch.tensor([7, 2]).repeat(10)
     probe = fit_probe(features, labels, seed=0)
-    assert (probe.mean.item(), probe.std.item(), probe.regularisation) == (4, 1, 1), "of equals the strongest"
+    assert (probe.mean.item(), probe.std.item(), probe.regularisation) == (4, 1, 1), "the strongest of equals"
     assert probe.classes.tolist() == [2, 7]
     weight = probe.weights[0, 0].item()
-    # At +-1 the minimum is where the weight, times its regularisation, is the probability that is missing.
+    # At +-1 the minimum has weight x regularisation = 1 - probability of the true class.
     assert weight == pytest.approx(1 - 1 / (1 + math.exp(-2 * weight)), abs=2e-4)
     assert probe.weights[0].sum().item() == pytest.approx(0, abs=1e-9)
     assert probe.predict(torch.tensor([[3.9], [4.1], [99.0]])).tolist() == [7, 2, 2]
@@ -102,7 +102,7 @@ def test_regularisation_follows_what_held_out_images_say() -> None:
     signal = torch.nn.functional.one_hot(labels).double()
     noise = torch.randn(400, 300, generator=generator, dtype=torch.float64)
     noisy = fit_probe(torch.cat([signal + 1.5 * noise[:, :4], noise], dim=1), labels, seed=0)
-    # A class between two others on a line is found by weak regularisation alone.
+    # A class between two classes on a line is found only with weak regularisation.
     line = torch.rand(400, 1, generator=generator, dtype=torch.float64)
     clean = fit_probe(line, (line[:, 0] * 4).long(), seed=0)
     assert noisy.regularisation > 10 * clean.regularisation
@@ -201,7 +201,7 @@ def test_rankme_of_many_images_looks_at_evenly_spaced_ones(monkeypatch: pytest.M
 
 
 class Seen:
-    """What the readers were given, and the regularisation that came of it."""
+    """The data that the readers were given, and the regularisation that they chose."""
 
     def __init__(self) -> None:
         self.probes: list[tuple[set[int], int, LinearProbe]] = []

@@ -1,4 +1,4 @@
-"""Reports: which runs are a group, mean and spread over seeds, paired differences, and the files that tell them."""
+"""Reports: groups of runs, mean and spread over seeds, paired differences, and the written files."""
 
 import csv
 import io
@@ -34,14 +34,14 @@ def record(
     path: str = "",
     **keys: Any,
 ) -> RunRecord:
-    """A run whose metrics are all one number, null where it is None."""
+    """A run whose metrics all have one value, or null for None."""
     config = {"run.seed": seed, "optim.lr": 0.1, **{key.replace("__", "."): value for key, value in keys.items()}}
     found = {"classifier": dict.fromkeys(DEFINITIONS, accuracy)} if readers is None else readers
     return RunRecord(path or f"run{seed}", recipe, preset, config, found)
 
 
 def placed(seed: int, source: str, digest: str, preset: str | None = None, **more: str) -> RunRecord:
-    """A run on data of that digest at a place, trained as `more` says."""
+    """A run on data with this digest at this place, trained with the settings `more`."""
     held = record(seed, preset=preset, data__source=source, method__name=str(preset))
     return replace(held, provenance={"data": digest, **more})
 
@@ -68,7 +68,7 @@ def test_a_group_is_named_by_the_keys_in_which_groups_of_its_label_differ_alone(
         "digits-cassle optim.lr=0.2 classifier.hidden=[16,8]",
         "digits-finetune",
     ]
-    assert names(record(0, eval__knn=None), record(1)) == ["digits"], "a key an earlier version lacks counts as null"
+    assert names(record(0, eval__knn=None), record(1)) == ["digits"], "a key missing in earlier versions counts as null"
 
 
 def test_runs_on_other_data_are_another_group_and_a_place_decides_nothing() -> None:
@@ -76,7 +76,7 @@ def test_runs_on_other_data_are_another_group_and_a_place_decides_nothing() -> N
     groups = group_runs([placed(0, a, "1" * 64), placed(1, b, "1" * 64), placed(2, a, "2" * 64)])
     found = {group.name: list(group.runs) for group in groups}
     assert found == {f"digits data={a}@11111111": [0, 1], f"digits data={a}@22222222": [2]}
-    assert len(group_runs([placed(0, a, "1" * 64), record(1)])) == 2, "of a run that names no data nobody knows"
+    assert len(group_runs([placed(0, a, "1" * 64), record(1)])) == 2, "the data of a run without a digest are unknown"
 
 
 def test_data_and_precision_that_differ_are_named_whatever_the_label_and_never_compared() -> None:
@@ -90,7 +90,7 @@ def test_data_and_precision_that_differ_are_named_whatever_the_label_and_never_c
     assert found == ["digits-kaizen mixed_precision=null", "digits-replay mixed_precision=bf16"]
     for other in (other_data, other_precision):
         rows = summarise_groups(group_runs([kaizen, other]), "replay")
-        assert all(row.difference is None for row in rows), "no preset's baseline under other data or precision"
+        assert all(row.difference is None for row in rows), "no baseline of a preset on different data or precision"
 
 
 def test_one_configuration_under_two_names_is_one_group_and_counts_a_seed_once() -> None:
@@ -133,7 +133,7 @@ def test_paired_differences_take_common_seeds_alone() -> None:
     runs = [record(seed, value, "replay", a__b=1) for seed, value in base.items()]
     runs += [record(seed, value, "kaizen", a__b=2) for seed, value in mine.items()]
     rows = [row for row in summarise_groups(group_runs(runs), "digits-replay") if row.metric == "final_accuracy"]
-    assert (rows[0].baseline, rows[0].difference) == (None, None), "the baseline has no difference to itself"
+    assert (rows[0].baseline, rows[0].difference) == (None, None), "the baseline has no difference from itself"
     found = rows[1].difference
     assert found is not None
     expected = [0.6 - 0.4, 0.95 - 0.9]

@@ -1,4 +1,4 @@
-"""Files that evaluation reads: results.json of both schemas, and what environment.json tells of a run."""
+"""Files that evaluation reads: results.json in both schemas, and environment.json."""
 
 import json
 from pathlib import Path

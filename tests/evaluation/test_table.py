@@ -1,4 +1,4 @@
-"""The final table and its picture: names of classes, and cells that say nothing."""
+"""The final table and its picture: names of classes, and empty cells."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The learner's four terms, the teacher and the momentum twin, against the equations written out."""
+"""The learner's four terms, the teacher and the momentum twin, against their equations."""
 
 from itertools import pairwise
 from pathlib import Path

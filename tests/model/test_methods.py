@@ -1,4 +1,4 @@
-"""SSL methods: the registry, queues, and what each step leaves behind."""
+"""SSL methods: the registry, queues, and the state after each step."""
 
 import json
 from pathlib import Path
@@ -162,7 +162,7 @@ def test_swav_takes_small_crops_freezes_its_prototypes_and_uses_the_filled_part_
     late = in_epoch(batch, method, 99)
     assert late.phase.rows == 5
     assert method.loss(outputs, late).item() != empty
-    assert method.loss(outputs, batch).item() == empty, "before its epoch the queue takes no part"
+    assert method.loss(outputs, batch).item() == empty, "before its epoch the queue is not used"
 
 
 def test_the_host_counts_along_what_a_growing_queue_holds() -> None:

@@ -1,4 +1,4 @@
-"""Encoders and heads: shapes, and torchvision's own networks as second opinion."""
+"""Encoders and heads: shapes, and compared with torchvision's networks."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""ViTs: what is built, which configurations fit one, and small runs of two tasks."""
+"""ViTs: their architecture, valid configurations, and small runs of two tasks."""
 
 import json
 import shutil
@@ -51,7 +51,7 @@ def built(patch: int = 4, size: int = 8) -> nn.Module:
 
 
 def torchvisions_names(name: str) -> str:
-    """The name in torchvision's ViT of a parameter of timm's."""
+    """The name in torchvision's ViT of a parameter of timm's ViT."""
     for ours, theirs in (
         ("cls_token", "class_token"),
         ("pos_embed", "encoder.pos_embedding"),
@@ -70,7 +70,7 @@ def torchvisions_names(name: str) -> str:
 
 @pytest.mark.parametrize(("name", "dim", "heads"), [("vit_tiny", 192, 3), ("vit_small", 384, 6), ("vit_base", 768, 12)])
 def test_vits_equal_torchvisions(name: str, dim: int, heads: int) -> None:
-    tells = name == "vit_tiny"  # the smallest by its values, the others by their shapes
+    tells = name == "vit_tiny"  # the smallest by its values, the rest by their shapes
     with torch.device("cpu" if tells else "meta"):
         ours = build_encoder(EncoderConfig(name=name, patch=4), 8).eval()  # type: ignore[arg-type]
         theirs = VisionTransformer(8, 4, num_layers=12, num_heads=heads, hidden_dim=dim, mlp_dim=4 * dim).eval()
@@ -116,7 +116,7 @@ def test_another_kind_of_encoder_leaves_the_recipes_encoder_keys_behind() -> Non
     assert config_of("digits", "--encoder.name", "vit_tiny").encoder.width == 64
     assert config_of("imagenet100-simclr", "--encoder.name", "vit_small").encoder.stem == "cifar"
     assert config_of("digits-vit", "--encoder.name", "resnet18").encoder.patch is None
-    assert config_of("digits", "--encoder.name", "resnet34").encoder.width == 16, "one ResNet has another's keys"
+    assert config_of("digits", "--encoder.name", "resnet34").encoder.width == 16, "all ResNets have the same keys"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from kaizen.commands.train import main
 from kaizen.model.methods import method_class
 from kaizen.parallel import Batch
 
-# Without BatchNorm and with the classifier alone the loss is a mean over images, which parts do not change.
+# Without BatchNorm and with only the classifier, the loss is a mean over images and does not depend on the parts.
 ADDITIVE = ["--encoder.norm", "group", "--classifier.stop_gradient", "false", "--method.weight", "0"]
 ADDITIVE += ["--distill.name", "none", "--classifier.distill_weight", "0", "--labels.fraction", "0.4"]
 
@@ -18,7 +18,7 @@ ADDITIVE += ["--distill.name", "none", "--classifier.distill_weight", "0", "--la
 def test_parts_add_up_to_the_step_of_the_whole_batch(
     tiny: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The parts in the way that the documents name, which works with every file of accelerate_configs."""
+    """Sets the number of parts as documented, which works with every file of accelerate_configs."""
     runs = {name: tmp_path / name for name in ("whole", "parts")}
     arguments = [*tiny, *ADDITIVE, "--optim.epochs", "1", "--optim.warmup_epochs", "0", "--stream.tasks", "2"]
     assert main([*arguments, "--run.dir", str(runs["whole"])]) == 0
@@ -30,7 +30,7 @@ def test_parts_add_up_to_the_step_of_the_whole_batch(
     assert [line["step"] for line in parts] == [line["step"] for line in whole]
     for step, (one, other) in enumerate(zip(whole, parts, strict=True)):
         assert other["loss/classifier"] == pytest.approx(one["loss/classifier"], rel=1e-5 if step < 2 else 1e-2)
-    # Contrastive negatives come from the part alone: fewer of them, and a lower loss.
+    # Contrastive negatives come only from the same part: there are fewer, and the loss is lower.
     assert parts[0]["loss/ssl"] < whole[0]["loss/ssl"] - 0.5
 
 

@@ -1,4 +1,4 @@
-"""Numbers in the place of auto: they suit the data, are said where they differ from the published ones, and stay."""
+"""Values that replace auto: they suit the data, are reported if they differ from published values, and are kept."""
 
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ def test_a_run_keeps_its_numbers_and_resumes_with_them(
     held = flatten(parse_yaml((run / "config.yaml").read_text()))
     assert (held["optim.batch"], held["optim.lr"], held["encoder.stem"]) == (128, 1.0, "cifar")
     steps = len(log_of(run))
-    assert main(tokens) == 0, "a run that is done is done"
+    assert main(tokens) == 0, "a finished run stays finished"
     assert len(log_of(run)) == steps == 10
     recipe, config = resolve(*parse_arguments(tokens))
     assert is_done(run, SweepRun(recipe, 1, tuple(tokens), config))

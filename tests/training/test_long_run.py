@@ -1,4 +1,4 @@
-"""A long run: nothing grows with its steps and tasks but what it is asked to keep."""
+"""A long run: nothing grows with its steps and tasks except what it must keep."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ from kaizen.commands.train import main
 
 
 def memory() -> int:
-    """Bytes of this process' own: what it mapped of files is the system's to take back."""
+    """Private bytes of this process, without mapped files, which the system can reclaim."""
     fields = Path("/proc/self/smaps_rollup").read_text().split()
     return int(fields[fields.index("Anonymous:") + 1]) * 1024
 
@@ -45,7 +45,7 @@ def test_two_thousand_steps_over_twenty_tasks(cache: str, tmp_path: Path, monkey
 
     monkeypatch.setattr(kaizen.training.trainer, "Trainer", Watched)
     assert main(arguments) == 0
-    found = found[1:]  # the first one is of the untrained network
+    found = found[1:]  # the first evaluation is of the untrained network
     assert len(found) == 20
     assert len(list((run / "tasks").iterdir())) == 20
     steps = len((run / "log.jsonl").read_text().splitlines()) * 50

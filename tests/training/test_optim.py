@@ -1,4 +1,4 @@
-"""LARS, schedules and parameter groups: golden values, torch's SGD as second opinion."""
+"""LARS, schedules and parameter groups: golden values, compared with torch's SGD."""
 
 import math
 from itertools import pairwise
@@ -61,7 +61,7 @@ def test_lars_with_a_tiny_ratio_and_no_exclusion_follows_the_formula() -> None:
     s = eta * 5 / (1 + decay * 5 + 1e-8)
     start = torch.tensor([3.0, 4.0], dtype=torch.float64)
     assert torch.allclose(p.detach(), start - lr * s * (g + decay * start))
-    assert torch.equal(p.grad, g), "gradients are left as they are"
+    assert torch.equal(p.grad, g), "gradients are unchanged"
 
 
 def test_lars_on_one_dimensional_parameters_is_torchs_sgd_without_decay() -> None:

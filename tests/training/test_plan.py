@@ -1,4 +1,4 @@
-"""Numbers derived from the configuration: steps, rates, warm-up, and what is refused."""
+"""Numbers derived from the configuration: steps, learning rates, warm-up, and errors."""
 
 import pytest
 

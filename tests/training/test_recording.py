@@ -1,4 +1,4 @@
-"""Recorded steps equal ordinary ones: on a CPU by a stand-in for CUDA graphs, which holds the device half's promise."""
+"""Recorded steps equal ordinary ones; a substitute for CUDA graphs records and checks them on a CPU."""
 
 from pathlib import Path
 
@@ -18,12 +18,12 @@ from kaizen.training.recording import Recorder, _cause, check_recording
 
 STEPS = 12
 BATCH = ["--optim.batch", "90", "--optim.epochs", "3"]
-"""Five steps an epoch: of each phase the first three are ordinary, and two are replayed."""
+"""Five steps per epoch: in each phase three ordinary steps, then two replayed ones."""
 
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The operations of a GPU, on a CPU: no value decides in views, and optimizers are fused."""
+    """The operations of a GPU, on a CPU: views do not depend on values read, and optimizers are fused."""
     for module in ("views", "colour"):
         monkeypatch.setattr(f"kaizen.data.{module}.on_cpu", lambda tensor: False)
     monkeypatch.setattr(Parallel, "fuses", True)
