@@ -34,7 +34,7 @@ def check_tasks(config: Config, tasks: int) -> None:
 
 
 def small_tasks(config: Config, steps: int, synthetic: bool, folder: Path, parallel: Parallel) -> tuple[Config, str]:
-    """A configuration whose tasks have the same batch and at least so many steps, and a description of its data.
+    """A configuration whose tasks have equal batches and a minimum number of steps, and a description of its data.
 
     Args:
         folder: where random images are written.

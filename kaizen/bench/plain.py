@@ -74,7 +74,7 @@ class PlainLoop:
             ]
 
     def seconds(self, steps: int) -> float:
-        """Seconds per step, over so many steps."""
+        """Mean seconds per step over `steps` steps."""
         if self._lanes is not None and self._recorded is None:
             for _ in range(WARM_UP):
                 self._lanes.aside(self.step)

@@ -81,7 +81,7 @@ class Session:
         return terms
 
     def seconds(self, steps: int) -> float:
-        """Seconds per step, over so many steps."""
+        """Mean seconds per step over `steps` steps."""
         synchronize(self.parallel.device)
         began = time.perf_counter()
         for _ in range(steps):
@@ -99,7 +99,7 @@ class Session:
             self.stepper.recorder = held
 
     def ordinary_seconds(self, steps: int) -> float:
-        """Seconds per ordinary step, over so many steps."""
+        """Mean seconds per ordinary step over `steps` steps."""
         with self.ordinary():
             return self.seconds(steps)
 

@@ -50,7 +50,7 @@ def choose_stream(config: Config, synthetic: bool, *, whole: bool = False) -> tu
 
 
 def make_source(config: Config, most_bytes: int = 0) -> Source:
-    """Random images, as many as the known source has: at most so many bytes, at least BATCHES batches per task."""
+    """Random images, as many as the known source has: at most `most_bytes`, at least BATCHES batches per task."""
     known = KNOWN_SOURCES.get(config.data.source)
     classes = known.classes if known else max(UNKNOWN_CLASSES, config.stream.tasks)
     size = config.data.image_size or (known.image_size if known else UNKNOWN_SIZE)

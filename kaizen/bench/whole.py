@@ -16,7 +16,7 @@ from kaizen.training.trainer import Trainer
 
 
 def measure_whole(recipe: str, config: Config, epochs: int, synthetic: bool, parallel: Parallel) -> dict[str, Any]:
-    """Train a recipe's tasks for so many epochs each, and evaluate them, in a temporary directory.
+    """Train a recipe's tasks for a few epochs each, and evaluate them, in a temporary directory.
 
     Args:
         epochs: at least 2; the first one of a task includes its start.
@@ -47,7 +47,7 @@ def measure_whole(recipe: str, config: Config, epochs: int, synthetic: bool, par
 
 
 def _summary(run: Path, trainer: Trainer, epochs: int) -> dict[str, Any]:
-    """Seconds per task, and the hours of a run of so many epochs per task."""
+    """Seconds per task, and the hours of a run of `full` epochs per task."""
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     results, environment = (
         json.loads((run / f"{name}.json").read_text(encoding="utf-8")) for name in ("results", "environment")

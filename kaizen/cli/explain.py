@@ -124,7 +124,7 @@ def _key_of(location: Sequence[str | int], tree: Any) -> str:
 
 
 def _siblings(location: Sequence[str | int], kind: Any) -> list[str]:
-    """Keys that stand next to the location in the configuration."""
+    """Keys at the same level as the location in the configuration."""
     for part in location[:-1]:
         if isinstance(part, str):
             kind = kind.model_fields[part].annotation

@@ -10,7 +10,7 @@ from kaizen.config.yaml import YamlError, parse_yaml
 
 
 def make_lists(tree: dict[str, Any], kind: type[BaseModel]) -> None:
-    """Turn values of keys that hold lists into lists, in place.
+    """Turn values of list keys into lists, in place.
 
     Args:
         tree: a configuration before it is checked; values that cannot be turned into lists are left unchanged.

@@ -60,7 +60,7 @@ def read_sweep(file: Path) -> list[SweepRun]:
 
 
 def split_line(line: str) -> list[str]:
-    """Words of a line as a shell splits them; # at the start of an unquoted word begins a comment.
+    """Words of a line as split by a shell; # at the start of an unquoted word begins a comment.
 
     Raises:
         ConfigError: a quotation is not closed.

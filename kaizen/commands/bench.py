@@ -162,7 +162,7 @@ def _parser() -> Parser:
         "--whole",
         metavar="EPOCHS",
         type=at_least(2),
-        help="measure only this: train all tasks of the recipe for so many epochs each (2 or more); hours that it "
+        help="measure only this: train all tasks of the recipe for EPOCHS epochs each (2 or more); hours that it "
         "takes with its full number of epochs",
     )
     parser.add_argument(

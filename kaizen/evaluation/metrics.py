@@ -25,7 +25,7 @@ PROTOCOLS = {
     "knn": "vote of the nearest training images of the tasks trained so far, with true labels; "
     "for the untrained network: of all tasks",
 }
-"""What each reader is trained on, in every row."""
+"""Training data of each reader, in every row."""
 
 
 def cannot_name(taught: Set[int], asked: Set[int]) -> bool:

@@ -104,7 +104,7 @@ BAD = {
     "nothing": (["--optim.lr", ""], "optim.lr"),
     "no run directory": (["--run.dir", ""], "run.dir"),
     "one dash": (["-optim.lr", "1"], "-optim.lr"),
-    "number of a view that is none": (["--views.\u00b2.flip_p", "0"], "views.\u00b2.flip_p"),
+    "number of a missing view": (["--views.\u00b2.flip_p", "0"], "views.\u00b2.flip_p"),
     "too wide": (["--encoder.width", "99999999999"], "encoder.width"),
     "too large": (["--data.image_size", "100000"], "data.image_size"),
     "memory smaller than the classes": (["--replay.total", "9"], "replay.total"),

@@ -147,7 +147,7 @@ def test_one_run_alone_ends_with_its_own_code(
     sweep = ["sweep", str(sweep_file(tmp_path, "digits --run.seed {0,1,2}")), "--run.dir", str(tmp_path / "runs")]
     assert run([*sweep, "--only", "1"], COMMANDS) == expected
     assert (tmp_path / "said").read_text().startswith("-m kaizen.commands.train digits --run.seed 1 ")
-    assert len((tmp_path / "said").read_text().splitlines()) == 1, "the others were left alone"
+    assert len((tmp_path / "said").read_text().splitlines()) == 1, "only this run was started"
     # A launcher returns a different code; the run's code is in its status.
     script.write_text(f"""#!/bin/sh
 for last; do :; done

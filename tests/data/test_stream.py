@@ -154,7 +154,7 @@ def test_a_domain_without_a_test_image_that_can_be_judged_is_refused_by_name() -
         cut("domain", np.array([0, 0]), np.array([0, -1]), 1, 1, 0, domains=[(0, "real")])
 
 
-# ------------------------------------------------------------------------------------------- what is told of a source
+# ------------------------------------------------------------------------------------------- lines on a source
 
 
 def made(names: Sequence[str], train: list[int], test: list[int], **keys: str) -> Stream:

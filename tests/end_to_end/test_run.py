@@ -83,7 +83,7 @@ def test_log_has_all_four_terms_at_every_step(undisturbed: Path) -> None:
     seconds = [line["seconds"] for line in lines]
     assert seconds == sorted(seconds)
     trained = json.loads((undisturbed / "results.json").read_text())["seconds"]["train"]
-    assert sum(trained[:-1]) < seconds[-1] <= sum(trained), "over the run and not over a task"
+    assert sum(trained[:-1]) < seconds[-1] <= sum(trained), "over the whole run, not one task"
     for line in lines:
         terms = [line[f"loss/{name}"] for name in ("ssl", "distill", "classifier", "classifier_distill")]
         assert all(math.isfinite(value) for value in terms)

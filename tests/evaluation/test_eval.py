@@ -168,7 +168,7 @@ def test_the_untrained_network_is_looked_at_after_the_first_task_and_once(
 
 @pytest.fixture(scope="module")
 def digits(cache: str, tmp_path_factory: pytest.TempPathFactory) -> Digits:
-    """Writes the bundled digits as a parquet source of its own, as they are or changed."""
+    """Writes the bundled digits as a separate parquet source, unchanged or changed."""
     source = load_source("digits", cache_dir=cache)
 
     def write(name: str, images: int | None = None, classes: str = "0123456789") -> str:

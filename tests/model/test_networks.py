@@ -1,4 +1,4 @@
-"""Encoders and heads: shapes, and compared with torchvision's networks."""
+"""Encoders and heads: shapes, and values against torchvision's networks."""
 
 import pytest
 import torch
