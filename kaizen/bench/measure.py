@@ -114,7 +114,7 @@ def _described(recipe: str, config: Config, data: str, session: Session, paralle
 
 
 def _measured(session: Session, options: Options, say: Say) -> dict[str, Any]:
-    """The numbers, in the order of measurement: those without the plain loop's networks in memory come first."""
+    """The numbers in order of measurement; those that exclude the plain loop's networks from memory come first."""
     parallel, turns = session.parallel, options.repetitions
     first = session.seconds(1)
     session.seconds(2 * WARM_UP)

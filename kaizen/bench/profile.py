@@ -19,7 +19,7 @@ def profile(session: Session, steps: int) -> dict[str, Any]:
     """Profile of the device in a step; on a CPU, of operations instead of kernels, and idle_share is None.
 
     idle_share: fraction of the time from the first kernel to the last in which none runs; kernels: number per step;
-    top: the slowest, by name, with their share of the time of all kernels, calls per step, and seconds per call.
+    top: those with most time, by name: share of the time of all kernels, calls per step, and seconds per call.
     """
     device = session.parallel.device
     on_gpu = device.type == "cuda"
@@ -59,7 +59,7 @@ def idle_share(spans: Iterable[tuple[float, float]]) -> float:
 
 
 def _shares(found: list[tuple[str, int, float]], steps: int) -> dict[str, Any]:
-    """Kernels per step and the slowest kernels, from (name, calls, seconds) over all steps."""
+    """Kernels per step and the kernels with most time, from (name, calls, seconds) over all steps."""
     whole = sum(seconds for _, _, seconds in found) or 1.0
     top = sorted(found, key=lambda one: -one[2])[:TOP]
     return {

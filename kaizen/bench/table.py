@@ -55,8 +55,8 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
 
 def _profile_lines(found: dict[str, Any]) -> Iterator[str]:
     if found["idle_share"] is not None:
-        yield _row("idle", f"{found['idle_share']:.1%} of the time the device is idle")
-    yield _row("kernels per step", f"{found['kernels']:.0f}; the slowest:")
+        yield _row("idle", f"{found['idle_share']:.1%} of the time between the first and the last kernel")
+    yield _row("kernels per step", f"{found['kernels']:.0f}; those with most time:")
     for top in found["top"]:
         yield f"  {top['share']:6.1%} {top['calls']:7.1f} x {1e6 * top['seconds']:8.1f} us  {top['name'][:80]}"
 

@@ -47,7 +47,7 @@ def measure_whole(recipe: str, config: Config, epochs: int, synthetic: bool, par
 
 
 def _summary(run: Path, trainer: Trainer, epochs: int) -> dict[str, Any]:
-    """Seconds per task, and the hours of a run of `full` epochs per task."""
+    """Seconds per task, and the hours of a run of `epochs` per task."""
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     results, environment = (
         json.loads((run / f"{name}.json").read_text(encoding="utf-8")) for name in ("results", "environment")

@@ -138,7 +138,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--profile",
         action="store_true",
-        help="also show the idle time of the device, the number of kernels per step and the slowest kernels",
+        help="also show the idle time of the device, the number of kernels per step and those with most time",
     )
     parser.add_argument(
         "--against",
