@@ -141,7 +141,7 @@ class Sweep:
         print(f"runs: {self._total}, {counts or 'none ended'}", flush=True)
         if asked := self.stop.asked():
             (self.directory / "stop").unlink(missing_ok=True)
-            print(f"stopped by {asked}: the same command goes on from here", file=sys.stderr, flush=True)
+            print(f"stopped by {asked}: the same command resumes it", file=sys.stderr, flush=True)
             return Stopped.exit_code
         if self.ended["failed"]:
             return TrainingFailed.exit_code

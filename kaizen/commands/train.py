@@ -44,7 +44,7 @@ def _train(tokens: Sequence[str]) -> int:
         Trainer(recipe, config, path, stop, preset, left_out(*arguments)).run()
     except (Stopped, KeyboardInterrupt) as stopped:
         kept = f"the run is kept in {path}; " if path and path.is_dir() else ""
-        _say(f"stopped by {str(stopped) or 'SIGINT'}: {kept}the same command goes on from here")
+        _say(f"stopped by {str(stopped) or 'SIGINT'}: {kept}the same command resumes it")
         return Stopped.exit_code
     except ConfigError as error:
         _say(f"error: {error}", error.everywhere)

@@ -51,7 +51,7 @@ def test_a_sweep_that_is_killed_and_stopped_ends_as_its_runs_alone_would_and_tel
     stopped.send_signal(signal.SIGTERM)
     out, error = stopped.communicate(timeout=60)
     assert stopped.returncode == 75, error
-    assert "the same command goes on from here" in error
+    assert "the same command resumes it" in error
     assert status_of(paths["cassle"])["state"] == "stopped"
     last = start(three)
     out, error = last.communicate(timeout=120)
