@@ -1,17 +1,17 @@
-"""The ways a run can end, as exceptions; each carries the exit code of `python train.py`."""
+"""The ways a run can end, as exceptions; each has the exit code of `python train.py`."""
 
 import errno
 import re
 
 REFUSING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE)
-"""Why a file system refuses to write, or to read what it holds."""
+"""Errors with which a file system refuses to write or to read."""
 REFUSED = re.compile(r"can't allocate memory|not enough memory|Cannot allocate memory")
 
 
 class KaizenError(Exception):
-    """A run that cannot go on, with a message for the user and an exit code.
+    """An error that ends the run, with a message for the user and an exit code.
 
-    `everywhere`: processes other than the main one print it too, as the main one does not.
+    `everywhere`: processes other than the main one print it too, because the main one does not.
     """
 
     exit_code = 1
@@ -29,17 +29,17 @@ class ConfigError(KaizenError):
 
 
 class DamagedError(ConfigError):
-    """Something saved that is missing a part or was changed; the key is the file."""
+    """A saved file that is missing or was changed; the key is the file."""
 
 
 class TrainingFailed(KaizenError):
-    """Training that cannot be trusted any more, such as a loss that is not finite, or a process that died."""
+    """Training that cannot continue, for example after a loss that is not finite or the death of a process."""
 
     exit_code = 3
 
 
 def explained(error: Exception) -> Exception:
-    """What ends a run although nothing is wrong with it (a full disk, too little memory) as one line; others as is."""
+    """Turn an error of the machine (full disk, too little memory) into a one-line message; return all others as is."""
     if isinstance(error, KaizenError):
         return error
     if isinstance(error, OSError) and error.errno in REFUSING and error.filename:
@@ -52,9 +52,9 @@ def explained(error: Exception) -> Exception:
 
 
 class Stopped(BaseException):
-    """A run that was asked to stop and has saved all that it needs to go on.
+    """A run that was asked to stop and has saved everything that it needs to resume.
 
-    No Exception, as it may be raised by a signal inside a library that turns exceptions into others.
+    Not an Exception, because a signal may raise it inside a library that converts exceptions.
     """
 
     exit_code = 75

@@ -1,21 +1,21 @@
-# Sourced by the batch files: what a job's environment is, and how a run in it is started, stopped and put back in the queue.
+# Sourced by the batch files: sets up the environment of a job, and starts, stops and requeues its run.
 #   KAIZEN_SETUP   a line of bash for every shell of the job, such as `source .venv/bin/activate`
-#   KAIZEN_DEVICE  cuda, or cpu with KAIZEN_PER_NODE processes a node; there is no falling back from one to the other
-#   KAIZEN_ACCELERATE  the file of accelerate_configs/ that says precision and strategy
+#   KAIZEN_DEVICE  cuda, or cpu with KAIZEN_PER_NODE processes per node; neither falls back to the other
+#   KAIZEN_ACCELERATE  the file of accelerate_configs/ with precision and strategy
 set -euo pipefail
 signalled=''
-trap 'signalled=yes' USR1 TERM # from the first line on, as the setup may take its time
-set +u # what activates an environment may use variables that are not set
+trap 'signalled=yes' USR1 TERM # from the first line on, as the setup may take long
+set +u # scripts that activate an environment may use variables that are not set
 eval "${KAIZEN_SETUP:-}"
 set -u
-export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 # nodes have no network: a wait for it is an error at once
+export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 # nodes have no network: fail at once instead of waiting for it
 
 refuse() {
     echo "error: $1" >&2
     exit 2
 }
 
-# The processes that the job must start; the trainer refuses to run as any other number, or on another device.
+# The trainer refuses to run with a different number of processes, or on a different device, than the job requests.
 export KAIZEN_DEVICE=${KAIZEN_DEVICE:-cuda}
 case $KAIZEN_DEVICE in
     cuda) KAIZEN_PER_NODE=${SLURM_GPUS_ON_NODE:-0} ;;
@@ -25,20 +25,20 @@ esac
 ((KAIZEN_PER_NODE > 0)) || refuse "SLURM_GPUS_ON_NODE: is 0; allowed: --gpus-per-node N, or KAIZEN_DEVICE=cpu"
 export KAIZEN_PROCESSES=$((KAIZEN_PER_NODE * SLURM_JOB_NUM_NODES))
 
-# Where the processes meet: the first of the job's nodes, as Slurm reaches it, at a port of this job's own.
+# The processes meet at the first node of the job, at the address that Slurm uses and a port chosen by the job's number.
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 KAIZEN_MAIN_ADDRESS=$(scontrol show node -o "${nodes[0]}" | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
 export KAIZEN_MAIN_ADDRESS KAIZEN_MAIN_PORT=$((20000 + SLURM_JOB_ID % 10000))
 
-# An index of an array is named by both numbers: the array's alone would put all of it back in the queue.
+# One index of an array is named by both numbers: the array's number alone would requeue the whole array.
 job=$SLURM_JOB_ID
 [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 
 status_version() { stat -c '%i %Y %Z' "$run/status.json" 2>/dev/null || true; }
 status_value() { sed -n "s/.*\"$1\": *\"\{0,1\}\([A-Za-z0-9]*\).*/\1/p" "$run/status.json" 2>/dev/null || true; }
 
-# Slurm holds jobs of one name back until the one before has ended, but not until its processes have; those of the same
-# array do not matter.
+# Slurm holds a job back until the previous one of the same name has ended, but its processes may end later. Jobs of the
+# same array do not matter.
 another_ends() {
     local ending
     ending=$(squeue --noheader --user="$(id -u)" --name="$SLURM_JOB_NAME" --states=COMPLETING --format=%F)
@@ -46,7 +46,7 @@ another_ends() {
 }
 
 # train_or_requeue RUN_DIRECTORY ARGUMENT...: `python ARGUMENT...` under Accelerate on all nodes of the job. Ends the
-# script: 0 done, 75 stopped, any other failed. A run that Slurm stopped goes back in the queue; one that failed does not.
+# script: 0 done, 75 stopped, any other code failed. A run that Slurm stopped is requeued; one that failed is not.
 train_or_requeue() {
     run=$1
     shift
@@ -55,47 +55,47 @@ train_or_requeue() {
         sleep 2
     done
     mkdir -p "$run"
-    rm -f "$run/stop" # was meant for an earlier job
+    rm -f "$run/stop" # it was meant for an earlier job
     [[ -z $signalled ]] || requeue
     local before state=none code=0
     before=$(status_version)
     progress_before=$(progress)
-    export KAIZEN_PREEMPTED=$run/.preempted # what a node makes that Slurm has signalled
+    export KAIZEN_PREEMPTED=$run/.preempted # created by a node that Slurm has signalled
     rm -f "$KAIZEN_PREEMPTED"
-    # A node that is lost is noticed by the others, which have to tell: srun kills them only if they do not.
+    # The other nodes notice a lost node and report it: srun kills them only if they do not end within two minutes.
     srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
         ${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"} --kill-on-bad-exit=0 --wait=120 \
         bash launch/node.sh "$@" &
     local step=$!
     while kill -0 "$step" 2>/dev/null; do
-        # More than once, as a file from before the processes began does not count.
+        # Repeatedly, as a file that is older than the processes does not count.
         if [[ -n $signalled ]]; then touch "$run/stop"; fi
         sleep 1
     done
     wait "$step" || code=$?
-    # A status from before this start says nothing about it.
+    # A status from an earlier start does not count.
     if [[ $(status_version) != "$before" ]]; then state=$(status_value state); fi
     case $state in
         done) exit 0 ;;
         failed) exit "$(status_value exit_code)" ;;
     esac
-    # Slurm may have told the processes alone of a preemption; a user's own file `stop` is left to mean what it says.
+    # On preemption Slurm may signal only the processes. A run that a user stopped with the file `stop` stays stopped.
     [[ $state != stopped || $(status_value reason) != SIGTERM ]] || signalled=yes
-    [[ $state != none || ! -e $KAIZEN_PREEMPTED ]] || signalled=yes # while it started, with nothing to save
+    [[ $state != none || ! -e $KAIZEN_PREEMPTED ]] || signalled=yes # preempted during the start, with nothing to save
     if [[ -n $signalled ]]; then requeue; fi
     [[ $state != stopped ]] || exit 75
     exit "$((code ? code : 3))"
 }
 
-# Where a run stands: what is the same before and after a job shows that it got nowhere.
+# The position of a run: if it is the same before and after a job, the job made no progress.
 progress() { echo "$(status_value task) $(status_value step) $(stat -c %Y "$run/results.json" 2>/dev/null || true)"; }
 
-# Back in the queue, unless the job is being cancelled, or put back by Slurm itself, or gets nowhere again and again.
+# Requeue the job, unless it is being cancelled, or Slurm itself requeues it, or it repeatedly makes no progress.
 requeue() {
     rm -f "$run/stop" "$run/.preempted"
     [[ $(squeue --noheader --jobs "$job" --format %T) == RUNNING ]] || exit 75
     if ((${SLURM_RESTART_COUNT:-0} >= 10)) && [[ ${progress_before-} == "$(progress)" ]]; then
-        echo "error: job $job: start ${SLURM_RESTART_COUNT} and no step further; allowed: a longer --time" >&2
+        echo "error: job $job: restart ${SLURM_RESTART_COUNT} without progress; allowed: a longer --time" >&2
         exit 3
     fi
     local step

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# One node's part of a run: Accelerate's launcher, which starts a process for each GPU. srun starts this on every node.
+# One node's part of a run: Accelerate's launcher, which starts one process per GPU. srun starts this on every node.
 set -euo pipefail
-set +u # what activates an environment may use variables that are not set
+set +u # scripts that activate an environment may use variables that are not set
 eval "${KAIZEN_SETUP:-}"
 set -u
 
-# On preemption Slurm signals every process of the job. The training ones save and end; launchers, which would end them
-# after 30 seconds whether they have saved or not, hear nothing of it. Ones that have nothing to save yet leave no word.
+# On preemption Slurm signals every process of the job. Training processes save and end. Launchers would kill them after
+# 30 seconds even during a save, so launchers ignore the signal. Processes with nothing to save yet write no status, so
+# this script leaves a file.
 trap 'touch "$KAIZEN_PREEMPTED"' TERM
 export PET_SIGNALS_TO_HANDLE=SIGINT
 

@@ -1,4 +1,4 @@
-"""The only place that knows ranks: who we are, what the others hold, whether they agree.
+"""The only package that knows ranks: collectives, agreement between processes, DDP and FSDP2.
 
 Losses follow one rule: each process returns its *share*, a scalar whose mean over processes is the loss of the global
 batch. DDP and FSDP average gradients over processes, so the mean of the shares' gradients is the gradient of the global

@@ -1,18 +1,18 @@
-"""Gradient accumulation, as the environment of a launch sets it."""
+"""Gradient accumulation, as set by the environment of a launch."""
 
 import os
 
 from kaizen.errors import ConfigError
 
 VARIABLE = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
-"""Accelerate reads it in every launch; its launcher hands on its own flag for DeepSpeed alone."""
+"""Accelerate reads it in every launch; the flag of its launcher works for DeepSpeed only."""
 
 
 def accumulation() -> int:
-    """Parts that a step's batch comes in.
+    """Number of parts that the batch of a step is split into.
 
     Raises:
-        ConfigError: the variable holds no whole number of at least 1.
+        ConfigError: the variable is not a whole number of at least 1.
     """
     asked = os.environ.get(VARIABLE, "1")
     if not (asked.isascii() and asked.isdecimal() and int(asked)):

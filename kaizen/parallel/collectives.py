@@ -1,4 +1,4 @@
-"""Sums, maxima and rows over processes, on the device, and which items belong to whom."""
+"""Sums, maxima and gathered rows over processes, on the device, and the split of items between processes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ def shard(count: int, rank: int, world: int) -> range:
 
 
 def gather_alike(local: Tensor) -> Tensor:
-    """Tensors of one shape and type, of all processes and in the order of their ranks: (processes, ...), no graph."""
+    """Gather tensors of equal shape and type in the order of ranks: (processes, ...), without graph."""
     local = local.detach().contiguous()
     every = local.new_empty((dist.get_world_size(), *local.shape))
     dist.all_gather(list(every.unbind()), local)
@@ -23,14 +23,14 @@ def gather_alike(local: Tensor) -> Tensor:
 
 
 def reduce_alike(local: Tensor, operation: Any) -> Tensor:
-    """Sum or maximum (dist.ReduceOp) of tensors of one shape and type over all processes, without graph."""
+    """Sum or maximum (dist.ReduceOp) of tensors of equal shape and type over all processes, without graph."""
     total = local.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total, op=operation)
     return total
 
 
 class _AllGather(torch.autograd.Function):
-    """Concatenate (n_r, ...) over processes; backward sums the gradients of all processes for the own rows."""
+    """Concatenate (n_r, ...) over processes; backward sums the gradients of all processes for the local rows."""
 
     @staticmethod
     def forward(ctx: Any, local: Tensor, sizes: tuple[int, ...], rank: int) -> Tensor:
@@ -43,7 +43,7 @@ class _AllGather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        # The gathered tensor was used by every process, so its gradient is the sum of theirs.
+        # Every process uses the gathered tensor, so its gradient is the sum over processes.
         total = reduce_alike(grads[0], dist.ReduceOp.SUM)
         start = sum(ctx.sizes[: ctx.rank])
         return total[start : start + ctx.sizes[ctx.rank]], None, None
@@ -51,22 +51,22 @@ class _AllGather(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Group:
-    """The processes that share a batch: our rank among `world`. All of them call each of these, in the same order."""
+    """The processes that share a batch: this rank of `world`. All processes call each method, in the same order."""
 
     rank: int = 0
     world: int = 1
 
     def shard(self, count: int) -> slice:
-        """This process' part of `count` items that every process holds."""
+        """This process' part of `count` items that are the same on every process."""
         mine = shard(count, self.rank, self.world)
         return slice(mine.start, mine.stop)
 
     def sizes(self, count: int) -> tuple[int, ...]:
-        """Items of each process' part of `count` items."""
+        """Number of items in each process' part of `count` items."""
         return tuple(len(shard(count, rank, self.world)) for rank in range(self.world))
 
     def gather(self, local: Tensor, sizes: Sequence[int]) -> Tensor:
-        """Rows (n_r, ...) of all processes, one process after the other, with gradient; sizes: n_r of each."""
+        """Rows (n_r, ...) of all processes, in the order of ranks, with gradient; sizes: n_r of each process."""
         return local if self.world == 1 else _AllGather.apply(local, tuple(sizes), self.rank)
 
     @torch.no_grad()

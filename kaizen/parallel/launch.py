@@ -1,4 +1,4 @@
-"""What a launcher has started, and the CPU threads of a process."""
+"""Checks of what the launcher has started, and the number of CPU threads of a process."""
 
 import math
 import os
@@ -9,16 +9,16 @@ from kaizen.errors import ConfigError
 
 
 def usable_cores() -> int:
-    """CPU cores whose time this process gets: those that it may run on, and no more than its quota is worth."""
-    # Not every system can tell on which ones; then all there are.
+    """Number of CPU cores that this process can use, by its affinity and its CPU quota."""
+    # Not every system knows an affinity; all cores count there.
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, int(min(allowed, _quota())))
 
 
 def _quota(groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> float:
-    """CPU cores that the control groups of this process are worth, as containers limit them; infinite without a limit.
+    """CPU quota of this process' control groups in cores, as set for containers; infinite without a limit.
 
-    Each group is limited by those above it as well.
+    The limits of a group's parents apply as well.
     """
     paths: set[Path] = set()
     with suppress(OSError):
@@ -49,7 +49,7 @@ def _limit(group: Path) -> float:
 
 
 def threads() -> int:
-    """CPU threads of this process: KAIZEN_THREADS, or its share of the cores that the node's processes can use."""
+    """Number of CPU threads of this process: KAIZEN_THREADS, or its share of the cores that it can use."""
     asked = os.environ.get("KAIZEN_THREADS") or "0"
     if not asked.isdecimal():
         raise ConfigError("KAIZEN_THREADS", f"is {asked!r}; allowed: a number of threads, 0 for a share of the cores")
@@ -61,11 +61,11 @@ SEVERAL_ON_CPU = "ACCELERATE_USE_CPU=1 accelerate launch -q --multi_gpu --num_pr
 
 
 def check_launch(world: int, device: str, precision: str) -> None:
-    """Refuse to train as another number of processes, or on another device, than the launch was meant to be.
+    """Refuse to train with a different number of processes, or on a different device, than requested.
 
     Raises:
-        ConfigError: what was started, or what a batch job asked for, is not `world` processes on a `device`; or the
-            device does not train in Accelerate's mixed precision.
+        ConfigError: the launcher started, or the batch job requested, something other than `world` processes on a
+            `device`; or the device does not train in Accelerate's mixed precision.
     """
     if precision == "fp16" and device == "cpu":
         raise ConfigError("mixed_precision", "is fp16, which does not train on a CPU; allowed there: no, bf16")
@@ -82,18 +82,16 @@ def check_launch(world: int, device: str, precision: str) -> None:
             "is above 1, but accelerate launch started one process, as it does with --cpu or without --multi_gpu; "
             f"allowed on a CPU: {SEVERAL_ON_CPU}, or --num_processes 1 (without MASTER_ADDR in the environment)",
         )
-    # What a batch job has asked for, in the words of the batch files: a GPU that is not seen is no reason to spend the
-    # job's hours on a CPU.
+    # The batch files state what a job has requested: if no GPU is found, the job must not spend its hours on a CPU.
     for key, found in (("KAIZEN_DEVICE", device), ("KAIZEN_PROCESSES", str(world))):
         if (asked := os.environ.get(key)) and asked != found:
             raise ConfigError(key, f"is {asked!r}, but this launch has {found!r}; allowed: what it has, or unset")
 
 
 def _asked_for_several() -> bool:
-    """Whether `accelerate launch` was asked for several processes and started this one alone.
+    """Whether `accelerate launch` was asked for several processes but started only this one.
 
-    It then tells the process where the others would meet, but not how many they are. The variable of torch.compile is
-    one that only the launcher sets.
+    It then sets the main address but not the number of processes. Only the launcher sets the variable of torch.compile.
     """
     names = os.environ.keys()
     return {"MASTER_ADDR", "ACCELERATE_DYNAMO_USE_FULLGRAPH"} <= names and "WORLD_SIZE" not in names

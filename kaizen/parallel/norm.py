@@ -13,7 +13,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class _Normalised(torch.autograd.Function):
-    """Batch normalisation by the statistics of all processes' rows; torch has it for CUDA alone (SyncBatchNorm)."""
+    """Batch normalisation by the statistics of all processes' rows; torch has it only for CUDA (SyncBatchNorm)."""
 
     @staticmethod
     def forward(
@@ -34,7 +34,7 @@ class _Normalised(torch.autograd.Function):
         x, weight, mean, scale, n = ctx.saved_tensors
         grad, rows = grads[0].to(mean.dtype), x.to(mean.dtype)
         local = _sums(grad, rows, mean, scale)
-        # Mean and variance were made of every process' rows: what they pass on is the sum over all of them. Weight and
+        # Mean and variance depend on every process' rows, so their gradients are summed over processes. Weight and
         # bias take the local sums, which DDP averages like any other gradient.
         along, across = gather_alike(local).sum(dim=0) / n
         factor = scale if weight is None else scale * weight
@@ -58,8 +58,8 @@ def _sums(grad: Tensor, x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
 class GlobalBatchNorm(_BatchNorm):
     """BatchNorm over (n, c, ...) whose batch statistics are taken over the rows of all processes, on any device.
 
-    Means and variances of unequal parts are merged as in Chan et al. 1979, so equal data give the statistics of one
-    process to rounding. A process may hold no row.
+    Means and variances of unequal parts are merged as in Chan et al. 1979, so the statistics equal those of one process
+    with the same data up to rounding. A process may have no rows.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -67,13 +67,13 @@ class GlobalBatchNorm(_BatchNorm):
             raise ValueError(f"expected at least 2 dimensions, got {input.dim()}")
 
     def forward(self, input: Tensor) -> Tensor:
-        """Rows (n, c, ...), normalised; in train mode the running statistics move."""
+        """Rows (n, c, ...), normalised; in train mode the running statistics are updated."""
         self._check_input_dim(input)
         if not (self.training or self.running_mean is None):
             return super().forward(input)
         mean, var, n = self._statistics(input)
         if self.training and self.track_running_stats:
-            self._follow(mean, var, n)
+            self._update_running(mean, var, n)
         return _Normalised.apply(input, self.weight, self.bias, mean, var, n, self.eps)
 
     @torch.no_grad()
@@ -81,7 +81,7 @@ class GlobalBatchNorm(_BatchNorm):
         """Mean and biased variance (c,) over all processes' rows, and the number of values."""
         x = x.float() if x.dtype.itemsize < 4 else x
         count = x.numel() // x.shape[1]
-        # The kernel of torch's own BatchNorm, which takes a twentieth of the time; it wants rows.
+        # The kernel of torch's own BatchNorm takes a twentieth of the time; it needs at least one row.
         mean, var = torch.batch_norm_update_stats(x, None, None, 0.0) if count else x.new_zeros(2, x.shape[1])
         local = torch.cat([mean, var, mean.new_full((1,), count)])
         every = gather_alike(local)
@@ -92,7 +92,7 @@ class GlobalBatchNorm(_BatchNorm):
         return mean, var, n
 
     @torch.no_grad()
-    def _follow(self, mean: Tensor, var: Tensor, n: Tensor) -> None:
+    def _update_running(self, mean: Tensor, var: Tensor, n: Tensor) -> None:
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -103,9 +103,9 @@ class GlobalBatchNorm(_BatchNorm):
 
 
 def global_batch_norms(module: M, device: torch.device) -> M:
-    """The module with every BatchNorm made global in place: torch's own SyncBatchNorm on CUDA, ours elsewhere.
+    """Replace every BatchNorm of a module in place by a global one: torch's SyncBatchNorm on CUDA, ours elsewhere.
 
-    Parameters, buffers and settings stay the very objects they were.
+    The new modules keep the same parameters, buffers and settings.
     """
     kind: type[_BatchNorm] = nn.SyncBatchNorm if device.type == "cuda" else GlobalBatchNorm
     for name, child in module.named_children():

@@ -1,12 +1,13 @@
-"""Whether the other processes live, and why a run failed: what each tells of itself in the store of their group.
+"""Heartbeats of the processes of a run, and the reason of a failure, through the store of their process group.
 
-A collective whose peer died may fail at once (gloo, a socket that closed), after minutes (NCCL) or never (a node that
-lost its power). So each process counts in the store and looks at the next one's count, in a ring: among those that
-ended there is always one that follows a process that lives, which notices and tells the others.
+A collective whose peer died may fail at once (gloo, a closed socket), after minutes (NCCL) or never (a node without
+power). So each process increases a count in the store and watches the count of the next rank, in a ring. As long as one
+process lives, one of the dead ones is watched by a living one, which notices and reports it to all.
 
 torch does not replace this. torchrun's agent waits for the end of processes of its own node, so a frozen one stays
-unnoticed; NCCL's watchdog and a monitored barrier measure seconds, so a process that compiles, or a job that was
-suspended, counts as dead unless they wait for many minutes. None of them tells the others why, for status.json.
+unnoticed. NCCL's watchdog and a monitored barrier measure seconds, so a process that compiles, or a job that was
+suspended, counts as dead unless they wait for many minutes. None of them gives the other processes the reason, which
+status.json needs.
 """
 
 import atexit
@@ -30,12 +31,13 @@ from kaizen.errors import KaizenError, TrainingFailed
 T = TypeVar("T")
 
 LOOK_SECONDS = 2.0
-# All that follows is in looks, not in seconds: processes that were suspended together do not take each other for dead.
+# The limits count looks, not seconds, so that processes that were suspended together do not take each other for dead.
 LOST = 20  # without a sign of life: far longer than any call that holds the interpreter's lock, and well under a minute
-HURRIED = 7  # the same once a signal came: torchrun kills 30 s after the SIGTERM that tells of a dead process
-GRACE = 3  # for what a process that fails has to say, and for one that is told of it to end by itself
+HURRIED = 7  # the same after a signal: torchrun sends SIGTERM when a process has died, and kills the others 30 s later
+GRACE = 3  # for a failing process to report its reason, and for the others to end by themselves
 
-# What the backends say when it is another process that is gone; gloo raises bare RuntimeErrors.
+STORE_LOST = "the store of the processes no longer answers: process 0 or the launcher has ended"
+# Messages of the backends when another process has died; gloo raises bare RuntimeErrors.
 _OF_OTHERS = re.compile(r"gloo|nccl|connection (was )?(closed|reset)|process ?group", re.IGNORECASE)
 
 
@@ -43,24 +45,24 @@ _OF_OTHERS = re.compile(r"gloo|nccl|connection (was )?(closed|reset)|process ?gr
 class Failure:
     """Why a run failed.
 
-    tells: whether this process writes and prints it: the main one does, others without it; follows: what this process
-    met only follows from what failed elsewhere.
+    reports: whether this process writes and prints the reason: the main process does, or another one if the main
+    process is dead; follows: the error of this process is only a consequence of a failure elsewhere.
     """
 
     code: int
     reason: str
-    tells: bool = True
+    reports: bool = True
     follows: bool = False
 
     def error(self) -> KaizenError:
         """The failure as an exception, for a process that has no error of its own to raise."""
         error = TrainingFailed(self.reason)
-        error.exit_code, error.everywhere = self.code, self.tells
+        error.exit_code, error.everywhere = self.code, self.reports
         return error
 
 
 def describe(error: Exception, rank: int, world: int) -> Failure:
-    """A process' own error as the reason of a failed run."""
+    """The error of this process as the reason of a failed run."""
     reason = f"{type(error).__name__}: {error}"
     if isinstance(error, KaizenError):
         return Failure(error.exit_code, reason)
@@ -73,7 +75,7 @@ def is_of_others(error: Exception) -> bool:
 
 
 def group_store(name: str) -> dist.Store:
-    """The default group's store over a connection of our own: on one that is shared, a wait blocks every other user."""
+    """The default group's store over a separate connection: on a shared one, a wait blocks every other user."""
     store = _get_default_store()
     while isinstance(store, dist.PrefixStore):
         store = store.underlying_store
@@ -83,12 +85,12 @@ def group_store(name: str) -> dist.Store:
 
 
 def look_seconds() -> float:
-    """Seconds between two looks; tests make them shorter through the environment."""
+    """Seconds between two looks; tests shorten them through the environment."""
     return float(os.environ.get("KAIZEN_LOOK_SECONDS") or LOOK_SECONDS)
 
 
 class StoreThread:
-    """A store that is asked from a thread of its own, as one whose host has no power any more never answers."""
+    """A store that is asked from a separate thread, because one whose host has lost its power never answers."""
 
     def __init__(self, store: dist.Store) -> None:
         self._store = store
@@ -102,7 +104,7 @@ class StoreThread:
         return future
 
     def ask(self, question: Callable[[dist.Store], T], seconds: float) -> T | None:
-        """The answer, or None where none came in this time."""
+        """The answer, or None if none came in this time."""
         try:
             return self.put(question).result(seconds)
         except Exception:
@@ -118,10 +120,10 @@ class StoreThread:
 
 
 class Peers:
-    """The other processes of a run; two threads beside the main one, which the GIL may keep waiting for LOST looks.
+    """The other processes of a run; two threads in addition to the main one, which may hold the GIL for LOST looks.
 
     Args:
-        store: held in common with the others and with nobody else.
+        store: shared by the processes of this run only.
         end: ends this process with an exit code, without any teardown.
     """
 
@@ -133,28 +135,28 @@ class Peers:
         self._hurried: Callable[[], bool] = lambda: False
         self._store, self._left = StoreThread(store), threading.Event()
         self._ending: Failure | None = None
-        self._beat = self._still = self._gone = self._heard = self._ended = 0
-        # The teardown of a group whose members are gone may wait for them; handlers of later imports run before this.
+        self._beat = self._unchanged = self._unanswered = self._since_report = self._since_end = 0
+        # The teardown of a group may wait for dead members; handlers of later imports run before this one.
         atexit.register(self._end_failed)
         threading.Thread(target=self._watch, name="kaizen-peers", daemon=True).start()
 
     def watch(self, write: Callable[[Failure], None], hurried: Callable[[], bool]) -> None:
-        """From now on write down a failure before this process ends by it; hurried: whether a signal came."""
+        """From now on record a failure before it ends this process; hurried: whether a signal came."""
         self._write, self._hurried = write, hurried
 
     def failure(self, error: Exception) -> Failure:
-        """Why the run failed, the same on every process: what the first one to fail has told.
+        """Why the run failed, the same on every process: the reason of the first one that failed.
 
-        An error that only says that others are gone waits for what they have told, and then tells who is gone.
+        After an error that only shows that other processes died, wait for their reason; without one, find who died.
         """
         self._ending = describe(error, self.rank, self.world)
         if is_of_others(error):
-            self._ending = self._why(_brief(error))
-        self._ending = replace(self._told(self._ending), follows=is_of_others(error))
+            self._ending = self._cause(_brief(error))
+        self._ending = replace(self._posted_first(self._ending), follows=is_of_others(error))
         return self._ending
 
     def leave(self) -> Failure | None:
-        """Say that this process ends regularly and wait a while until the others have; what failed, if they do not."""
+        """Announce that this process ends regularly, and wait a while for the others; the failure, if there is one."""
         self._left.set()
         self._store.ask(lambda store: store.add(f"left/{self.rank}", 1), self._seconds)
         before = self._counts()
@@ -162,42 +164,43 @@ class Peers:
             return None
         posted, gone = self._store.ask(_posted, self._seconds), self._silent(before, self._counts())
         if posted or gone:
-            self._ending = self._told(posted or _lost(f"{_named(gone)} died"))
+            self._ending = self._posted_first(posted or _lost(f"{_named(gone)} died"))
         return self._ending
 
-    def _why(self, said: str) -> Failure:
+    def _cause(self, said: str) -> Failure:
+        """The failure elsewhere that made a collective fail here with this message."""
         before = self._counts()
         if posted := self._until(lambda: self._store.ask(_posted, self._seconds), GRACE):
             return posted
         after = self._counts()
         if after is None:
-            return _lost(f"the store of the processes is gone, with process 0 or the launcher ({said})")
+            return _lost(f"{STORE_LOST} ({said})")
         gone = self._silent(before, after)
-        return _lost(f"{_named(gone)} died ({said})" if gone else f"another process is out of reach ({said})")
+        return _lost(f"{_named(gone)} died ({said})" if gone else f"another process cannot be reached ({said})")
 
     def _until(self, check: Callable[[], T | None], looks: int) -> T | None:
-        """What a check found, asked again and again; None if it found nothing in this time."""
+        """Repeat a check until it returns something; None if it does not in this time."""
         deadline = time.monotonic() + looks * self._seconds
         while not (found := check()) and time.monotonic() < deadline:
             time.sleep(self._seconds / 20)
         return found
 
-    def _told(self, failure: Failure) -> Failure:
-        """Tell the others of a failure, unless one was told before, which then counts."""
+    def _posted_first(self, failure: Failure) -> Failure:
+        """Post a failure for the others, unless one was posted before; the first one counts."""
         text = f"{failure.code} {failure.reason}"
         held = self._store.ask(lambda store: store.compare_set("failed", "", text), self._seconds)
         first = _parsed(held) if held else failure
-        return Failure(first.code, first.reason, self._tells())
+        return Failure(first.code, first.reason, self._reports())
 
-    def _tells(self) -> bool:
-        """Whether this process writes and prints what failed: the main one does, and says so; others do without it."""
+    def _reports(self) -> bool:
+        """Whether this process writes and prints the failure: the main one, or any other if the main one is dead."""
         if self.rank == 0:
             self._store.ask(lambda store: store.add("told", 1), self._seconds)
             return True
         return not self._until(lambda: self._store.ask(lambda store: store.add("told", 0), self._seconds), 1)
 
     def _counts(self) -> list[int] | None:
-        """Count of every process, -1 for those that have left; None: the store is gone."""
+        """Count of every process, -1 for those that have left; None: the store does not answer."""
 
         def read(store: dist.Store) -> list[int]:
             ranks = range(self.world)
@@ -206,12 +209,12 @@ class Peers:
         return self._store.ask(read, self._seconds)
 
     def _silent(self, before: Sequence[int] | None, after: Sequence[int] | None) -> list[int]:
-        """Other processes that have neither counted nor left in between."""
+        """Other processes that have neither increased their count nor left in between."""
         counts = zip(before or (), after or (), strict=False)
         return [r for r, (old, new) in enumerate(counts) if r != self.rank and old == new >= 0]
 
     def _exchange(self, store: dist.Store) -> tuple[int, bool, Failure | None]:
-        """Count; the next process' count, whether it has left, and what any has told of a failure."""
+        """Increase the count; the next rank's count, whether it has left, and the failure that was posted, if any."""
         store.add(f"beat/{self.rank}", 1)
         following = (self.rank + 1) % self.world
         return store.add(f"beat/{following}", 0), bool(store.add(f"left/{following}", 0)), _posted(store)
@@ -219,39 +222,39 @@ class Peers:
     def _watch(self) -> None:
         answer = self._store.put(self._exchange)
         while not self._left.wait(self._seconds):
-            if failure := self._judged(answer):
-                self._abandon(failure)
+            if failure := self._fatal(answer):
+                self._end_by(failure)
                 return
             if answer.done():
                 answer = self._store.put(self._exchange)
 
-    def _judged(self, answer: "Future[tuple[int, bool, Failure | None]]") -> Failure | None:
-        """What this process has to end for, at once; its main thread may hang in a collective."""
+    def _fatal(self, answer: "Future[tuple[int, bool, Failure | None]]") -> Failure | None:
+        """The failure for which this process must end at once, as its main thread may hang in a collective; or None."""
         if self._ending:
-            self._ended += 1
-            return self._ending if self._ended > LOST else None
+            self._since_end += 1
+            return self._ending if self._since_end > LOST else None
         beat, left, posted = self._beat, False, None
         if answer.done():
             if answer.exception():
-                self._gone += 1
+                self._unanswered += 1
             else:
                 beat, left, posted = answer.result()
-        self._heard += posted is not None
-        self._still = 0 if left or beat != self._beat else self._still + 1
+        self._since_report += posted is not None
+        self._unchanged = 0 if left or beat != self._beat else self._unchanged + 1
         self._beat = beat
-        if posted and self._heard > GRACE:
+        if posted and self._since_report > GRACE:
             return posted
-        if self._gone > GRACE:
-            return _lost("the store of the processes is gone, with process 0 or the launcher")
-        if self._still >= (HURRIED if self._hurried() else LOST):
+        if self._unanswered > GRACE:
+            return _lost(STORE_LOST)
+        if self._unchanged >= (HURRIED if self._hurried() else LOST):
             who = f"process {(self.rank + 1) % self.world}" if answer.done() else "the host of the processes' store"
-            return _lost(f"{who} died or is frozen: no sign of life for {self._still * self._seconds:.0f} s")
+            return _lost(f"{who} died or is frozen: no sign of life for {self._unchanged * self._seconds:.0f} s")
         return None
 
-    def _abandon(self, failure: Failure) -> None:
-        failure = self._told(failure)
-        if failure.tells:
-            with suppress(Exception):  # neither a full disk nor a stderr that nobody reads may keep this process
+    def _end_by(self, failure: Failure) -> None:
+        failure = self._posted_first(failure)
+        if failure.reports:
+            with suppress(Exception):  # neither a full disk nor a closed stderr may keep this process alive
                 self._write(failure)
             with suppress(Exception):
                 print(f"error: {failure.reason}", file=sys.stderr)
@@ -282,7 +285,7 @@ def _parsed(text: bytes) -> Failure:
 
 
 def _brief(error: Exception) -> str:
-    """The first sentence of a backend's message, without the source file that it begins with."""
+    """The first sentence of a backend's message, without the name of the source file."""
     return re.sub(r"^\[\S+\] ", "", str(error).partition("\n")[0]).partition(". ")[0]
 
 

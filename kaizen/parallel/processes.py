@@ -1,4 +1,4 @@
-"""The processes of a run, as Accelerate started them: agreement, errors, sharding of what is trained."""
+"""The processes of a run, as Accelerate started them: agreement, errors, wrapping and sharding of the networks."""
 
 import os
 import resource
@@ -33,24 +33,24 @@ from kaizen.parallel.wrapping import wrapped
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
 
-# What processes wait for each other on the device is a step, and at worst that one of them compiles or tunes a kernel:
-# waits for data and files are on the CPU's group. Peers that died are noticed long before; this is for those that live
-# and wait for different things. NCCL then ends the process (TORCH_NCCL_ASYNC_ERROR_HANDLING is on by default).
+# On the device, processes wait for each other during a step, at worst while one of them compiles or tunes a kernel;
+# waits for data and files use the CPU group. Dead peers are noticed long before. This limit is for living processes
+# that wait for different collectives: NCCL then ends them (TORCH_NCCL_ASYNC_ERROR_HANDLING is on by default).
 DEVICE_TIMEOUT = timedelta(minutes=15)
 SEEN_SECONDS = 90.0
-"""How long a node may see an old state of a shared directory; NFS remembers for a minute unless told otherwise."""
+"""How long a node may see an old state of a shared directory; NFS caches it for a minute by default."""
 
 
 class Parallel:
     """The processes of a run, as Accelerate started them.
 
     Raises:
-        ConfigError: the launcher started more processes than this one can see, so each would train alone, or others
-            than KAIZEN_PROCESSES and KAIZEN_DEVICE say.
+        ConfigError: the launcher started more processes than this one can see, so each would train alone, or the
+            launch differs from KAIZEN_PROCESSES and KAIZEN_DEVICE.
     """
 
     def __init__(self, *, log_with: str | None = None, deterministic: bool = False) -> None:
-        # Buffers (queues, statistics) are each process' own and saved by one: sending them at every step is waste.
+        # Each process keeps its own buffers (queues, statistics) and one saves them: no need to send them every step.
         ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
         group = InitProcessGroupKwargs(timeout=DEVICE_TIMEOUT)
         self.accumulation = accumulation()
@@ -66,23 +66,23 @@ class Parallel:
         self._fresh_scaler = self.scaler_state()
         self.compiler = Compiler(self.accelerator)
         self.threads = threads()
-        # Launchers set OMP_NUM_THREADS=1 whatever the machine; sums depend on the count, so it is set and recorded.
+        # Launchers set OMP_NUM_THREADS=1 on any machine; sums depend on the count, so it is set and recorded.
         torch.set_num_threads(self.threads)
-        # Agreement runs beside the device, over a group on the CPU. Its timeout leaves one process the time
-        # to decode a large data set; a process that died is noticed at once, by its closed connection, or by `peers`.
+        # Agreement does not use the device but a group on the CPU. Its timeout leaves one process the time to decode a
+        # large data set; a dead process is noticed at once, by its closed connection, or by `peers`.
         self._cpu_group: Any = dist.new_group(backend="gloo", timeout=timedelta(hours=24)) if self.world > 1 else None
         self._step_group: Any = dist.new_group(backend="gloo", timeout=DEVICE_TIMEOUT) if self.world > 1 else None
         self._peers: Peers | None = None
         if self.world > 1:
-            # Said of 1x1 kernels, whose strides differ in name only (pytorch issue 47163).
+            # A false alarm for 1x1 kernels, whose strides have no effect (pytorch issue 47163).
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
-            # A name of this start alone: a launcher's store may still hold what an earlier start has told.
+            # A unique name per start: a launcher's store may still contain the failure of an earlier start.
             store = group_store(f"kaizen/{self.broadcast(uuid.uuid4().hex)}")
             self._peers = Peers(store, self.rank, self.world, look_seconds())
 
     @property
     def fuses(self) -> bool:
-        """Whether optimizers take fused kernels, which do not report the steps that a gradient scaler skips."""
+        """Whether optimizers use fused kernels, which do not report the steps that a gradient scaler skips."""
         return self.device.type == "cuda" and not self.sharded and self.accelerator.scaler is None
 
     def broadcast(self, value: T) -> T:
@@ -94,9 +94,9 @@ class Parallel:
         return held[0]
 
     def placed(self, network: M) -> M:
-        """The network on the device, whose BatchNorms normalise by the batch of all processes from now on.
+        """The network on the device; its BatchNorms normalise by the batch of all processes from now on.
 
-        Its weights lie as its images do, but for those that FSDP2 will shard, which it wants contiguous.
+        Its weights have the memory format of its images, except with FSDP2, which needs contiguous weights.
         """
         if self.world > 1:
             global_batch_norms(network, self.device)
@@ -129,40 +129,40 @@ class Parallel:
         return full_tensors(tensors, keep=self.is_main or not self.sharded)
 
     def release(self) -> None:
-        """Let go of what was prepared, at the end of a task."""
+        """Free what was prepared, at the end of a task."""
         self.accelerator.free_memory()
 
     def watch(self, write: Callable[[Failure], None], hurried: Callable[[], bool]) -> None:
-        """End this process from now on, once it has written the failure down, when another one is gone.
+        """From now on, when another process dies, record the failure and end this process.
 
         Args:
-            hurried: whether a launcher may be about to kill this process, which therefore waits for less long.
+            hurried: whether the launcher may be about to kill this process, so that it waits for less time.
         """
         if self._peers:
             self._peers.watch(write, hurried)
 
     def failure(self, error: Exception) -> Failure:
-        """Why the run fails with this error: what any process has told of itself goes before what follows from it."""
+        """Why the run fails with this error: a failure that any process has reported goes before its consequences."""
         return self._peers.failure(error) if self._peers else describe(error, self.rank, self.world)
 
     def leave(self) -> Failure | None:
-        """Tell the others that this process ends as it should; what failed, if one of them does not."""
+        """Announce that this process ends regularly; the failure, if another process does not."""
         return self._peers.leave() if self._peers else None
 
     def close(self) -> None:
-        """Leave the group of processes, at the end of a run."""
+        """Leave the process group, at the end of a run."""
         if self.world > 1:
             self.leave()
             dist.destroy_process_group()
 
     def put(self, tensor: Tensor) -> Tensor:
-        """A CPU tensor on the device, without waiting for what the device is doing."""
+        """Copy a CPU tensor to the device without waiting for the device."""
         if self.device.type != "cuda":
             return tensor.to(self.device)
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def setting(self) -> dict[str, Any]:
-        """What the launch decides and what, beside the configuration, makes two runs equal bit for bit."""
+        """Settings of the launch, which decide with the configuration whether two runs are equal to the bit."""
         return {
             "world_size": self.world,
             "threads_per_process": self.threads,
@@ -175,17 +175,17 @@ class Parallel:
         }
 
     def peak_memory(self) -> int:
-        """Most bytes this process has used so far, of the GPU's memory where there is one."""
+        """Peak memory of this process so far in bytes, on the GPU if there is one."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def scaler_state(self) -> dict[str, Any]:
-        """State of the gradient scaler (fp16), plain numbers; empty where there is none."""
+        """State of the gradient scaler (fp16) as plain numbers; empty without one."""
         return self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
 
     def set_scaler(self, state: Mapping[str, Any] | None) -> None:
-        """Put the gradient scaler back to a saved state, or (None) to that of a fresh run."""
+        """Restore the gradient scaler to a saved state, or (None) to that of a new run."""
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(dict(state or self._fresh_scaler))
 
@@ -195,7 +195,7 @@ class Parallel:
         return {k: v / self.world for k, v in zip(values, self.group.sum(stacked).tolist(), strict=True)}
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is up on any process; every process gets the same answer."""
+        """Whether the flag is set on any process; every process gets the same answer."""
         if self._step_group is None:
             return flag
         raised = torch.tensor(int(flag))
@@ -211,41 +211,41 @@ class Parallel:
         return held
 
     def main_first(self, work: Callable[[], T]) -> T:
-        """The work's result on every process, done first by one process a node and then, from its caches, by the rest.
+        """Do the work on every process: first on one per node, then, from its caches, on the rest; its result.
 
         Raises:
-            KaizenError: on every process, what any process raised, so that none waits for one that is gone.
-            Exception: any other kind on the process that raised it; the others raise a TrainingFailed that quotes it.
+            KaizenError: the error of any process, on every process, so that none waits for one that has ended.
+            Exception: any other error on the process that raised it; the others raise a TrainingFailed that quotes it.
         """
         first = self.accelerator.is_local_main_process
         result = self._agreed(work, first)
         return self._agreed(work, not first, result)
 
     def agree(self, what: str, digest: Callable[[], str]) -> None:
-        """End the run on every process if the digest of what some hold is not that of the main process.
+        """Check that a digest is the same on every process; `what` names what it is computed from.
 
         Raises:
-            TrainingFailed: names the processes that differ.
+            TrainingFailed: on every process; the message names those that differ from the main process.
         """
         if self._cpu_group is None:
             return
         digests: list[Any] = [None] * self.world
         dist.all_gather_object(digests, digest(), group=self._cpu_group)
         if differ := [rank for rank, other in enumerate(digests) if other != digests[0]]:
-            raise TrainingFailed(f"{what} of process {', '.join(map(str, differ))} is not that of process 0")
+            raise TrainingFailed(f"{what} of process {', '.join(map(str, differ))} differs from that of process 0")
 
     def await_file(self, path: Path) -> None:
-        """Wait until this process sees a file that the main one has: network file systems show news late.
+        """Wait until this process sees a file of the main process: network file systems show new files late.
 
         Raises:
-            ConfigError: on every process, if any of them never sees it.
+            ConfigError: on every process, if any of them does not see the file in SEEN_SECONDS.
         """
         seen = path.exists()
         if not self.is_main:
             deadline = time.monotonic() + SEEN_SECONDS
             while not seen and time.monotonic() < deadline:
                 time.sleep(0.2)
-                # A directory that is listed is asked for anew, where a name that was missing is remembered as missing.
+                # Listing a directory reads it again, while a lookup of a missing name may be answered from a cache.
                 with suppress(OSError):
                     seen = path.name in os.listdir(path.parent)
         if self.any(self.rank > 0 and not seen):
@@ -254,7 +254,7 @@ class Parallel:
             raise ConfigError("run.dir", problem)
 
     def on_main(self, work: Callable[[], None]) -> None:
-        """Work for one process of the run (files), with the others waiting; what it raises is raised on all."""
+        """Do work (on files) on the main process while the others wait; its error is raised on all."""
         self._agreed(work, self.is_main)
 
     def _agreed(self, work: Callable[[], Any], mine: bool, otherwise: Any = None) -> Any:
@@ -277,13 +277,13 @@ class Parallel:
         return result
 
     def announce(self, text: str) -> None:
-        """Print on one process."""
+        """Print on the main process."""
         if self.is_main:
             print(text, flush=True)
 
 
 def _described(error: BaseException | None, rank: int) -> tuple[type[BaseException], str] | None:
-    """An error as it is told to the other processes."""
+    """Type and message of an error, to be raised on the other processes."""
     if error is None:
         return None
     if isinstance(error, KaizenError | Stopped):

@@ -1,7 +1,7 @@
-"""FSDP2: what of a network is spread over the processes, and whole tensors to and from its shards.
+"""FSDP2: which parts of a network are sharded over the processes, and full tensors to and from their shards.
 
-A shard is a DTensor. Blocks of the encoder are units of their own, in the launch's precision; heads with BatchNorm are
-float32 units, as their statistics need it; all the rest belongs to the root, in float32.
+A shard is a DTensor. Each block of the encoder is an FSDP unit, in the launch's precision; each head with BatchNorm is
+a float32 unit, as its statistics need it; all the rest belongs to the root, in float32.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,15 +19,15 @@ from kaizen.errors import ConfigError
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-# torch.distributed.fsdp and .tensor take most of a second to load, so that is left to launches that shard.
+# torch.distributed.fsdp and .tensor take most of a second to load, so only launches that shard import them.
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
-    """Whether the launch spreads parameters over the processes.
+    """Whether the launch shards parameters over the processes.
 
     Raises:
-        ConfigError: by a way that does not fit.
+        ConfigError: with settings that are not supported.
     """
     if accelerator.distributed_type != DistributedType.FSDP:
         return False
@@ -42,8 +42,7 @@ def is_sharded(accelerator: Accelerator) -> bool:
             raise ConfigError(f"fsdp_{key.replace('cpu_offload', 'offload_params')}", "is true; allowed: false")
     if accelerator.mixed_precision == "fp16":
         raise ConfigError("mixed_precision", "is fp16; allowed with FSDP: no, bf16")
-    # What Accelerate is left to shard is the root. Its policy would take that to half precision too, and the losses'
-    # prototypes with it.
+    # Accelerate shards only the root. Its policy would convert that to half precision, including the prototypes.
     plugin.auto_wrap_policy, plugin.mixed_precision_policy = None, MixedPrecisionPolicy()
     return True
 
@@ -56,10 +55,10 @@ def check_encoder(encoder: nn.Module) -> None:
 
 
 def shard_units(module: nn.Module, accelerator: Accelerator, block_names: Sequence[str], reshard: bool = False) -> None:
-    """Shard the blocks and the heads with BatchNorm inside a module; the root is left to be sharded.
+    """Shard the blocks and the heads with BatchNorm inside a module, but not its root.
 
     Args:
-        reshard: let go of whole weights after each forward, whatever the launch says.
+        reshard: free the full weights after each forward pass, even if the launch does not.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -74,10 +73,10 @@ def shard_units(module: nn.Module, accelerator: Accelerator, block_names: Sequen
 
 
 def shard_follower(module: nn.Module, accelerator: Accelerator, block_names: Sequence[str]) -> None:
-    """Shard a network that no optimizer trains, by the same calls as the student; its children run one by one."""
+    """Shard a network without an optimizer in the same way as the student; its children are called one by one."""
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
-    # Without a backward pass nothing but resharding would ever let go of the whole weights, nor read changed ones.
+    # Without a backward pass, only resharding frees the full weights and makes the next forward pass read new ones.
     shard_units(module, accelerator, block_names, reshard=True)
     for child in module.children():
         if not isinstance(child, FSDPModule) and any(True for _ in child.parameters()):
@@ -89,18 +88,18 @@ def _is_shard(tensor: Tensor) -> "TypeGuard[DTensor]":
 
 
 def full_tensors(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
-    """The tensors, shards put together on the CPU, one at a time; all processes call this, though some keep none."""
+    """The full tensors, gathered from shards to the CPU one at a time; all processes call this, also without `keep`."""
     found = {}
     for name, tensor in tensors.items():
         full = tensor.full_tensor() if _is_shard(tensor) else tensor
         if keep:
-            # A device that holds a shard of a network need not have room for the whole.
+            # The device of a shard may not have enough memory for the full network.
             found[name] = full.cpu() if _is_shard(tensor) else full
     return found
 
 
 def shard_like(value: Tensor, like: Tensor) -> Tensor:
-    """What of a whole tensor, held by every process, belongs where `like` is; all processes call this."""
+    """The local shard of a full tensor that every process has, placed as `like`; all processes call this."""
     if not _is_shard(like):
         return value
     from torch.distributed.tensor import distribute_tensor
@@ -114,7 +113,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def norms(tensors: Sequence[Tensor]) -> Tensor:
-    """L2 norms (count,) of whole tensors, from the parts that the processes hold; one message for all of them."""
+    """L2 norms (count,) of full tensors, from the shards of all processes, with one message."""
     found = torch.stack(torch._foreach_norm([local(tensor) for tensor in tensors]))
     if not _is_shard(tensors[0]):
         return found
@@ -124,7 +123,7 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def check_alike(one: Sequence[Tensor], other: Sequence[Tensor]) -> None:
-    """Raise a RuntimeError unless parameters pair up, shard by shard."""
+    """Raise a RuntimeError if two lists of parameters are not sharded in the same way."""
     for a, b in zip(one, other, strict=True):
         places = [(t.placements, t.device_mesh) if _is_shard(t) else None for t in (a, b)]
         if places[0] != places[1] or local(a).shape != local(b).shape:

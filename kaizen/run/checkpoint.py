@@ -1,7 +1,7 @@
-"""What survives a crash: directories of safetensors files with a state.json, complete or absent, never half.
+"""Crash-safe storage: directories of safetensors files with a state.json, complete or absent, never half written.
 
-A directory is written beside its place under a temporary name, flushed to disk, then renamed. state.json names every
-file with its SHA-256 and size, and holds the SHA-256 of its own content; all are checked before a tensor is read.
+A directory is written under a temporary name, flushed to disk, then renamed. state.json lists every file with its
+SHA-256 and size, and contains the SHA-256 of its own content; all are checked before a tensor is read.
 Nothing is pickled.
 """
 
@@ -37,11 +37,11 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a text file atomically: readers see the old or the new content, never a part."""
-    # `kaizen eval` may write to a run that is going on: two writers never share a temporary file.
+    # `kaizen eval` may write while the run trains: two writers never share a temporary file.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.tmp")
     with writing(path):
         try:
-            # Text that came from a command line may hold bytes that are no UTF-8.
+            # Text from a command line may contain bytes that are not UTF-8.
             with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text)
                 file.flush()
@@ -56,7 +56,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Have every OSError of the work inside name this file: those of a write or a flush name none.
+    """Add the name of this file to every OSError raised inside: those of a write or a flush name none.
 
     Raises:
         OSError: the file system refused to write, as when it is full.
@@ -75,7 +75,7 @@ def write_directory(path: Path, files: Mapping[str, Mapping[str, Tensor]], state
     """Write a directory of NAME.safetensors files and state.json, complete or absent.
 
     Args:
-        path: the directory; its parents are made. One that is there already is replaced.
+        path: the directory; its parents are created, and an existing directory is replaced.
         files: tensors of each file by name (without suffix).
         state: JSON content; "files" is added: name -> sha256 and bytes.
     """
@@ -88,7 +88,7 @@ def write_directory(path: Path, files: Mapping[str, Mapping[str, Tensor]], state
         try:
             _fill(temporary, files, state)
         except (OSError, SafetensorError):
-            # On a full disk its room is what the status file and a second try need.
+            # On a full disk the status file and a second try need its space.
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         if path.exists():
@@ -110,7 +110,7 @@ def _fill(folder: Path, files: Mapping[str, Mapping[str, Tensor]], state: Mappin
         # safetensors refuses tensors that share memory or are not contiguous.
         flat = torch.contiguous_format
         save_file({key: t.detach().to("cpu", copy=True, memory_format=flat) for key, t in tensors.items()}, file)
-        # safetensors writes for the owner alone, whatever the umask says that others may read.
+        # safetensors lets only the owner read its files, whatever the umask.
         with if_able():
             file.chmod(folder.stat().st_mode & 0o666)
         with open(file, "rb+") as handle:
@@ -122,28 +122,28 @@ def _fill(folder: Path, files: Mapping[str, Mapping[str, Tensor]], state: Mappin
 
 
 def seal(content: Mapping[str, Any]) -> str:
-    """SHA-256 of the content of a state.json, which is kept in it beside that content."""
+    """SHA-256 of the content of a state.json, which is stored in the same file."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_state(path: Path, needs: Collection[str] = ()) -> dict[str, Any]:
-    """The content of state.json in a directory whose files are all there and unharmed.
+    """The content of state.json, after a check that all files of the directory are complete and undamaged.
 
     Args:
-        needs: names (without suffix) of the files that the directory must hold.
+        needs: names (without suffix) of the files that the directory must contain.
 
     Raises:
-        DamagedError: names the file that is missing or not what was saved.
-        ConfigError: names the file that cannot be read at this moment.
+        DamagedError: a file is missing or differs from what was saved.
+        ConfigError: a file cannot be read at this moment.
     """
     file = path / STATE
     try:
         state = dict(json.loads(file.read_text(encoding="utf-8")))
         if state.pop("sha256", None) != seal(state):
-            raise ValueError("its SHA-256 is not that of its content")
+            raise ValueError("its SHA-256 does not match its content")
         files = {str(name): (info["bytes"], info["sha256"]) for name, info in state["files"].items()}
         if lacking := sorted({f"{name}.safetensors" for name in needs} - files.keys()):
-            raise ValueError(f"it names no {', '.join(lacking)}")
+            raise ValueError(f"it does not list {', '.join(lacking)}")
     except FileNotFoundError:
         raise DamagedError(str(file), "is missing") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -154,9 +154,9 @@ def read_state(path: Path, needs: Collection[str] = ()) -> dict[str, Any]:
         part = path / name
         try:
             if Path(name).name != name or not part.is_file():
-                raise DamagedError(str(part), "is named in state.json and missing")
+                raise DamagedError(str(part), "is listed in state.json but missing")
             if (part.stat().st_size, _sha256(part)) != expected:
-                raise DamagedError(str(part), "is damaged: its size or SHA-256 is not the one in state.json")
+                raise DamagedError(str(part), "is damaged: its size or SHA-256 differs from the one in state.json")
         except OSError as error:
             raise ConfigError(str(part), f"cannot be read ({error.strerror})") from None
     return state
@@ -168,12 +168,12 @@ def checkpoints(directory: Path) -> list[tuple[int, int, Path]]:
     return sorted((int(name[1]), int(name[2]), path) for name, path in named if name and path.is_dir())
 
 
-def newest_whole(
+def newest_intact(
     directory: Path, task: int, read: Callable[[Path], dict[str, Any]] = read_state
 ) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint of a task that is whole, with its state as `read` gives it; broken ones are set aside.
+    """The newest intact checkpoint of a task, with its state as `read` returns it; damaged ones are set aside.
 
-    A broken checkpoint is renamed to NAME.broken and reported, never deleted; one that cannot be read is an error.
+    A damaged checkpoint is renamed to NAME.broken and reported, never deleted; one that cannot be read is an error.
     """
     for of, _, path in reversed(checkpoints(directory)):
         if of != task:
@@ -194,12 +194,12 @@ def prune(directory: Path, keep: int, task: int) -> None:
     past = [path for of, _, path in found if of <= task]
     for path in past[:-keep] + [path for of, _, path in found if of > task]:
         # Renamed first, so that a kill in the middle leaves no half of a checkpoint under a checkpoint's name.
-        gone = path.rename(path.with_name(f".{path.name}.gone"))
-        shutil.rmtree(gone, ignore_errors=True)
+        renamed = path.rename(path.with_name(f".{path.name}.gone"))
+        shutil.rmtree(renamed, ignore_errors=True)
 
 
 def tidy(directory: Path) -> None:
-    """Take away what a killed run left half written or half deleted, and put back what it was about to replace."""
+    """Remove what a killed run left half written or half deleted, and restore what it was about to replace."""
     for path in directory.glob(".task-*"):
         final = path.with_name(path.name.removeprefix(".").removesuffix(".old"))
         if path.suffix == ".old" and not final.exists():

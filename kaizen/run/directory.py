@@ -1,4 +1,4 @@
-"""The run directory: whose run it is, what is done, where it goes on."""
+"""The run directory: its owner, its configuration, its progress and where a run resumes."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from kaizen.config.yaml import dump_yaml, parse_yaml
 from kaizen.errors import ConfigError, DamagedError
 from kaizen.parallel import Parallel
 from kaizen.parallel.peers import Failure
-from kaizen.run.checkpoint import STATE, newest_whole, prune, read_state, tidy, write_text
+from kaizen.run.checkpoint import STATE, newest_intact, prune, read_state, tidy, write_text
 from kaizen.run.environment import read_environment, record_start
 from kaizen.run.lock import LOCK, RunLock, holds
 from kaizen.run.log import cut_log
@@ -24,14 +24,14 @@ from kaizen.run.places import CHECKPOINT, TASK_END, checkpoint_directory, task_d
 from kaizen.run.status import STATUS_SECONDS, read_position, write_status
 
 LEFT_SECONDS = 60
-"""Age from which temporary results are those of a killed process: `kaizen eval` may be writing some beside a run."""
+"""Age from which temporary results count as left by a killed process; newer ones may be those of `kaizen eval`."""
 
 
 class RunDirectory:
-    """A directory that holds one run, new or to be resumed; `lock` makes it, and `claim` makes it a run's.
+    """The directory of one run, new or to be resumed; `lock` creates it, and `claim` writes the configuration into it.
 
     Raises:
-        ConfigError: it holds a run of another configuration, or run.resume does not allow what is found.
+        ConfigError: it contains a run of another configuration, or run.resume does not allow what is found.
     """
 
     def __init__(self, path: Path, config: Config, parallel: Parallel) -> None:
@@ -66,23 +66,23 @@ class RunDirectory:
             self.position = read_position(self.path)
 
     def claim(self, recipe: str, preset: str | None, data: str) -> None:
-        """Write whose run this is, and that it is running.
+        """Write the configuration and the status "running".
 
         Args:
             data: digest of the images and labels it trains on.
 
         Raises:
-            ConfigError: the run began with other data, or the directory cannot be written.
+            ConfigError: the run began with different data, or the directory cannot be written.
         """
         self.parallel.on_main(lambda: self._claim(recipe, preset, data))
         self._ours = True
 
     def _claim(self, recipe: str, preset: str | None, data: str) -> None:
         try:
-            self._inspect()  # once more, as `auto` has become numbers
+            self._inspect()  # again, as numbers have replaced `auto`
             if read_environment(self.path / "environment.json").get("data", data) != data:
-                problem = f"{self.config.data.source} holds other images or labels than {self.path} began with"
-                raise ConfigError("data.source", f"{problem}; allowed: those, or another run.dir")
+                problem = f"{self.config.data.source} contains other images or labels than {self.path} began with"
+                raise ConfigError("data.source", f"{problem}; allowed: the original data, or another run.dir")
             self._tidy()
             dumped = dump_yaml(self.config.model_dump(mode="json"))
             write_text(self.path / "config.yaml", header(recipe, preset) + dumped)
@@ -92,7 +92,7 @@ class RunDirectory:
         self.write_status("running")
 
     def record_start(self, data: str) -> None:
-        """Write to environment.json what trains from here on; a start that trains nothing leaves it alone.
+        """Record a start that trains in environment.json; one that trains nothing is not recorded.
 
         Args:
             data: digest of the images and labels it trains on.
@@ -101,7 +101,7 @@ class RunDirectory:
         self.parallel.on_main(lambda: record_start(file, self.parallel, data, self.position[1]))
 
     def _tidy(self) -> None:
-        """Take away what a killed run left half written."""
+        """Remove what a killed run left half written."""
         for folder in ("tasks", "checkpoints"):
             tidy(self.path / folder)
         for file in self.path.glob(".*.tmp"):
@@ -136,22 +136,22 @@ class RunDirectory:
         return self._checked(path, held, lambda task, step: checkpoint_directory(self.path, task, step) == path)
 
     def _checked(self, path: Path, state: dict[str, Any], belongs: Callable[[Any, Any], bool]) -> dict[str, Any]:
-        """A state whose numbers are those of its place, as those of a copied or renamed directory are not."""
+        """The state, if its numbers match its path; those of a copied or renamed directory do not."""
         task, step, seconds = (state.get(key) for key in ("task", "step", "train_seconds"))
         numbers = type(task) is type(step) is int and isinstance(seconds, int | float) and 0 <= seconds < math.inf
         if not numbers or not belongs(task, step):
-            found = f"it is of task {task}, step {step}, after {seconds} s of training"
+            found = f"it was saved in task {task}, step {step}, after {seconds} s of training"
             raise DamagedError(str(path / STATE), f"does not belong to {path.name}: {found}")
         if state.get("config_hash") != self.config.hash():
-            problem = f"{path} was saved by a run of another configuration (its config_hash is another)"
+            problem = f"{path} was saved by a run of another configuration (its config_hash differs)"
             raise ConfigError("run.dir", f"{problem}; allowed: another run.dir")
         return state
 
     def tasks_done(self) -> int:
-        """Tasks whose end state is there and whole, the same on every process.
+        """Number of tasks whose end state is complete, the same on every process.
 
         Raises:
-            ConfigError: names a damaged file.
+            ConfigError: a file is damaged.
         """
         done = 0
 
@@ -179,16 +179,16 @@ class RunDirectory:
         return self.parallel.broadcast(held[0] if held else 0.0)
 
     def world_size(self, task: int) -> int:
-        """Processes that a finished task was trained by."""
+        """Number of processes that trained a finished task."""
         return int(read_state(task_directory(self.path, task))["world_size"])
 
     def find_checkpoint(self, task: int) -> tuple[Path, dict[str, Any]] | None:
-        """The newest whole checkpoint of a task, the same on every process."""
+        """The newest intact checkpoint of a task, the same on every process."""
         found = None
 
         def find() -> None:
             nonlocal found
-            found = newest_whole(self.path / "checkpoints", task, self._read_checkpoint)
+            found = newest_intact(self.path / "checkpoints", task, self._read_checkpoint)
 
         self.parallel.on_main(find)
         return self.parallel.broadcast(found)
@@ -198,14 +198,14 @@ class RunDirectory:
         prune(self.path / "checkpoints", self.config.run.keep_checkpoints, task)
 
     def cut_log(self, step: int) -> None:
-        """Drop the log lines of steps that will be done again."""
+        """Drop the log lines of steps that will be repeated."""
         self.parallel.on_main(lambda: cut_log(self.path / "log.jsonl", step))
 
     def lock(self) -> None:
-        """Make the directory and keep other processes from training here until `release`.
+        """Create the directory and keep other processes from training in it until `release`.
 
         Raises:
-            ConfigError: another process trains here, or the directory cannot be written or is not seen by all.
+            ConfigError: another process trains here, the directory cannot be written, or a process does not see it.
         """
         try:
             self.parallel.on_main(self._take)
@@ -231,29 +231,29 @@ class RunDirectory:
             self._lock.check()
 
     def release(self) -> None:
-        """Let other processes have the directory, at a run's end; one made for a run that never began is removed."""
+        """Release the directory at a run's end; one created for a run that never began is removed."""
         if self._lock:
             self._lock.release()
         self._updates.shutdown(wait=False)
         for folder in self._made:
-            with suppress(OSError):  # something else is in it
+            with suppress(OSError):  # it is not empty
                 folder.rmdir()
 
     def _is_held(self) -> bool:
-        """Whether the directory is this run's; one that was taken over meanwhile is another's."""
+        """Whether the directory still belongs to this run, and no other process has taken it over."""
         with suppress(OSError):
             return self._ours and (self._token is None or holds(self.path, self._token))
         return False
 
     def write_failure(self, failure: Failure) -> None:
-        """Write status.json from the process that has to tell; that the disk is full as well is not the news."""
+        """Write the failure to status.json, on the process that reports it; a full disk does not hide the reason."""
         self._end_updates()
-        if failure.tells and self._is_held():
+        if failure.reports and self._is_held():
             with suppress(OSError):
                 self._write("failed", exit_code=failure.code, reason=failure.reason)
 
     def write_status(self, state: str, exit_code: int | None = None, reason: str | None = None) -> None:
-        """Write status.json at the current position, if the directory is this run's; a stop that was served is over."""
+        """Write status.json if the directory belongs to this run; "stopped" also deletes the request to stop."""
         if state != "running":
             self._end_updates()
         if self.parallel.is_main and self._is_held():
@@ -262,7 +262,7 @@ class RunDirectory:
                 (self.path / "stop").unlink(missing_ok=True)
 
     def follow(self, seconds_left: float | None) -> None:
-        """Have status.json follow the run, every STATUS_SECONDS at most; no step waits for the disk.
+        """Update status.json in the background, at most every STATUS_SECONDS; no step waits for the disk.
 
         Args:
             seconds_left: estimated seconds until the run is done; None if unknown.
@@ -274,12 +274,12 @@ class RunDirectory:
             self._update = self._updates.submit(self._write_update)
 
     def _write_update(self) -> None:
-        with suppress(OSError):  # the log and the checkpoints tell of a full disk
+        with suppress(OSError):  # the log and the checkpoints report a full disk
             if not self._ended and self._is_held():
                 self._write("running")
 
     def _end_updates(self) -> None:
-        """Let no update come after how the run ended; one that a file system keeps for long is not waited for."""
+        """Stop the updates, so that none replaces the final status; wait two seconds at most for one under way."""
         self._ended = True
         if self._update:
             wait([self._update], timeout=2)

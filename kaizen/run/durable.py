@@ -1,4 +1,4 @@
-"""What a file system need not be able to do: it is tried, and no run fails for the lack of it."""
+"""Operations that some file systems do not support: they are tried, and no run fails without them."""
 
 import errno
 import os
@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 UNABLE = (errno.EPERM, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
-"""What a file system answers that cannot do a thing at all, as some FUSE, SMB and WSL mounts."""
+"""Errors of a file system that does not support an operation at all, as some FUSE, SMB and WSL mounts."""
 
 
 @contextmanager
 def if_able() -> Iterator[None]:
-    """Let the work inside fail where the file system cannot do it; other errors are raised."""
+    """Ignore errors of the work inside if the file system does not support it; all other errors are raised."""
     try:
         yield
     except OSError as error:
@@ -21,7 +21,7 @@ def if_able() -> Iterator[None]:
 
 
 def flush_directory(path: Path) -> None:
-    """Have the names in a directory on the disk, where the file system can do that."""
+    """Flush the names in a directory to disk, if the file system supports that."""
     with if_able():
         descriptor = os.open(path, os.O_RDONLY)
         try:

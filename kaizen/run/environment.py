@@ -26,7 +26,7 @@ def versions() -> dict[str, str]:
 
 
 def environment(parallel: Parallel) -> dict[str, Any]:
-    """What decides, in addition to the configuration, whether two runs can be equal bit for bit."""
+    """Settings that decide, in addition to the configuration, whether two runs can be equal bit for bit."""
     device = torch.cuda.get_device_name(parallel.device) if parallel.device.type == "cuda" else platform.processor()
     return {
         "python": platform.python_version(),
@@ -39,7 +39,7 @@ def environment(parallel: Parallel) -> dict[str, Any]:
 
 
 def read_environment(file: Path) -> dict[str, Any]:
-    """Content of environment.json; empty where the file is missing or damaged, as the next start writes it anew."""
+    """Content of environment.json; empty where the file is missing or damaged, as the next start replaces it."""
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError, TypeError):
@@ -47,7 +47,7 @@ def read_environment(file: Path) -> dict[str, Any]:
 
 
 def record_start(file: Path, parallel: Parallel, data: str, step: int) -> None:
-    """Write that training begins here: newest setting at the top level, an entry for this start at the end of `starts`.
+    """Record a start of training: its settings at the top level and, with time and step, as last entry of `starts`.
 
     Args:
         data: digest of the training and test data.

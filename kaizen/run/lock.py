@@ -1,12 +1,11 @@
-"""The lock of a run directory: a file that its holder keeps changing, so that no crash leaves it behind.
+"""The lock of a run directory: a file that its holder keeps changing, so that a crash does not leave it locked.
 
-The file says who holds it and counts on. A holder on the same machine that ended is noticed at once; one on another
-machine by a count that stands still, as clocks differ.
+The file names its holder and contains a count that the holder increases. If the holder was on the same machine, its
+end is noticed at once; on another machine, by a count that no longer changes (time stamps would not do: clocks differ).
 
-The package filelock does not replace this: its FileLock (flock) does not reach other nodes on every file system, and
-its SoftFileLease takes over what a killed process held by an exchange of two names alone, which NFS refuses, so that
-the directory would stay locked for ever (tried with 4.3.1). Nor does it notice a killed process that nobody has
-waited for.
+The package filelock does not replace this. Its FileLock (flock) does not reach other nodes on every file system. Its
+SoftFileLease takes over the lock of a killed process only by swapping two names, which NFS refuses, so the directory
+would stay locked forever (tried with 4.3.1). It does not notice a zombie process either.
 """
 
 import hashlib
@@ -26,14 +25,14 @@ LOCK = ".lock"
 BEAT = 5.0
 """Seconds between two counts."""
 STALE = 45.0
-"""Seconds after which a count that stands still is that of a holder that is gone."""
+"""Seconds without a new count after which the holder is considered dead."""
 
 
 class RunLock:
-    """The lock on a directory, taken at once and held until `release`.
+    """The lock on a directory, taken by the constructor and held until `release`.
 
     Args:
-        directory: exists.
+        directory: an existing directory.
 
     Raises:
         ConfigError: another process holds it, or it cannot be written.
@@ -47,31 +46,31 @@ class RunLock:
         self._ended = threading.Event()
         try:
             while not self._created():
-                self._remove(self._left_behind())
+                self._remove(self._stale_content())
         except OSError as error:
             raise ConfigError("run.dir", f"{directory} cannot be written ({error.strerror})") from None
         threading.Thread(target=self._keep_counting, name="kaizen-lock", daemon=True).start()
 
     def check(self) -> None:
-        """Raise a TrainingFailed if another process has taken the directory, as after hours without power."""
+        """Raise a TrainingFailed if another process has taken the directory over, as after a long suspension."""
         if not holds(self._file.parent, self.token):
             raise TrainingFailed(
                 f"{self._file.parent} was taken over by another process; nothing more is written to it"
             )
 
     def release(self) -> None:
-        """Let others have the directory."""
+        """Release the directory."""
         self._ended.set()
-        with suppress(OSError):  # what cannot be written any more cannot be given back, and is found stale
+        with suppress(OSError):  # a lock file that cannot be deleted becomes stale
             if holds(self._file.parent, self.token):
                 self._file.unlink(missing_ok=True)
 
     def _text(self) -> str:
-        # Of one length, so that one who reads while it is written finds some count, and the holder.
+        # The length is constant, so that a read during a write finds a count and the holder.
         return json.dumps({**self._mine, "count": f"{self._count:012d}"})
 
     def _created(self) -> bool:
-        """Whether the file was not there and is ours now."""
+        """Create the lock file; False if it already exists."""
         try:
             descriptor = os.open(self._file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
@@ -80,23 +79,23 @@ class RunLock:
             file.write(self._text())
         return True
 
-    def _left_behind(self) -> bytes | None:
-        """What the file of a holder that is gone says; None: there is no file any more.
+    def _stale_content(self) -> bytes | None:
+        """Content of the lock file of a dead holder; None: the file no longer exists.
 
         Raises:
-            ConfigError: its holder lives.
+            ConfigError: the holder is alive.
         """
         first, deadline = _read(self._file), time.monotonic() + self._stale
         while (held := _read(self._file)) == first and held is not None:
-            gone = _is_gone(_parsed(held))
-            if gone or time.monotonic() > deadline:
+            dead = _is_dead(_parsed(held))
+            if dead or time.monotonic() > deadline:
                 return held
-            if gone is not None:
+            if dead is not None:
                 break
             time.sleep(self._stale / 20)
         if held is None:
             return None
-        holder = _parsed(held) or _parsed(first)  # read while it was written, it says nothing
+        holder = _parsed(held) or _parsed(first)  # a read during a write may find no valid content
         who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')} since {holder.get('since', '?')}"
         problem = f"{self._file.parent} is in use by {who}"
         raise ConfigError(
@@ -104,7 +103,7 @@ class RunLock:
         )
 
     def _remove(self, stale: bytes | None) -> None:
-        """Take the file away if it still holds this; of all that want to, one at a time."""
+        """Delete the lock file if it still has this content; one process at a time does so."""
         if stale is None:
             return
         taking = self._file.with_name(f".lock.taking-{hashlib.sha256(stale).hexdigest()[:16]}")
@@ -131,19 +130,19 @@ class RunLock:
 
 
 def holds(directory: Path, token: str) -> bool:
-    """Whether the lock of a directory is the one with this token; OSError where that cannot be read."""
+    """Whether the lock of a directory has this token; OSError if it cannot be read."""
     return _parsed(_read(directory / LOCK)).get("token") == token
 
 
 def _read(file: Path) -> bytes | None:
-    # Opened anew each time: that is when network file systems look for what others have written.
+    # Opened again each time, because a network file system looks for changes by other nodes only then.
     with suppress(FileNotFoundError):
         return file.read_bytes()
     return None
 
 
 def _parsed(content: bytes | None) -> dict[str, Any]:
-    """What a lock says; nothing, if it is gone or half written."""
+    """Content of a lock; empty if the file is missing or half written."""
     with suppress(ValueError):
         found = json.loads(content or "null")
         if isinstance(found, dict):
@@ -152,7 +151,7 @@ def _parsed(content: bytes | None) -> dict[str, Any]:
 
 
 def _machine() -> str:
-    """What processes that can see each other's numbers have in common."""
+    """Name of this machine and PID namespace: processes with the same one can look each other up by process id."""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return boot + os.readlink("/proc/self/ns/pid")
@@ -161,20 +160,20 @@ def _machine() -> str:
 
 def _process() -> dict[str, Any]:
     since = time.strftime("%Y-%m-%d %H:%M:%S")
-    return {"pid": os.getpid(), "began": _began(os.getpid()), "since": since}
+    return {"pid": os.getpid(), "began": _start_time(os.getpid()), "since": since}
 
 
-def _began(pid: int) -> str | None:
-    """When a process began, in ticks since the machine did, as numbers are used again; None: it is gone."""
+def _start_time(pid: int) -> str | None:
+    """Start time of a process in ticks since boot, because process ids are reused; None: the process has ended."""
     with suppress(OSError, IndexError):
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        # A killed process that nobody has waited for keeps its number.
+        # A zombie keeps its process id.
         return None if fields[0] in ("Z", "X") else fields[19]
     return None
 
 
-def _is_gone(holder: dict[str, Any]) -> bool | None:
-    """Whether a holder on this machine is gone; None: on another machine, or not to be told."""
+def _is_dead(holder: dict[str, Any]) -> bool | None:
+    """Whether a holder on this machine is dead; None: on another machine, or unknown."""
     if holder.get("machine") != _machine() or not isinstance(holder.get("pid"), int) or not holder.get("began"):
         return None
-    return _began(holder["pid"]) != holder["began"]
+    return _start_time(holder["pid"]) != holder["began"]

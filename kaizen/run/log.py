@@ -19,7 +19,7 @@ FIRST_STEP = "first step          {:.1f} s after the program began"
 
 
 def cut_log(file: Path, step: int) -> None:
-    """Drop lines after a step of the run: the steps that a restored checkpoint will do again."""
+    """Drop lines after a step of the run: the steps that will be repeated from a restored checkpoint."""
     if not file.exists():
         return
     kept = []
@@ -72,14 +72,14 @@ class RunLog:
             self.parallel.accelerator.init_trackers(
                 config.log.project, config=config.model_dump(mode="json"), init_kwargs={"wandb": options}
             )
-        except Exception as error:  # wandb raises its own kinds for a missing key, a refused one, no network
+        except Exception as error:  # wandb raises its own errors for a missing key, an invalid key, no network
             reason = " ".join(str(error).split())
             raise ConfigError(
                 "log.wandb", f"is {config.log.wandb!r} and could not start ({reason}); allowed: offline"
             ) from error
 
     def line(self, record: Mapping[str, Any]) -> None:
-        """Append one line to log.jsonl (and the tracker); `record` holds `step`."""
+        """Append one line to log.jsonl (and the tracker); `record` contains `step`."""
         if self._file is not None:
             with writing(Path(self._file.name)):
                 self._file.write(json.dumps(record) + "\n")
@@ -92,12 +92,12 @@ class RunLog:
                 self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
-        """Go on without the tracker: log.jsonl has all that it would show."""
+        """Continue without the tracker: log.jsonl contains everything that it would show."""
         self._tracking = False
         print(f"note: wandb failed and is left out from here on ({error})", file=sys.stderr, flush=True)
 
     def sync(self) -> None:
-        """Have the lines on the disk before what is saved at the same step."""
+        """Flush the lines to disk before anything is saved at the same step."""
         if self._file is not None:
             with writing(Path(self._file.name)):
                 os.fsync(self._file.fileno())
@@ -111,11 +111,11 @@ class RunLog:
         """Close file, bar and tracker."""
         self.progress.close()
         if self._file is not None:
-            with suppress(OSError):  # what did not fit on the disk was told when it was written
+            with suppress(OSError):  # a full disk was reported when the line was written
                 self._file.close()
         if self._tracking:
             try:
-                # Not accelerate's end_training, which also takes down the group of processes.
+                # Not accelerate's end_training, which also destroys the process group.
                 for tracker in self.parallel.accelerator.trackers:
                     tracker.finish()
             except Exception as error:

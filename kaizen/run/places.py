@@ -1,4 +1,4 @@
-"""Where a run directory keeps what, and the names of the files."""
+"""Paths in a run directory, and the names of its files."""
 
 from pathlib import Path
 
@@ -9,17 +9,17 @@ TASK_END, CHECKPOINT = ("student", "method", "replay"), ("student", "method", "o
 
 
 def task_directory(run: Path, task: int) -> Path:
-    """Where the state at a task's end is kept."""
+    """Directory of the state at a task's end."""
     return run / "tasks" / f"task-{task:02d}"
 
 
 def checkpoint_directory(run: Path, task: int, step: int) -> Path:
-    """Where a checkpoint is kept; `step` counts over the run."""
+    """Directory of a checkpoint; `step` counts over the run."""
     return run / "checkpoints" / f"task-{task:02d}_step-{step:08d}"
 
 
 def user_path(key: str, text: str) -> Path:
-    """The path that a user gives for a key, with ~ replaced; ConfigError where there is no such home directory."""
+    """The path that a user gives for a key, with ~ replaced; ConfigError if there is no such home directory."""
     try:
         return Path(text).expanduser()
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""How far a run is: seconds of training, images/s, time left, and the bar or the lines that show them."""
+"""Progress of a run: seconds of training, images/s, time left, and the bar or the lines that show them."""
 
 import sys
 import time
@@ -13,11 +13,11 @@ LINE_SECONDS = 120.0
 
 
 class Clock:
-    """Seconds of training, over all starts of the run, and images/s since the last look.
+    """Seconds of training, over all starts of the run, and images/s since the last call of `lap`.
 
     Args:
-        task: seconds that this task has trained before.
-        earlier: seconds that the tasks before it have trained.
+        task: seconds that this task has already trained.
+        earlier: seconds that the previous tasks have trained.
     """
 
     def __init__(self, task: float, earlier: float = 0.0) -> None:
@@ -25,7 +25,7 @@ class Clock:
         self._task, self._earlier, self._images = task, earlier, 0
 
     def count(self, images: int) -> None:
-        """Images of one step."""
+        """Count the images of one step."""
         self._images += images
 
     def task_seconds(self) -> float:
@@ -61,10 +61,10 @@ class Progress:
         self._first: tuple[float, int] | None = None
 
     def advance(self, task: int, tasks: int, epoch: int, epochs: int) -> None:
-        """One step done."""
+        """Count one finished step, and show it."""
         self._done += 1
         now = time.monotonic()
-        # The first step of a start compiles and allocates: it says nothing about the others.
+        # The first step of a start compiles and allocates, so it does not count for the pace.
         self._first = self._first or (now, self._done)
         if not self._bar.disable:
             self._bar.set_description(f"task {task} of {tasks}, epoch {epoch + 1}/{epochs}", refresh=False)
@@ -86,13 +86,13 @@ class Progress:
         return (time.monotonic() - began) / (self._done - before) * (self._steps - self._done)
 
     def show(self, loss: float, images_per_second: float) -> None:
-        """Latest loss and throughput."""
+        """Show the latest loss and throughput."""
         self._latest = f"loss {loss:.3f}, {images_per_second:.0f} images/s"
         self._bar.set_postfix_str(self._latest, refresh=False)
 
     @contextmanager
     def evaluating(self, task: int, tasks: int) -> Iterator[None]:
-        """Name the network that is evaluated on the bar, which stands still: of a task, or -1 for the untrained one."""
+        """Show on the bar which network is evaluated: that of a task, or the untrained one (-1)."""
         self._bar.set_description(f"evaluating task {task} of {tasks}" if task >= 0 else "evaluating untrained network")
         yield
         self._bar.set_description("")

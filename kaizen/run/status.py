@@ -1,4 +1,4 @@
-"""status.json: where a run stands and how it ended, for scripts, as launchers hide exit codes."""
+"""status.json: the position of a run and how it ended, for scripts, because launchers hide exit codes."""
 
 import json
 from datetime import datetime
@@ -7,7 +7,7 @@ from pathlib import Path
 from kaizen.run.checkpoint import write_json, writing
 
 STATUS_SECONDS = 10.0
-"""Least seconds between two updates while a run trains."""
+"""Minimum seconds between two updates while a run trains."""
 
 
 def timestamp() -> str:
@@ -37,7 +37,7 @@ def write_status(
     try:
         write_json(file, content)
     except OSError:
-        # On a full disk the old file's own block is all the room there is.
+        # On a full disk only the old file's own block is left.
         with writing(file), open(file, "r+", encoding="utf-8") as held:
             held.write(json.dumps(content) + "\n")
             held.truncate()

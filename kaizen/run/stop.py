@@ -12,27 +12,28 @@ import kaizen
 from kaizen.errors import Stopped
 
 STOP_STEPS = 5
-"""Steps between agreements on stopping; each is a message between processes."""
+"""Steps between two checks whether any process was asked to stop; each costs a message between processes."""
 LAUNCHED = "TORCHELASTIC_RUN_ID"
-"""The variable by which torchrun, and Accelerate through it, marks the processes that it starts."""
+"""The variable that torchrun, and Accelerate through it, sets in the processes that it starts."""
 PR_SET_PDEATHSIG = 1  # of Linux' prctl
 
 
 def end_with_launcher() -> None:
-    """Have this process killed when the launcher that started it is gone, which may have had no time to do so.
+    """Have the kernel kill this process when its launcher ends, which may have had no time to do so.
 
-    Killed, as there is nobody left to tell whether it has ended: what it trains goes on from the newest checkpoint.
+    SIGKILL, because no launcher is left to check whether the process has ended. The run resumes from its newest
+    checkpoint.
     """
     if sys.platform != "linux" or LAUNCHED not in os.environ:
         return
     launcher = os.getppid()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != launcher:  # it ended just before
+    if os.getppid() != launcher:  # the launcher ended just before
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 class StopRequest:
-    """Notices a request to stop: at first a signal ends the program at once, from `defer` on it only raises a flag."""
+    """A request to stop: at first a signal ends the program at once; after `defer` it only sets a flag."""
 
     def __init__(self) -> None:
         self._file: Path | None = None
@@ -46,9 +47,9 @@ class StopRequest:
             signal.signal(number, self._handle)
 
     def watch(self, directory: Path) -> None:
-        """Look for the file in this directory; one from before the program began was meant for an earlier run.
+        """Look for the file `stop` in this directory; one older than this program was meant for an earlier run.
 
-        Such a file counts once it is touched again, whatever the clock that dates it says.
+        An older file counts once it is touched again, whatever time its new time stamp shows.
         """
         self._file = directory / "stop"
         with suppress(OSError):
@@ -57,11 +58,11 @@ class StopRequest:
                 self._old = _identity(status)
 
     def defer(self) -> None:
-        """From now on a signal only raises the flag, so that no step and no file is left half done."""
+        """From now on a signal only sets the flag, so that no step and no file is left half done."""
         self.deferred = True
 
     def asked(self) -> str | None:
-        """What asked this process to stop, or None."""
+        """The signal or file that asked this process to stop, or None."""
         if self._asked is None and self._file is not None:
             with suppress(OSError):
                 if _identity(self._file.stat()) != self._old:
@@ -75,7 +76,7 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signalled = True
-        # A second signal changes nothing: what the first one began, such as a save, goes on.
+        # A second signal changes nothing: a save that the first one started is completed.
         if self._asked is None:
             self._asked = signal.Signals(number).name
             if not self.deferred:

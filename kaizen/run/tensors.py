@@ -1,4 +1,4 @@
-"""Tensors that were saved, back in networks and optimizers, strictly."""
+"""Saved tensors, and loading them into networks and optimizers, strictly."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,15 +25,15 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def cpu_copies(files: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-    """Copies on the CPU, which what goes on with the tensors does not change."""
+    """Copies on the CPU, which later changes of the tensors do not affect."""
     return {file: {n: t.detach().to("cpu", copy=True) for n, t in held.items()} for file, held in files.items()}
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], prefixes: Sequence[str], source: Path) -> None:
-    """HostBatch tensors into the parts of a module whose names start with one of the prefixes, strictly.
+    """Load tensors into the parts of a module whose names start with one of the prefixes, strictly.
 
     Raises:
-        ConfigError: a name or a shape is not the module's own.
+        ConfigError: a name or a shape does not match the module's.
     """
     own = {name: t for name, t in module.state_dict().items() if name.startswith(tuple(prefixes))}
     missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
@@ -59,10 +59,10 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> di
 def load_optimizer(
     optimizer: torch.optim.Optimizer, module: nn.Module, tensors: Mapping[str, Tensor], source: Path
 ) -> None:
-    """Put back what `optimizer_tensors` gave.
+    """Load the tensors that `optimizer_tensors` returned.
 
     Raises:
-        ConfigError: a tensor of `source` belongs to no parameter, or is of another shape.
+        ConfigError: a tensor of `source` belongs to no parameter, or has a different shape.
     """
     parameters = dict(module.named_parameters())
     fused = any(group.get("fused") for group in optimizer.param_groups)
@@ -72,10 +72,10 @@ def load_optimizer(
         if owner is None or (tensor.dim() and tensor.shape != owner.shape):
             wanted = "the networks have no such parameter" if owner is None else f"the parameter is {list(owner.shape)}"
             raise ConfigError(str(source), f"holds {name!r} {list(tensor.shape)}; {wanted}")
-        # Step counters stay on the CPU, where the optimizers of torch keep them unless they are fused.
+        # Step counters stay on the CPU, where torch's optimizers keep them unless they are fused.
         value = tensor.to(owner.device) if fused else tensor
         if tensor.dim():
-            # In the parameter's own layout, as the optimizer would have made it.
+            # In the parameter's memory layout, as the optimizer would have created it.
             value = torch.empty_like(owner, requires_grad=False)
             value.copy_(shard_like(tensor.to(owner.device, owner.dtype), owner))
         optimizer.state[owner][key] = value

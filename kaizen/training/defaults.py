@@ -1,6 +1,6 @@
-"""Numbers in the place of `auto`: those published for CIFAR-100, and others where the data are smaller.
+"""Numbers that replace `auto`: those published for CIFAR-100, and different ones for smaller data.
 
-They are a function of the keys and of the data alone, so every process and every start finds the same.
+They depend only on the keys and the data, so every process and every start finds the same.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from kaizen.data.replay import AUTO_LEAST
 from kaizen.model.networks.fit import is_vit
 
 BATCH, LEAST_BATCH, LEAST_STEPS = 256, 32, 4
-"""Images per step, as published; down to the second number where an epoch had fewer steps than the third."""
+"""Images per step, as published; down to the second number if an epoch had fewer steps than the third."""
 RATES = {"lars": (1.0, 0.1), "sgd": (0.4, 0.1), "adamw": (0.002, 0.001)}
 """Base rate at a batch of 256 and the classifier's rate, by optimiser."""
 WARMUP_EPOCHS = 10
@@ -26,10 +26,10 @@ LARGEST_CIFAR_STEM = 64
 
 @dataclass(frozen=True)
 class Facts:
-    """What the numbers follow.
+    """Facts about the data, which decide the numbers.
 
     images: training images of each task; smallest: labelled images of the smallest class of a task, 0 without labels;
-    side: of the images, in pixels.
+    side: pixels per side of the images.
     """
 
     images: tuple[int, ...]
@@ -38,7 +38,7 @@ class Facts:
 
     @staticmethod
     def of(stream: Stream) -> "Facts":
-        """The facts of data that are cut into tasks."""
+        """The facts about data that are cut into tasks."""
         counts = [np.bincount(labels[labels >= 0]) for task in stream.tasks if len(labels := stream.labels[task.train])]
         found = [int(count[count > 0].min()) for count in counts if count.any()]
         return Facts(tuple(stream.train_sizes), min(found, default=0), stream.source.image_size)
@@ -52,10 +52,10 @@ class Suited(NamedTuple):
 
 
 def suit(config: Config, facts: Facts) -> Suited:
-    """Put a number in the place of each `auto`.
+    """Replace each `auto` by a number.
 
     Raises:
-        ConfigError: a key that does not fit the numbers found.
+        ConfigError: a key does not fit these numbers.
     """
     optim, smallest, lines = config.optim, min(facts.images), list[str]()
 
@@ -107,7 +107,7 @@ def suit(config: Config, facts: Facts) -> Suited:
 
 
 def _batch(smallest: int) -> int:
-    """Images per step: the published number, or the power of two that leaves the smallest task LEAST_STEPS an epoch."""
+    """Images per step: the published number, or the power of two that gives the smallest task LEAST_STEPS per epoch."""
     power = 1 << max(1, smallest // LEAST_STEPS).bit_length() - 1
     return min(BATCH, max(LEAST_BATCH, power), smallest)
 

@@ -11,12 +11,12 @@ from kaizen.errors import ConfigError
 from kaizen.model.methods import method_class
 from kaizen.training.optim import warmup_cosine
 
-WARMUP_START = 0.003  # Warm-up starts at this rate, or at the base rate where that is lower
+WARMUP_START = 0.003  # Warm-up starts at this rate, or at the base rate if that is lower
 
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """Steps of one task: an epoch drops the images that do not fill a batch."""
+    """Steps of one task; each epoch drops the images that do not fill a batch."""
 
     images: int
     batch: int
@@ -24,7 +24,7 @@ class TaskPlan:
     steps: int
     warmup_steps: int
     first_step: int
-    """Steps of the run before this task."""
+    """Number of steps of the run before this task."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Steps of the whole run."""
+        """Number of steps of the whole run."""
         return sum(task.steps for task in self.tasks)
 
     def rate(self, task: int, step: int, base: float) -> float:
@@ -47,14 +47,14 @@ class Plan:
 
 
 def make_plan(config: Config, images: Sequence[int], world: int, accumulation: int = 1) -> Plan:
-    """Steps and rates for tasks of that many training images each, on `world` processes.
+    """Steps and rates for tasks with these numbers of training images, on `world` processes.
 
     Args:
-        accumulation: parts that a global batch comes in.
+        accumulation: number of parts of a global batch.
 
     Raises:
-        ConfigError: a warm-up that leaves no step for the cosine, a process without an image of the task in some step,
-            or a task that does not fit the method.
+        ConfigError: the warm-up leaves no step for the cosine, a process has no image of the task in some step, or a
+            task does not fit the method.
     """
     tasks, first = [], 0
     for count in images:
@@ -105,18 +105,18 @@ def describe(config: Config, plan: Plan, world: int, accumulation: int = 1) -> l
     if replay.policy != "none":
         kind, size = config.replay_budget()
         budget = f"{size:.0%} of each class, at least {AUTO_LEAST} images" if kind == AUTO else f"{kind} {size:g}"
-        memory = f"{replay.policy}, {budget}, {replay.batch} images a step"
+        memory = f"{replay.policy}, {budget}, {replay.batch} images per step"
     encoder, grid = config.encoder.name, ""
     if (patch := config.encoder.patch) and (side := config.data.image_size):
-        grid = f", {(side // patch) ** 2} patches of {patch} x {patch} pixels an image"
+        grid = f", {(side // patch) ** 2} patches of {patch} x {patch} pixels per image"
     return [
         f"encoder             {encoder}{grid}",
         f"processes           {world}",
-        f"global batch        {optim.batch} images a step, {-(-optim.batch // world)} a process{cut}",
+        f"global batch        {optim.batch} images per step, {-(-optim.batch // world)} per process{cut}",
         f"accumulation        {parts}",
         f"replay              {memory}",
         f"tasks               {len(images)}, training images {', '.join(map(str, images))}",
-        f"steps an epoch      {', '.join(map(str, per_epoch))}; {optim.epochs} epochs a task",
+        f"steps per epoch     {', '.join(map(str, per_epoch))}; {optim.epochs} epochs per task",
         f"steps               {plan.steps}",
         f"learning rate       {plan.lr:g} = {optim.lr:g} x {optim.batch} / 256; classifier {optim.classifier_lr:g}; "
         f"{optim.name}, warm-up {plan.tasks[0].warmup_steps} steps",

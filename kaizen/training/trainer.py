@@ -35,7 +35,7 @@ from kaizen.training.step import Stepper
 
 
 class Trainer:
-    """A run in its directory: `run()` trains it, or resumes it.
+    """A run in its directory: `run()` trains or resumes it.
 
     Args:
         recipe: name of the recipe, for the record.
@@ -71,8 +71,8 @@ class Trainer:
         """Train every task that is not done, evaluate after each, and print the results.
 
         Raises:
-            ConfigError: data or stream do not fit the configuration, or something saved is damaged.
-            Stopped: asked to stop, with everything saved.
+            ConfigError: data or stream do not fit the configuration, or a saved file is damaged.
+            Stopped: the run was asked to stop, and everything is saved.
             TrainingFailed: a loss is not finite, or another process failed; the last checkpoint is kept.
         """
         try:
@@ -100,14 +100,14 @@ class Trainer:
         """The data, cut into tasks.
 
         Raises:
-            ConfigError: they are not there, or cannot be cut so.
+            ConfigError: the data are missing, or cannot be cut into these tasks.
         """
         return load_stream(self.config, self.stop.check)
 
     def _end_stopped(self, stopped: Stopped) -> None:
         agreed = self.stop.deferred
         self.stop.defer()
-        # Before work begins a signal ends each process by itself, and a launcher sends it when another one has died.
+        # Before training each process ends by itself at a signal, which a launcher also sends after another one died.
         if not agreed and (failure := self.parallel.leave()):
             self.directory.write_failure(failure)
             raise failure.error() from stopped
@@ -116,22 +116,22 @@ class Trainer:
             self.parallel.close()
 
     def _end_failed(self, error: Exception) -> None:
-        # A launcher ends the other processes by signals, which are no requests to stop from here on.
+        # From here on signals are not requests to stop: a launcher ends the other processes with them.
         self.stop.defer()
         failure = self.parallel.failure(error)
         self.directory.write_failure(failure)
         if failure.follows:
             raise failure.error() from error
         if isinstance(error, KaizenError):
-            error.everywhere = failure.tells
+            error.everywhere = failure.reports
 
     def _prepare(self) -> None:
-        """Everything that can be refused, before any work."""
+        """Check everything that can be refused, before any work."""
         config = self.config
         check_deterministic(config, self.parallel.device.type)
         recording = check_recording(config, self.parallel)
         self.stream = self.parallel.main_first(self.load)
-        self.parallel.agree(f"the data that {config.data.source} holds", self.stream.source.digest)
+        self.parallel.agree(f"the data of {config.data.source}", self.stream.source.digest)
         self.source, self.tasks = self.stream.source, self.stream.tasks
         config, chosen = suit(config, Facts.of(self.stream))
         self.config = self.directory.config = config
@@ -146,7 +146,7 @@ class Trainer:
         self.stop.defer()
         origin = {"recipe": self.recipe, "preset": self.preset, "config_hash": config.hash()}
         results = Results(self.path / "results.json", origin, config, self.stream)
-        # One reading for all: `kaizen eval` may replace the file between those of two processes.
+        # One process reads for all: `kaizen eval` may replace the file between two reads.
         self.results = self.parallel.broadcast(results)
         self.parallel.announce(f"run directory       {self.path}")
         described = [*self.stream.describe(), *describe(config, self.plan, *sizes), *chosen]
@@ -220,7 +220,7 @@ class Trainer:
         self.parallel.release()
 
     def evaluate(self, task: int, readers: Sequence[str]) -> None:
-        """These readers' accuracies after a task (-1: untrained), from its snapshot, into results.json."""
+        """Write these readers' accuracies after a task (-1: untrained network), from its snapshot, to results.json."""
         began = time.perf_counter()
         with self.log.progress.evaluating(task, len(self.tasks)):
             network = self.evaluator.network(self.path, task)
@@ -274,14 +274,14 @@ class Trainer:
             raise Stopped(next((reason for reason in asked if reason.startswith("SIG")), asked[0]))
 
     def _position(self, clock: Clock) -> dict[str, Any]:
-        """Where the run stands, as it is kept with what is saved."""
+        """The position of the run, for state.json."""
         task, step = self.directory.position
         setting = {"config_hash": self.config.hash(), "versions": self.versions, **self.parallel.setting()}
         where = {"task": task, "step": step, "train_seconds": clock.task_seconds()}
         return where | setting | {"scaler": self.parallel.scaler_state()}
 
     def _save(self, state: TaskState, terms: dict[str, Tensor], weights: dict[str, float], clock: Clock) -> None:
-        """Begin to write a checkpoint of this step; `_wait_for_save` ends it."""
+        """Start to write a checkpoint of this step; `_wait_for_save` finishes it."""
         self._check_finite(terms, weights)
         self._wait_for_save()
         path, position = checkpoint_directory(self.path, *self.directory.position), self._position(clock)
@@ -296,5 +296,5 @@ class Trainer:
         self.parallel.on_main(lambda: self.writer.submit(work))
 
     def _wait_for_save(self) -> None:
-        """Have the checkpoint under way on the disk; what went wrong with it is raised on every process."""
+        """Wait until the checkpoint under way is on disk; its error is raised on every process."""
         self.parallel.on_main(self.writer.wait)

@@ -27,14 +27,14 @@ def test_show_prints_yaml_and_derived_numbers(recipe: str, capsys: pytest.Captur
     if recipe == "digits":
         assert "# names of tasks      0: 1, 4; 1: 9, 6; 2: 3, 5; 3: 0, 2; 4: 8, 7" in out
     if recipe == "cifar100-simclr":
-        assert "steps an epoch      39, 39, 39, 39, 39; 500 epochs a task" in out
+        assert "steps per epoch     39, 39, 39, 39, 39; 500 epochs per task" in out
         assert "learning rate       1 = 1 x 256 / 256; classifier 0.1; lars, warm-up 390 steps" in out
 
 
 def test_show_tells_the_numbers_of_overrides(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["show", "cifar100-simclr", "--optim.batch", "512", "--stream.tasks", "10"], COMMANDS) == 0
     out = capsys.readouterr().out
-    assert "steps an epoch      9, 9, 9, 9, 9, 9, 9, 9, 9, 9" in out
+    assert "steps per epoch     9, 9, 9, 9, 9, 9, 9, 9, 9, 9" in out
     assert "learning rate       2 = 1 x 512 / 256" in out
 
 

@@ -211,5 +211,5 @@ def test_a_run_that_gets_nowhere_does_not_go_back_for_ever(job: Job) -> None:
     assert job.end(f"touch $run/results.json; {stopped}") == 75, "a task was evaluated"
     assert job.requeued == ["31"] * 3
     assert job.end(stopped) == 3
-    assert "no step further; allowed: a longer --time" in job.error
+    assert "without progress; allowed: a longer --time" in job.error
     assert job.requeued == ["31"] * 3

@@ -104,14 +104,14 @@ def test_an_array_holds_the_runs_of_a_sweep_that_are_not_done(submit: Submit, tm
 BAD = {
     "unknown key": (["digits", "--optim.learning", "1"], "optim.learning: is not a key"),
     "unknown option": (["digits", "--queue", "x"], "--queue: is not a key"),
-    "too short": (["digits", "--time", "2"], "--time: is too short to save and go back in the queue"),
+    "too short": (["digits", "--time", "2"], "--time: is too short to save and go back into the queue"),
     "too short, seconds": (["digits", "--time", "0:1:59"], "--time: is too short"),
     "no time": (["digits", "--time", "soon"], "--time: is 'soon'; allowed: MINUTES"),
     "no gpu": (["digits", "--gpus", "0"], "--gpus: is '0'; allowed"),
     "both": (["digits", "--gpus", "1", "--cpu", "1"], "not allowed with argument --gpus"),
     "nodes": (["digits", "--nodes", "0"], "a number of at least 1"),
     "launch file": (["digits", "--accelerate", "none.yaml"], "--accelerate: is 'none.yaml'"),
-    "sweep without directory": (["--sweep", "{sweep}"], "allowed with --sweep: --run.dir DIR alone"),
+    "sweep without directory": (["--sweep", "{sweep}"], "allowed with --sweep: only --run.dir DIR"),
     "sweep and recipe": (["--sweep", "{sweep}", "digits", "--run.dir", "x"], "allowed with --sweep"),
     "bad line": (["--sweep", "{bad}", "--run.dir", "x"], "line 2: optim.lr: is 'x'"),
 }

@@ -195,7 +195,7 @@ def test_a_store_that_is_gone_ends_the_process() -> None:
     assert not one.over.is_set()
     del server
     assert one.over.wait(LOOK * LOST * 5)
-    assert "store of the processes is gone" in one.written[0].reason
+    assert "store of the processes no longer answers" in one.written[0].reason
     one.peers._ending = None
 
 
@@ -208,9 +208,9 @@ def test_the_reason_of_the_first_to_fail_is_everyones(start: Callable[[int], lis
     told = two.peers.failure(OSError("no images"))
     waiting.join()
     assert (told.code, told.reason) == (3, "process 1: OSError: no images")
-    assert found == [replace(told, tells=True, follows=True)]
+    assert found == [replace(told, reports=True, follows=True)]
     late = two.peers.failure(ConfigError("optim.lr", "is odd"))
-    assert late == replace(told, tells=False), "the main process has told it by now"
+    assert late == replace(told, reports=False), "the main process has reported it by now"
 
 
 def test_without_a_reason_it_is_told_who_died(start: Callable[[int], list[Process]]) -> None:
@@ -219,7 +219,7 @@ def test_without_a_reason_it_is_told_who_died(start: Callable[[int], list[Proces
     time.sleep(LOOK * 2)
     failure = two.peers.failure(CLOSED)
     assert failure.reason == "process 2 died (Connection closed by peer [127.0.0.1]:4711)"
-    assert failure.tells, "the main process has not told it"
+    assert failure.reports, "the main process has not reported it"
 
 
 def test_a_process_that_is_told_of_a_failure_and_hangs_is_ended(start: Callable[[int], list[Process]]) -> None:

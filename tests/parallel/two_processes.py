@@ -221,7 +221,7 @@ def errors_reach_all(parallel: Parallel) -> dict[str, bool]:
     last = "no space left" if parallel.is_main else "process 0: OSError: no space left"
     return {
         "errors": caught == ["data.source: is broken", last, "file stop", "data.source: is broken"],
-        "agree": differing == "the replay memory of process 1 is not that of process 0",
+        "agree": differing == "the replay memory of process 1 differs from that of process 0",
         "any": parallel.any(parallel.rank == 1) and not parallel.any(False),
         "every": parallel.every(f"from {parallel.rank}") == ["from 0", "from 1"],
         "broadcast": parallel.broadcast(f"from {parallel.rank}") == "from 0",

@@ -14,7 +14,7 @@ from torch import nn
 from kaizen.errors import ConfigError
 from kaizen.run.checkpoint import (
     checkpoints,
-    newest_whole,
+    newest_intact,
     prune,
     read_state,
     seal,
@@ -102,12 +102,12 @@ def test_damage_is_found_set_aside_and_the_one_before_is_used(
     damage(bad, how)
     with pytest.raises(ConfigError):
         read_state(bad, ["student"])
-    found = newest_whole(tmp_path, 1, lambda path: read_state(path, ["student"]))
+    found = newest_intact(tmp_path, 1, lambda path: read_state(path, ["student"]))
     assert found is not None
     assert found[0] == good
     assert "task-01_step-00000020" in capsys.readouterr().out
     assert (tmp_path / "task-01_step-00000020.broken").is_dir()
-    assert newest_whole(tmp_path, 2) is None
+    assert newest_intact(tmp_path, 2) is None
 
 
 def test_prune_keeps_the_newest(tmp_path: Path) -> None:

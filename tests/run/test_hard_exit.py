@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import kaizen.run.checkpoint
-from kaizen.run.checkpoint import newest_whole, prune, read_state, tidy, write_directory, write_json
+from kaizen.run.checkpoint import newest_intact, prune, read_state, tidy, write_directory, write_json
 from kaizen.run.tensors import read_tensors
 
 OPERATIONS = ("replace", "rename", "mkdir", "fsync", "unlink", "rmdir", "chmod", "open")
@@ -81,7 +81,7 @@ def test_while_a_checkpoint_is_written_and_older_ones_go(tmp_path: Path) -> None
 
     for path in interrupted(tmp_path, work):
         tidy(path)
-        found = newest_whole(path, 0)
+        found = newest_intact(path, 0)
         assert found
         new = path / "task-00_step-00000006"
         assert held(found[0]) == (6.0 if new.exists() else 4.0)

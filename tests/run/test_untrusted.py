@@ -140,4 +140,4 @@ def test_names_in_a_state_never_leave_the_directory(tiny: list[str], capsys: pyt
     del state["sha256"]
     file.write_text(json.dumps({**state, "sha256": seal(state)}))
     assert main(once) == 2
-    assert "is named in state.json and missing" in capsys.readouterr().err
+    assert "is listed in state.json but missing" in capsys.readouterr().err
