@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,16 +19,19 @@ from PIL import Image
 
 from kaizen.cli.resolve import parse_arguments, resolve
 from kaizen.cli.sweep import read_sweep
-from kaizen.commands import COMMANDS, bench, eval, report, run, sweep, train
+from kaizen.commands import COMMANDS, bench, cache, eval, report, run, sweep, train
+from kaizen.parallel.launch import SEVERAL_ON_CPU
 
 FOLDERS = ("accelerate_configs", "kaizen", "launch", "tests")
 DOCUMENTS = [*sorted(ROOT.glob("*.md"), reverse=True), *(f for d in FOLDERS for f in sorted((ROOT / d).rglob("*.md")))]
 """README.md first: later documents use the runs that its commands leave."""
 SMALL = (
     "--encoder.width 4 --stream.tasks 2 --optim.epochs 1 --optim.batch 128 --optim.warmup_epochs 0 "
-    "--eval.readers [classifier]"
+    "--eval.readers classifier"
 )
 GPU_FILES = ("single_gpu", "multi_gpu", "multi_node", "fsdp2")
+SEVERAL = ("cpu_2.yaml",)
+"""Launches of several processes, which tests/parallel and tests/launch start."""
 LONG = ("cifar100-", "imagenet100-", "launch/sweeps/digits.txt", "launch/sweeps/fashion", "data/fashion")
 """What takes minutes to hours on a CPU, or needs the hub; tests/README.md says what is tested instead."""
 BENCHES = ("--start", "--tasks", "--checkpoints", "-m kaizen bench digits --synthetic")
@@ -89,6 +93,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             file = folder / f"data/pets/{split}/breed{number % 6}/{number}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (16, 16), (40 * (number % 6), number, 255 - 30 * (number % 6))).save(file)
+    shutil.copytree(folder / "data/pets", folder / "moved/pets")
+    shutil.copytree(folder / "data/pets", folder / "data/corrupted")
+    Image.new("RGB", (16, 16)).save(folder / "data/corrupted/test/breed0/0.png")
     return folder
 
 
@@ -158,7 +165,9 @@ def check_kaizen(tokens: list[str], patch: pytest.MonkeyPatch) -> None:
         case ["report", *rest]:
             check_until("find_runs", report, rest, patch)
         case ["eval", *rest]:
-            check_until("_configuration", eval, rest, patch)
+            check_until("_evaluate", eval, rest, patch)
+        case ["cache", *rest]:
+            check_until("entries", cache, rest, patch)
         case ["show", *rest]:
             resolve(*parse_arguments(rest))
         case ["sweep", file, *rest]:  # what shipped files ask for is checked by tests/cli/test_sweep.py
@@ -204,6 +213,10 @@ def test_every_command_is_valid(document: Path, inside: pytest.MonkeyPatch) -> N
                 pytest.fail(f"{command}\n{type(error).__name__}: {error}")
 
 
+def test_the_launch_of_several_processes_on_a_cpu_is_the_one_that_messages_name() -> None:
+    assert f"`{SEVERAL_ON_CPU}`" in (ROOT / "accelerate_configs/README.md").read_text()
+
+
 def slug(heading: str) -> str:
     """The anchor that a heading gets."""
     return re.sub(r"[^\w -]", "", heading.strip().lower()).replace(" ", "-")
@@ -231,7 +244,7 @@ def test_files_that_are_named_exist(document: Path) -> None:
 def is_executed(command: Command) -> bool:
     """Whether the slow test executes a command; tests/README.md lists the others."""
     text = str(command)
-    if any(f"{name}.yaml" in text for name in GPU_FILES) or any(long in text for long in LONG + BENCHES):
+    if any(f"{name}.yaml" in text for name in GPU_FILES) or any(other in text for other in LONG + BENCHES + SEVERAL):
         return False
     if command.words[0] in ("pip", "ruff", "mypy", "bash", "sbatch", "launch/submit", "export"):
         return False
@@ -240,18 +253,22 @@ def is_executed(command: Command) -> bool:
 
 
 def execute(command: Command, small: list[str]) -> int:
+    """Run a command with these keys, the last of which is data.cache_dir; returns the exit code."""
     match command.words:
         case ["python", "train.py", *tokens]:
             return train.main([*tokens, *small])
+        case ["accelerate", "launch", "-q", "--config_file", "accelerate_configs/cpu.yaml", "train.py", *tokens]:
+            return train.main([*tokens, *small])  # as a process of its own: tests/launch/test_accelerate_configs.py
         case ["python", "-m", "kaizen", "bench", *tokens]:
             return run(["bench", *tokens, *small, "--repetitions", "2"], COMMANDS)
+        case ["python", "-m", "kaizen", "sweep", file, "--run.dir", directory, "--jobs", _]:
+            for done in read_sweep(Path(file)):  # here, which is faster; the sweep finds them done
+                assert train.main([*done.tokens, "--run.dir", f"{directory}/{done.name}"]) == 0
+            return run(command.words[3:], COMMANDS)
+        case ["python", "-m", "kaizen", "cache", *tokens]:
+            return run(["cache", *tokens, *small[-2:]], COMMANDS)  # never the user's own
         case ["python", "-m", "kaizen", *tokens]:
             return run(tokens, COMMANDS)
-        case ["accelerate", "launch", *tokens]:
-            fewer = ["--repetitions", "2"] if "bench" in tokens else []
-            launcher = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
-            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-            return subprocess.run([*launcher, *tokens, *small, *fewer], env=environment).returncode
         case words:
             return subprocess.run(" ".join(words), shell=True).returncode
 
