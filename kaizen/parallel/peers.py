@@ -4,7 +4,7 @@ A collective whose peer died may fail at once (gloo, a closed socket), after min
 power). So each process increases a count in the store and watches the count of the next rank, in a ring. As long as one
 process lives, one of the dead ones is watched by a living one, which notices and reports it to all.
 
-torch does not replace this. torchrun's agent waits for the end of processes of its own node, so a frozen one stays
+torch does not replace this. torchrun's agent waits for the end of processes on its node only, so a frozen one stays
 unnoticed. NCCL's watchdog and a monitored barrier measure seconds, so a process that compiles, or a job that was
 suspended, counts as dead unless they wait for many minutes. None of them gives the other processes the reason, which
 status.json needs.
@@ -55,7 +55,7 @@ class Failure:
     follows: bool = False
 
     def error(self) -> KaizenError:
-        """The failure as an exception, for a process that has no error of its own to raise."""
+        """The failure as an exception, for a process that has no own error to raise."""
         error = TrainingFailed(self.reason)
         error.exit_code, error.everywhere = self.code, self.reports
         return error
@@ -162,9 +162,9 @@ class Peers:
         before = self._counts()
         if self._until(lambda: max(self._counts() or [-1]) < 0, GRACE):
             return None
-        posted, gone = self._store.ask(_posted, self._seconds), self._silent(before, self._counts())
-        if posted or gone:
-            self._ending = self._posted_first(posted or _lost(f"{_named(gone)} died"))
+        posted, dead = self._store.ask(_posted, self._seconds), self._silent(before, self._counts())
+        if posted or dead:
+            self._ending = self._posted_first(posted or _lost(f"{_named(dead)} died"))
         return self._ending
 
     def _cause(self, said: str) -> Failure:
@@ -175,8 +175,8 @@ class Peers:
         after = self._counts()
         if after is None:
             return _lost(f"{STORE_LOST} ({said})")
-        gone = self._silent(before, after)
-        return _lost(f"{_named(gone)} died ({said})" if gone else f"another process cannot be reached ({said})")
+        dead = self._silent(before, after)
+        return _lost(f"{_named(dead)} died ({said})" if dead else f"another process cannot be reached ({said})")
 
     def _until(self, check: Callable[[], T | None], looks: int) -> T | None:
         """Repeat a check until it returns something; None if it does not in this time."""

@@ -56,10 +56,10 @@ class RunDirectory:
             raise ConfigError("run.dir", f"{self.path} cannot be read ({error.strerror})") from None
         if held and resume == "never":
             raise ConfigError(
-                "run.resume", f"is 'never', but {self.path} holds a run; allowed: another run.dir, or auto"
+                "run.resume", f"is 'never', but {self.path} contains a run; allowed: another run.dir, or auto"
             )
         if not held and resume == "must":
-            raise ConfigError("run.resume", f"is 'must', but {self.path} holds no run; allowed: auto, never")
+            raise ConfigError("run.resume", f"is 'must', but {self.path} contains no run; allowed: auto, never")
         if file.exists():
             self._compare(file)
             self._ours = True
@@ -124,7 +124,7 @@ class RunDirectory:
         if differ:
             found = "; ".join(f"{key} was {held.get(key)!r} and is now {wanted.get(key)!r}" for key in differ[:5])
             more = f" (and {len(differ) - 5} more)" if len(differ) > 5 else ""
-            problem = f"{self.path} holds a run of another configuration: {found}{more}; allowed: another run.dir"
+            problem = f"{self.path} contains a run of another configuration: {found}{more}; allowed: another run.dir"
             raise ConfigError("run.dir", problem)
 
     def _read_task_end(self, task: int) -> dict[str, Any]:

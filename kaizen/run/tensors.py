@@ -71,7 +71,7 @@ def load_optimizer(
         owner = parameters.get(parameter)
         if owner is None or (tensor.dim() and tensor.shape != owner.shape):
             wanted = "the networks have no such parameter" if owner is None else f"the parameter is {list(owner.shape)}"
-            raise ConfigError(str(source), f"holds {name!r} {list(tensor.shape)}; {wanted}")
+            raise ConfigError(str(source), f"contains {name!r} {list(tensor.shape)}; {wanted}")
         # Step counters stay on the CPU, where torch's optimizers keep them unless they are fused.
         value = tensor.to(owner.device) if fused else tensor
         if tensor.dim():

@@ -111,7 +111,7 @@ def test_a_finished_run_of_another_configuration_is_not_taken_for_this_one(
     finished(path, "another")
     (path / "config.yaml").write_text("optim: {lr: 7}")
     assert run(["sweep", str(file), "--run.dir", str(tmp_path / "runs")], COMMANDS) == 3
-    assert "holds a run of another configuration: " in capsys.readouterr().out
+    assert "contains a run of another configuration: " in capsys.readouterr().out
 
 
 def test_runs_at_a_time_share_the_cores_and_what_is_set_stays(

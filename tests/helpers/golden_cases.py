@@ -1,4 +1,4 @@
-"""Expected values of tests/golden: inputs are drawn as the file's `how` says."""
+"""Expected values of tests/golden: inputs are drawn as described under `how` in the file."""
 
 import json
 from pathlib import Path
@@ -15,14 +15,14 @@ CASES: list[dict[str, Any]] = json.loads((FOLDER / "losses.json").read_text())["
 
 
 def cases(*functions: str) -> list[dict[str, Any]]:
-    """The cases of these functions; each of them must have one."""
+    """The cases of these functions; each function must have one."""
     found = [case for case in CASES if case["function"] in functions]
     assert {case["function"] for case in found} == set(functions)
     return found
 
 
 def drawn(case: dict[str, Any], dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Leaves as drawn, and all that the function may take: the same after `prepare`, and drawn integers."""
+    """Leaves as drawn, and the arguments of the function: the leaves after `prepare`, and drawn integers."""
     rng = np.random.RandomState(case["seed"])
     leaves = {
         name: torch.from_numpy(rng.randn(*shape).astype(np.float32)).to(dtype).requires_grad_()

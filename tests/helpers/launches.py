@@ -9,7 +9,7 @@ ROOT, HELPERS = Path(__file__).parents[2], Path(__file__).parent
 
 
 def start(launcher: list[str], *command: str, **environment: str) -> "subprocess.Popen[str]":
-    """A launch that is going on; `launcher` is what follows `python -m`, none for a plain start."""
+    """Start a launch; `launcher` follows `python -m`, and is empty for a start without a launcher."""
     env = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(HELPERS), str(ROOT)]),
@@ -22,7 +22,7 @@ def start(launcher: list[str], *command: str, **environment: str) -> "subprocess
 
 
 def finish(process: "subprocess.Popen[str]", timeout: float = 280) -> str:
-    """What a launch printed, once it has ended well."""
+    """Wait for a launch, which must succeed; returns what it printed."""
     out, error = process.communicate(timeout=timeout)
     assert process.returncode == 0, out[-2000:] + error[-4000:]
     return out
@@ -39,7 +39,7 @@ def configured(name: str, *options: str) -> list[str]:
 
 
 def train(kind: str, *arguments: str) -> str:
-    """A whole run on "1", "2" or "4" processes with DDP, or with "fsdp" on two; what it printed."""
+    """A whole run on "1", "2" or "4" processes with DDP, or on two with "fsdp"; returns what it printed."""
     if kind == "fsdp":
         launcher = configured("fsdp2", "--num_processes", "2", "--mixed_precision", "no")
         return finish(start(launcher, "tests/parallel/fsdp.py", *arguments))

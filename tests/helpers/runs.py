@@ -14,7 +14,7 @@ from kaizen.model.methods.base import Method
 from kaizen.parallel import Batch
 
 TASKS, STEPS = 5, 6
-"""Tasks of a tiny run, and steps of each."""
+"""Tasks of a tiny run, and steps per task."""
 
 
 def run_of(tiny: list[str]) -> Path:
@@ -34,7 +34,7 @@ def snapshots(run: Path) -> dict[str, bytes]:
 
 
 def wait_for_step(run: Path, step: int, alive: Callable[[], bool]) -> None:
-    """Until the run has logged that step, or has ended."""
+    """Wait until the run has logged that step, or has ended."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and alive():
         if (run / "log.jsonl").exists() and f'"step": {step},' in (run / "log.jsonl").read_text():
@@ -59,11 +59,11 @@ def settings_of(name: str, **keys: Any) -> Any:
 
 
 def in_epoch(batch: Batch, method: Method, epoch: int) -> Batch:
-    """The batch as it is in an epoch of a task."""
+    """The batch in an epoch of a task."""
     numbers = torch.tensor(method.schedule(epoch), dtype=torch.float64)
     return replace(batch, phase=method.phase(epoch), numbers=numbers)
 
 
 def short(tiny: list[str]) -> list[str]:
-    """A tiny run of three tasks, an epoch each."""
+    """A tiny run of three tasks with one epoch each."""
     return [*tiny, "--stream.tasks", "3", "--optim.epochs", "1", "--optim.warmup_epochs", "0"]

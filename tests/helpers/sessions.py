@@ -1,4 +1,4 @@
-"""Tasks under way, for tests of single steps: ordinary ones and recorded ones from the same beginning."""
+"""Tasks in training, for tests of single steps: ordinary and recorded steps from the same state."""
 
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,13 @@ KEYS = {"predictor_hidden": 9, "queue_size": 64, "prototypes": 14, "whitening_si
 
 
 def small(method: str) -> list[str]:
-    """Arguments of a method with networks as small as can be."""
+    """Arguments of a method with very small networks."""
     fields = method_class(method).Settings.model_fields
     return [*SMALL, *(word for key, n in KEYS.items() if key in fields for word in (f"--method.{key}", str(n)))]
 
 
 def more_of(method: str) -> list[str]:
-    """A phase that ends and one that begins within the steps, labels for some, and three optimizers by turns."""
+    """Arguments in addition to `small`: a change of phase, missing labels, and one of three optimizers."""
     name = ("lars", "sgd", "adamw")[list(REGISTRY).index(method) % 3]
     queue = ["--method.queue_epoch", "1"] if method == "swav" else []
     return [*small(method), *queue, "--optim.name", name, "--optim.lr", "0.1", "--labels.fraction", "0.6"]
@@ -42,7 +42,7 @@ def begin(
     recording: bool = True,
     parallel: Any = None,
 ) -> Session:
-    """A task of a recipe on random images; the state before it is made in `place` once."""
+    """A task of a recipe on random images; the previous state is created in `place` once."""
     _, config = resolve(*parse_arguments([recipe, *arguments]))
     parallel = parallel or Parallel()
     stream = choose_stream(config, True)[0]
@@ -55,7 +55,7 @@ def begin(
 
 
 def changed_by_steps(session: Session) -> list[Tensor]:
-    """Everything that a step changes: networks, twin, the method's state, the optimizer's."""
+    """Everything that a step changes: networks, twin, state of the method and of the optimizer."""
     state = session.state
     tensors = [*state.learner.state_dict().values()]
     tensors += [*state.twin.state_dict().values()] if state.twin is not None else []
@@ -64,7 +64,7 @@ def changed_by_steps(session: Session) -> list[Tensor]:
 
 
 def terms_of(session: Session, steps: int) -> list[list[float]]:
-    """The four terms of so many steps."""
+    """The four terms of each of the steps."""
     return [[float(value) for value in session.step().values()] for _ in range(steps)]
 
 

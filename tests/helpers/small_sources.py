@@ -1,4 +1,4 @@
-"""Small sources on disk, for the tests of reading, of refusing and of the cache."""
+"""Small sources on disk, for tests of reading, refusals and the cache."""
 
 import io
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ LABELS = datasets.ClassLabel(names=["cat", "dog", "eel"])
 
 @pytest.fixture(scope="module", autouse=True)
 def no_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing of these tests is left in the user's home, and nothing of it is read."""
+    """These tests neither write to the user's home nor read from it."""
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HOME", str(home))
@@ -42,7 +42,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> dict[str, 
 
 
 def table(count: int = 6, first: int = 0, **columns: Any) -> datasets.Dataset:
-    """A small split with image and label; a column given as (values, feature) is added or takes their place."""
+    """A small split with image and label; columns given as (values, feature) are added or replace these."""
     held: dict[str, Any] = {
         "image": ([encoded(picture(first + i)) for i in range(count)], datasets.Image()),
         "label": ([i % 3 for i in range(count)], LABELS),
@@ -64,7 +64,7 @@ def load(tmp_path: Path, source: str, **options: Any) -> Source:
 
 
 def load_images(tmp_path: Path, rows: list[dict[str, Any]], **options: Any) -> Source:
-    """A parquet source whose training images are the given encoded ones."""
+    """A parquet source with the given encoded training images."""
     train = table(len(rows), image=(rows, datasets.Image()))
     return load(tmp_path, write_parquet(tmp_path / "data", train), **options)
 

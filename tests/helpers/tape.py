@@ -1,8 +1,8 @@
-"""A CPU's stand-in for a CUDA graph: operations are recorded once and replayed on the same memory.
+"""A replacement for CUDA graphs on a CPU: operations are recorded once and replayed on the same memory.
 
-What is recorded is every operation below autograd, with its tensors and its Python numbers. A replay runs them again
-and puts each result where the first one lay. So a step whose shapes, numbers or tensors change from step to step, or
-that reads a value back, gives something else when it is replayed, or is refused here.
+The tape records every operation below autograd, with its tensors and its Python numbers. A replay runs them again and
+writes each result to the memory of the first one. So if shapes, numbers or tensors change from step to step, a replay
+gives a different result; a step that reads a value back is refused.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +27,7 @@ def _memory(tensor: Tensor) -> int:
 
 
 class Tape(TorchDispatchMode):
-    """What some work does, recorded while it runs; `result` is what it returned, rewritten by each replay."""
+    """The recorded operations of some work; `result` is its return value, overwritten by each replay."""
 
     def __init__(self, work: Callable[[], Any], state: Sequence[Tensor] = ()) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Tape(TorchDispatchMode):
 
 
 class TapeLanes:
-    """The lanes of a recorder, one after the other; `state` is what a training step changes."""
+    """The lanes of a recorder, run one after the other; `state` is changed by a training step."""
 
     refused: str | None = None
 

@@ -1,4 +1,4 @@
-"""The shipped files for `accelerate launch`, each started as far as a machine without a GPU can."""
+"""The shipped files for `accelerate launch`, started where this is possible without a GPU."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ FILES = sorted(path.stem for path in (ROOT / "accelerate_configs").glob("*.yaml"
 SHORT = ["digits", *TINY, "--stream.tasks", "1", "--optim.epochs", "1", "--optim.warmup_epochs", "0"]
 
 
-def test_every_file_says_when_to_use_it_and_how() -> None:
+def test_every_file_describes_its_use() -> None:
     assert FILES == ["cpu", "cpu_2", "fsdp2", "multi_gpu", "multi_node", "single_gpu"]
     for name in FILES:
         text = (ROOT / "accelerate_configs" / f"{name}.yaml").read_text()
@@ -44,7 +44,7 @@ def test_two_nodes_meet_at_the_first_ones_address(cache: str, tmp_path: Path, un
         nodes.append(start(launcher, "train.py", *arguments, ACCELERATE_USE_CPU="1"))
     printed = [finish(node) for node in nodes]
     assert "processes           2\n" in printed[0]
-    assert "processes" not in printed[1], "one process speaks"
+    assert "processes" not in printed[1], "only one process prints"
     assert json.loads((tmp_path / "run" / "results.json").read_text())["world_size"] == 2
 
 

@@ -1,4 +1,4 @@
-"""The script for machines with a GPU runs to its end without one, and says what it left out."""
+"""The script for machines with a GPU runs to its end without one, and reports what it left out."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The batch files with short scripts for Slurm's programs and for python: what a job does when its run ends."""
+"""The batch files, with short scripts instead of Slurm's programs and python: what a job does when its run ends."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 from launches import ROOT
 
 PROGRAMS = {
-    # Options of srun, then the command; signals of its own are none of the job's.
+    # Skips the options of srun, then runs the command.
     "srun": 'while [[ $1 != bash ]]; do shift; done\nSLURM_PROCID=0 exec "$@"',
     "scontrol": """case $1-$2 in
     show-hostnames) printf 'n7\\nn8\\n' ;;
@@ -30,7 +30,7 @@ esac""",
 
 @dataclass
 class Job:
-    """A job of launch/train.sbatch; `run`: bash that stands for the training, with $run its directory."""
+    """A job of launch/train.sbatch; `run` is bash code that replaces the training, with $run as its directory."""
 
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
@@ -100,7 +100,7 @@ def job(tmp_path: Path) -> Job:
     return Job(tmp_path)
 
 
-def test_every_node_starts_its_part_of_one_world_that_meets_at_the_first(job: Job) -> None:
+def test_every_node_starts_its_processes_and_they_meet_at_the_first_node(job: Job) -> None:
     assert job.end("env >$SAID/env; status done 0 null") == 0
     command = (job.folder / "command").read_text()
     for said in ("--num_machines 2", "--num_processes 8", "--machine_rank 0", "--main_process_ip 10.0.0.7"):
@@ -138,17 +138,17 @@ def test_without_gpus_nothing_is_started_unless_the_cpu_is_asked_for(job: Job) -
         ("status running null null; exit 0", 3),
     ],
 )
-def test_a_run_that_fails_does_not_go_back_in_the_queue(run: str, code: int, job: Job) -> None:
+def test_a_run_that_fails_is_not_requeued(run: str, code: int, job: Job) -> None:
     assert job.end(run) == code
     assert job.requeued == []
 
 
-def test_a_failure_stays_one_when_the_signal_comes_in_time_for_it(job: Job) -> None:
+def test_a_run_that_fails_after_a_signal_is_not_requeued(job: Job) -> None:
     assert job.end("until [[ -e $run/stop ]]; do :; done\nstatus failed 3 nan; exit 1", signal.SIGUSR1) == 3
     assert job.requeued == []
 
 
-def test_a_status_from_an_earlier_start_says_nothing_about_this_one(job: Job) -> None:
+def test_a_status_from_an_earlier_start_does_not_count(job: Job) -> None:
     job.run_directory.mkdir()
     for state, reason in (("stopped", "SIGTERM"), ("done", "null")):
         (job.run_directory / "status.json").write_text(json.dumps({"state": state, "reason": reason}, indent=1))
@@ -157,32 +157,32 @@ def test_a_status_from_an_earlier_start_says_nothing_about_this_one(job: Job) ->
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-def test_a_signal_makes_the_run_save_and_go_back_in_the_queue(number: signal.Signals, job: Job) -> None:
+def test_at_a_signal_the_run_saves_and_is_requeued(number: signal.Signals, job: Job) -> None:
     assert job.end(UNTIL_STOPPED, number) == 75
     assert job.requeued == ["31"]
     assert "job 31: stopped at step 7, back in the queue" in job.said
     assert not (job.run_directory / "stop").exists()
 
 
-def test_a_signal_while_the_job_is_still_being_set_up_is_not_lost(job: Job) -> None:
+def test_a_signal_during_the_setup_is_not_lost(job: Job) -> None:
     job.setup = "touch $SAID/began; /bin/sleep 0.5; "
     assert job.end("exit 1", signal.SIGUSR1) == 75
     assert job.requeued == ["31"]
     assert not (job.folder / "command").exists(), "nothing was started"
 
 
-def test_an_index_of_an_array_goes_back_without_the_others(job: Job) -> None:
+def test_one_index_of_an_array_is_requeued_without_the_rest(job: Job) -> None:
     job.environment = {"SLURM_ARRAY_JOB_ID": "30", "SLURM_ARRAY_TASK_ID": "5"}
     assert job.end(UNTIL_STOPPED, signal.SIGUSR1) == 75
     assert job.requeued == ["30_5"]
 
 
-def test_a_preemption_that_only_the_processes_heard_of_counts_too(job: Job) -> None:
+def test_a_preemption_that_only_the_processes_received_counts_too(job: Job) -> None:
     assert job.end("status stopped 75 SIGTERM; exit 1") == 75
     assert job.requeued == ["31"]
 
 
-def test_a_users_own_stop_is_one_and_so_is_a_cancelled_job(job: Job) -> None:
+def test_a_run_stopped_by_its_user_and_a_cancelled_job_are_not_requeued(job: Job) -> None:
     assert job.end("status stopped 75 'file run/stop'; exit 1") == 75
     job.state = "COMPLETING"
     assert job.end(UNTIL_STOPPED, signal.SIGTERM) == 75
@@ -194,15 +194,15 @@ def test_it_waits_for_the_processes_of_the_job_before_it(job: Job) -> None:
     assert job.end("[[ -e $SAID/waited ]] && status done 0 null") == 0
 
 
-def test_a_preemption_while_the_processes_start_is_one_too(job: Job) -> None:
-    """They have no status to tell of it yet: a node's own script, which Slurm signals as well, leaves word."""
+def test_a_preemption_while_the_processes_start_counts_too(job: Job) -> None:
+    """The processes have written no status yet, but Slurm also signals the script of each node, which leaves a file."""
     assert job.end("kill -TERM $(ps -o ppid= -p $PPID); /bin/sleep 0.2; exit 1") == 75
     assert job.requeued == ["31"]
     assert not (job.run_directory / ".preempted").exists()
-    assert job.end("exit 1") == 1, "what an earlier start has met does not count"
+    assert job.end("exit 1") == 1, "the preemption of an earlier start does not count"
 
 
-def test_a_run_that_gets_nowhere_does_not_go_back_for_ever(job: Job) -> None:
+def test_a_run_without_progress_is_not_requeued_forever(job: Job) -> None:
     stopped = "status stopped 75 SIGTERM; exit 1"
     assert job.end(stopped) == 75
     job.environment = {"SLURM_RESTART_COUNT": "9"}

@@ -1,4 +1,4 @@
-"""launch/submit without Slurm: what it would submit, and what it refuses."""
+"""launch/submit without Slurm: the jobs that it would submit, and the arguments that it refuses."""
 
 import json
 import re
@@ -41,7 +41,7 @@ def submit(script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     return run
 
 
-def test_a_run_is_one_job_and_its_table_another_after_it_however_it_ends(submit: Submit, tmp_path: Path) -> None:
+def test_a_run_is_one_job_and_its_table_a_second_one_afterwards(submit: Submit, tmp_path: Path) -> None:
     run, report = submit("digits", "--gpus", "a100:4", "--nodes", "2", "--partition", "gpu", "--run.dir", str(tmp_path))
     assert run[1:5] == [
         "KAIZEN_DEVICE=cuda",
@@ -61,7 +61,7 @@ def test_on_the_cpu_no_gpu_is_asked_for(submit: Submit, tmp_path: Path) -> None:
     assert not [word for word in run if "gpus" in word]
 
 
-def test_jobs_on_one_directory_have_one_name_of_which_slurm_runs_one_at_a_time(submit: Submit, tmp_path: Path) -> None:
+def test_jobs_on_the_same_directory_share_a_name_of_which_slurm_runs_one(submit: Submit, tmp_path: Path) -> None:
     def name(*words: str) -> str:
         run, report = submit(*words)
         assert "--dependency=singleton" in run
@@ -77,7 +77,7 @@ def test_jobs_on_one_directory_have_one_name_of_which_slurm_runs_one_at_a_time(s
     assert name("digits") != name("digits", "--run.seed", "1")
 
 
-def test_all_that_is_given_reaches_the_run(submit: Submit, tmp_path: Path) -> None:
+def test_all_arguments_reach_the_run(submit: Submit, tmp_path: Path) -> None:
     words = ["digits", "--preset", "cassle", "--optim.lr=0.5", "--views.crop_scale", "[0.5, 1]"]
     run, _ = submit(*words, "--jobs", "3", f"--run.dir={tmp_path}")
     assert run[-7:] == ["digits", "--preset", "cassle", "--optim.lr", "0.5", "--views.crop_scale", "[0.5, 1]"]
@@ -118,7 +118,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_cannot_train_is_refused_before_anything_is_submitted(
+def test_bad_arguments_are_refused_before_anything_is_submitted(
     case: str, script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
@@ -134,7 +134,7 @@ def test_what_cannot_train_is_refused_before_anything_is_submitted(
     ("text", "minutes"),
     [("90", 90), ("2:30", 2.5), ("1:02:30", 62.5), ("1-0", 1440), ("2-03", 3060), ("1-01:30", 1530), ("0-0:3:30", 3.5)],
 )
-def test_time_limits_mean_what_they_mean_to_slurm(text: str, minutes: float, script: ModuleType) -> None:
+def test_time_limits_have_the_same_meaning_as_in_slurm(text: str, minutes: float, script: ModuleType) -> None:
     assert script._minutes(text) == minutes
 
 
@@ -147,7 +147,7 @@ def test_without_slurm_only_a_dry_run_is_possible(script: ModuleType, monkeypatc
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A program named sbatch that notes what it is given."""
+    """A program named sbatch that records its arguments."""
     fake = tmp_path / "bin/sbatch"
     fake.parent.mkdir()
     fake.write_text(f'#!/bin/sh\nprintf "%s " "$@" >> {tmp_path}/said\necho >> {tmp_path}/said\necho "17;cluster"\n')
@@ -157,7 +157,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "said"
 
 
-def test_data_are_prepared_and_each_run_is_checked_against_them_before(
+def test_data_are_prepared_and_each_run_is_checked_against_them_before_submission(
     script: ModuleType, slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = shlex.join(["digits", *TINY, "--data.cache_dir", str(tmp_path / "cache")])

@@ -27,7 +27,7 @@ from kaizen.training.step import Stepper
 
 VIEWS = DeviceStep.views
 FIRST, SECOND = 4, 16
-"""Steps of task 0 and of task 1, where teacher, distillers and replay take part."""
+"""Steps of task 0, and of task 1 with teacher, distillers and replay."""
 
 
 def double_views(self: DeviceStep, images: Tensor, keys: Tensor) -> list[Tensor]:
@@ -55,7 +55,7 @@ def curve(method: str, run: Path, cache: str, parallel: Parallel) -> list[dict[s
 
 if __name__ == "__main__":
     out, cache, methods = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
-    # In float32 rounding grows along a curve until nothing can be told.
+    # In float32 rounding errors grow along a curve until a comparison shows nothing.
     DeviceStep.views = double_views  # type: ignore[method-assign]
     kaizen.training.state.Learner = lambda *args: Learner(*args).double()  # type: ignore[misc,assignment]
     kaizen.model.teacher.Network = lambda *args: Network(*args).double()  # type: ignore[misc,assignment]

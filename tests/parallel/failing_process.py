@@ -1,7 +1,7 @@
-"""Run by test_failure.py: a process of a run that says which one it is and, if asked, raises in its data.
+"""Run by test_failure.py: a process of a run that writes its process id and, if asked, raises while it reads data.
 
 usage: failing_process.py OUT STEP RUN_ARGUMENTS...; rank r writes its process id to OUT/pid-r, rank 1 cannot read the
-images of its draw number STEP (0: it can).
+images of draw number STEP (0: it can read all).
 """
 
 import os
@@ -20,7 +20,7 @@ if __name__ == "__main__":
         global calls
         calls += 1
         if rank == "1" and calls == step:
-            raise OSError("the images are gone")
+            raise OSError("the images are missing")
         return gather(self, draw)
 
     Feed._gather = failing  # type: ignore[method-assign]

@@ -1,7 +1,7 @@
-"""train.py on two CPU processes through Accelerate's own FSDP2, which it keeps for accelerators.
+"""train.py on two CPU processes through Accelerate's FSDP2, which Accelerate allows only on accelerators.
 
 usage: accelerate launch --config_file accelerate_configs/fsdp2.yaml tests/parallel/fsdp.py TRAIN_ARGUMENTS...; each
-process says how many bytes of parameters, optimizer state and twin it holds.
+process prints how many bytes of parameters, optimizer state and twin it has.
 """
 
 import os
@@ -37,7 +37,7 @@ class Measured(Stepper):
             ]
             twin = list(self.state.twin.parameters()) if self.state.twin is not None else []
             sizes = [_bytes(list(self.state.learner.parameters())), _bytes(held), _bytes(twin)]
-            # In one piece, as both processes write to one place.
+            # In one write, as both processes print to the same stream.
             line = " ".join(map(str, ("held", self.parallel.rank, self.state.task, *sizes)))
             os.write(1, f"\n{line};\n".encode())
         return terms

@@ -1,4 +1,4 @@
-"""torch.compile by Accelerate's settings: the same run, compiled once and not anew for every task."""
+"""torch.compile by Accelerate's settings: the same run, compiled once and not again for every task."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ SHORT = ["--optim.epochs", "1", "--optim.warmup_epochs", "0", "--stream.tasks", 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_compiled_run_is_the_run_that_is_not(tiny: list[str], tmp_path: Path) -> None:
+def test_a_compiled_run_gives_the_same_bits(tiny: list[str], tmp_path: Path) -> None:
     """Traced by dynamo and differentiated ahead of time, with the kernels of eager mode: equal to the last bit."""
     runs = {}
     for backend in ("no", "aot_eager"):
@@ -32,7 +32,7 @@ def test_a_compiled_run_is_the_run_that_is_not(tiny: list[str], tmp_path: Path) 
     assert 0 < runs["aot_eager"][1].count("Recompiling function") < 30
     seconds = [line["seconds"] for line in log_of(runs["aot_eager"][0])]
     per_task = len(seconds) // 5
-    assert seconds[4 * per_task] < seconds[0] / 5, "the last task begins with what earlier ones have compiled"
+    assert seconds[4 * per_task] < seconds[0] / 5, "the last task reuses what earlier tasks compiled"
 
 
 @pytest.mark.slow

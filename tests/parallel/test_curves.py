@@ -10,7 +10,7 @@ from kaizen.model.methods import REGISTRY
 
 SCRIPT = str(Path(__file__).parent / "curves.py")
 FEW = ["simclr", "mocov2plus", "vicreg", "swav", "deepclusterv2", "dino"]
-"""One of each kind of need: gathered rows, queue, covariances, assignments, clusters, centre."""
+"""One method per kind of communication: gathered rows, queue, covariances, assignments, clusters, centre."""
 
 Curves = dict[str, list[dict[str, float]]]
 

@@ -1,4 +1,4 @@
-"""A checkpoint goes on under another number of processes, and under FSDP2 or DDP: the same samples, views and curve."""
+"""A run resumes with a different number of processes, and with FSDP2 or DDP: the same samples, views and curve."""
 
 import re
 import shutil
@@ -35,7 +35,7 @@ Runs = Callable[[str], Path]
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, cache: str) -> Runs:
-    """The undisturbed run of each kind, made when it is first asked for."""
+    """The undisturbed run of each kind, made at its first use."""
     return _made(tmp_path_factory.mktemp("whole"), cache)
 
 
@@ -56,7 +56,7 @@ def curve(run: Path) -> list[list[float]]:
     return [[value for key, value in line.items() if key.startswith("loss/")] for line in log_of(run)]
 
 
-def test_under_fsdp_the_losses_are_those_of_ddp_and_each_process_holds_half(whole: Runs) -> None:
+def test_fsdp_gives_the_losses_of_ddp_and_each_process_has_half_of_the_state(whole: Runs) -> None:
     ddp, fsdp = curve(whole("2")), curve(whole("fsdp"))
     assert len(ddp) == len(fsdp) == STEPS
     for step, (one, other) in enumerate(zip(ddp, fsdp, strict=True)):
@@ -85,9 +85,7 @@ def test_under_fsdp_the_losses_are_those_of_ddp_and_each_process_holds_half(whol
 @pytest.mark.parametrize(
     ("before", "after"), [("1", "2"), ("2", "1"), ("2", "4"), ("4", "2"), ("fsdp", "2"), ("2", "fsdp")]
 )
-def test_a_checkpoint_goes_on_under_another_launch(
-    before: str, after: str, whole: Runs, cache: str, tmp_path: Path
-) -> None:
+def test_a_run_resumes_under_another_launch(before: str, after: str, whole: Runs, cache: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(whole(before), run)
     shutil.rmtree(run / "tasks" / "task-01")

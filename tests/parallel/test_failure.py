@@ -1,4 +1,4 @@
-"""Runs of which a process dies, raises or freezes: the others end soon, say why, and leave what it takes to go on."""
+"""A process of a run dies, raises or freezes: the others end soon, report the reason, and the run can be resumed."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ CLOSED = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by pee
 
 
 class Launch:
-    """Two processes under torchrun; `step`: the draw whose images rank 1 cannot read."""
+    """Two processes under torchrun; rank 1 cannot read the images of draw number `step`."""
 
     def __init__(self, out: Path, cache: str, step: int = 0, look: str = "") -> None:
         self.out, self.run = out, out / "run"
@@ -46,7 +46,7 @@ class Launch:
         os.kill(int((self.out / f"pid-{rank}").read_text()), number)
 
     def end(self, seconds: float) -> str:
-        """What the processes have said, once they and the launcher have ended; that must be soon."""
+        """Wait until the processes and the launcher have ended, which must be soon; returns what they printed."""
         began = time.monotonic()
         said = self.process.communicate(timeout=120)[1]
         assert time.monotonic() - began < seconds, said
@@ -55,25 +55,25 @@ class Launch:
 
 
 def newest(run: Path) -> int:
-    """Step of the newest checkpoint, which is whole."""
+    """Step of the newest checkpoint, which must be intact."""
     path = checkpoints(run / "checkpoints")[-1][2]
     return int(read_state(path)["step"])
 
 
-def test_the_reason_of_a_process_that_raises_reaches_the_status_and_stderr(cache: str, tmp_path: Path) -> None:
+def test_the_error_of_a_process_reaches_the_status_and_stderr(cache: str, tmp_path: Path) -> None:
     launch = Launch(tmp_path, cache, step=9)
     said = launch.end(90)  # from its start
     assert launch.process.returncode != 0
     status = status_of(launch.run)
     assert (status["state"], status["exit_code"], status["task"]) == ("failed", 3, 1)
-    assert status["reason"] == "process 1: OSError: the images are gone"
-    assert said.count("OSError: the images are gone") >= 2, "the traceback of process 1, and what process 0 says of it"
-    assert "error: training failed: process 1: OSError: the images are gone; " in said
+    assert status["reason"] == "process 1: OSError: the images are missing"
+    assert said.count("OSError: the images are missing") >= 2, "the traceback of process 1, and the report of process 0"
+    assert "error: training failed: process 1: OSError: the images are missing; " in said
     assert newest(launch.run) == 8
 
 
 @pytest.mark.slow
-def test_a_run_whose_processes_were_killed_ends_byte_for_byte_as_one_that_was_not(cache: str, tmp_path: Path) -> None:
+def test_a_run_whose_processes_were_killed_resumes_byte_for_byte(cache: str, tmp_path: Path) -> None:
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
     for rank, step in ((1, 9), (0, 20)):
@@ -105,7 +105,7 @@ def test_a_frozen_process_is_noticed(cache: str, tmp_path: Path) -> None:
 
 
 class Process:
-    """Peers of one process, and what they did."""
+    """The peers of one process, and a record of their actions."""
 
     def __init__(self, store: dist.Store, rank: int, world: int) -> None:
         self.written: list[Failure] = []
@@ -134,7 +134,7 @@ def start() -> Iterator[Callable[[int], list[Process]]]:
     yield begin
     for process in started:
         process.peers._left.set()
-        process.peers._ending = None  # or the end of the tests would be that of a failed run
+        process.peers._ending = None  # otherwise pytest would end like a failed run
 
 
 def die(process: Process) -> None:
@@ -142,10 +142,10 @@ def die(process: Process) -> None:
     process.peers._left.set()
 
 
-def test_a_count_that_stands_still_ends_all_others(start: Callable[[int], list[Process]]) -> None:
+def test_a_count_that_no_longer_changes_ends_all_other_processes(start: Callable[[int], list[Process]]) -> None:
     processes = start(4)
     time.sleep(LOOK * LOST * 1.5)
-    assert not any(process.over.is_set() for process in processes), "all of them live"
+    assert not any(process.over.is_set() for process in processes), "all of them are alive"
     die(processes[2])
     die(processes[3])
     for process in processes[:2]:
@@ -155,7 +155,7 @@ def test_a_count_that_stands_still_ends_all_others(start: Callable[[int], list[P
         assert reasons == ["process 2 died or is frozen: no sign of life for 0 s"]
 
 
-def test_a_signal_makes_them_wait_for_less_long(start: Callable[[int], list[Process]]) -> None:
+def test_a_signal_shortens_the_wait(start: Callable[[int], list[Process]]) -> None:
     one, other = start(2)
     one.hurried = True
     die(other)
@@ -164,19 +164,19 @@ def test_a_signal_makes_them_wait_for_less_long(start: Callable[[int], list[Proc
     assert one.over.wait(LOOK * LOST)
 
 
-def test_who_leaves_is_not_taken_for_dead(start: Callable[[int], list[Process]]) -> None:
+def test_a_process_that_leaves_is_not_taken_for_dead(start: Callable[[int], list[Process]]) -> None:
     one, two, three = start(3)
     left = threading.Thread(target=two.peers.leave)
     left.start()
     time.sleep(LOOK * LOST * 1.5)
     assert not one.over.is_set()
     left.join()
-    assert two.peers.leave() is None, "the others live, and may leave later"
+    assert two.peers.leave() is None, "the others are alive, and may leave later"
     threading.Thread(target=three.peers.leave).start()
     assert one.peers.leave() is None
 
 
-def test_who_leaves_tells_who_died(start: Callable[[int], list[Process]]) -> None:
+def test_a_process_that_leaves_reports_who_died(start: Callable[[int], list[Process]]) -> None:
     one, two = start(2)
     die(two)
     time.sleep(LOOK * 2)
@@ -185,7 +185,7 @@ def test_who_leaves_tells_who_died(start: Callable[[int], list[Process]]) -> Non
     assert (failure.code, failure.reason) == (3, "process 1 died")
 
 
-def test_a_store_that_is_gone_ends_the_process() -> None:
+def test_a_store_that_no_longer_answers_ends_the_process() -> None:
     server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     client = dist.TCPStore(
         "127.0.0.1", server.port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=5)
@@ -199,7 +199,7 @@ def test_a_store_that_is_gone_ends_the_process() -> None:
     one.peers._ending = None
 
 
-def test_the_reason_of_the_first_to_fail_is_everyones(start: Callable[[int], list[Process]]) -> None:
+def test_all_processes_report_the_reason_of_the_first_that_failed(start: Callable[[int], list[Process]]) -> None:
     one, two = start(2)
     found: list[Failure] = []
     waiting = threading.Thread(target=lambda: found.append(one.peers.failure(CLOSED)))
@@ -213,7 +213,7 @@ def test_the_reason_of_the_first_to_fail_is_everyones(start: Callable[[int], lis
     assert late == replace(told, reports=False), "the main process has reported it by now"
 
 
-def test_without_a_reason_it_is_told_who_died(start: Callable[[int], list[Process]]) -> None:
+def test_without_a_reason_the_failure_names_who_died(start: Callable[[int], list[Process]]) -> None:
     _, two, three = start(3)
     die(three)
     time.sleep(LOOK * 2)
@@ -222,7 +222,7 @@ def test_without_a_reason_it_is_told_who_died(start: Callable[[int], list[Proces
     assert failure.reports, "the main process has not reported it"
 
 
-def test_a_process_that_is_told_of_a_failure_and_hangs_is_ended(start: Callable[[int], list[Process]]) -> None:
+def test_a_process_that_hangs_after_a_failure_elsewhere_is_ended(start: Callable[[int], list[Process]]) -> None:
     one, two = start(2)
     two.peers.failure(ConfigError("optim.lr", "is odd"))
     assert one.over.wait(LOOK * GRACE * 20)
@@ -230,7 +230,7 @@ def test_a_process_that_is_told_of_a_failure_and_hangs_is_ended(start: Callable[
     assert one.written == [Failure(2, "ConfigError: optim.lr: is odd")]
 
 
-def test_errors_of_ones_own_and_those_that_follow() -> None:
+def test_own_errors_are_distinguished_from_consequences() -> None:
     import torch
 
     assert is_of_others(CLOSED)

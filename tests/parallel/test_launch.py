@@ -1,4 +1,4 @@
-"""What a launcher has started: launches that would train alone are refused, and threads are as many as cores."""
+"""Launches whose processes would train alone are refused, and threads are as many as cores."""
 
 import math
 import os
@@ -18,7 +18,7 @@ from kaizen.errors import ConfigError
 from kaizen.parallel.launch import SEVERAL_ON_CPU, _quota, check_launch, threads, usable_cores
 
 
-def test_processes_that_believe_to_be_alone_are_refused(
+def test_processes_that_would_train_alone_are_refused(
     tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -31,7 +31,7 @@ MULTI_CPU = "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nus
 
 
 @pytest.mark.parametrize(("options", "refused"), [("--cpu", True), ("file", True), ("--cpu --num_processes 1", False)])
-def test_accelerate_that_starts_one_process_where_two_are_asked_for_is_refused(
+def test_one_process_is_refused_if_two_were_asked_for(
     options: str, refused: bool, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "cpu.yaml"
@@ -48,7 +48,7 @@ def test_accelerate_that_starts_one_process_where_two_are_asked_for_is_refused(
     assert SEVERAL_ON_CPU in str(caught.value)
 
 
-def test_a_cluster_that_names_a_main_address_for_every_program_is_no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_main_address_alone_is_not_taken_for_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTER_ADDR", "node1")
     check_launch(1, "cpu", "no")
 
@@ -56,7 +56,7 @@ def test_a_cluster_that_names_a_main_address_for_every_program_is_no_launcher(mo
 @pytest.mark.parametrize(
     ("key", "asked", "found"), [("KAIZEN_PROCESSES", "2", "'1'"), ("KAIZEN_DEVICE", "gpu", "'cpu'|'cuda'")]
 )
-def test_a_launch_of_another_size_or_device_than_the_job_asked_for_is_refused(
+def test_a_launch_with_a_different_size_or_device_than_requested_is_refused(
     key: str,
     asked: str,
     found: str,
@@ -80,7 +80,7 @@ def test_fp16_is_refused_on_a_cpu() -> None:
     ("variables", "speaks"),
     [({}, True), ({"WORLD_SIZE": "1"}, True), ({"WORLD_SIZE": ""}, True), ({"WORLD_SIZE": "2"}, False)],
 )
-def test_one_process_speaks_whatever_rank_an_environment_gives_it(
+def test_a_single_process_prints_whatever_its_rank_in_the_environment(
     variables: dict[str, str], speaks: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
@@ -103,7 +103,7 @@ def test_one_process_speaks_whatever_rank_an_environment_gives_it(
         ("3:cpuset:/a", {"cpu/a/cpu.cfs_quota_us": "50000", "cpu/a/cpu.cfs_period_us": "100000"}, math.inf),
     ],
 )
-def test_the_quota_is_the_least_of_a_process_control_groups(
+def test_the_quota_is_the_smallest_of_all_control_groups(
     groups: str, files: dict[str, str], cores: float, tmp_path: Path
 ) -> None:
     (tmp_path / "cgroup").write_text(groups + "\n")
@@ -115,9 +115,7 @@ def test_the_quota_is_the_least_of_a_process_control_groups(
 
 
 @pytest.mark.parametrize(("quota", "expected"), [(math.inf, 8), (2.5, 2), (0.5, 1), (16, 8)])
-def test_threads_are_as_many_as_cores_whose_time_a_process_gets(
-    quota: float, expected: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_threads_are_as_many_as_usable_cores(quota: float, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setattr("kaizen.parallel.launch._quota", lambda: quota)
     monkeypatch.setenv("KAIZEN_THREADS", "")

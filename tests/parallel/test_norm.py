@@ -1,4 +1,4 @@
-"""The BatchNorm over processes with a group of one: what torch's own gives, for every shape that it takes."""
+"""The BatchNorm over processes with a group of one: the results of torch's BatchNorm, for every allowed shape."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def results(norm: nn.Module, x: Tensor, weights: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("dims", SHAPES)
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("kind", ["float64", "float32", "bfloat16", "channels last", "transposed gradient"])
-def test_a_group_of_one_is_torchs_batch_norm(dims: int, affine: bool, kind: str) -> None:
+def test_a_group_of_one_gives_the_results_of_torchs_batch_norm(dims: int, affine: bool, kind: str) -> None:
     torch.manual_seed(dims)
     dtype = getattr(torch, kind, torch.float64)
     x, weights = (torch.randn(SHAPES[dims]).add(1).to(dtype) for _ in range(2))

@@ -1,4 +1,4 @@
-"""Two processes against one: one launch, many checks."""
+"""Two processes compared with one: one launch, many checks."""
 
 import json
 from pathlib import Path
@@ -41,14 +41,14 @@ TWO = configured("cpu_2")
 
 @pytest.fixture(scope="module")
 def arguments(cache: str) -> list[str]:
-    """A run whose batch two processes cannot share evenly, and whose memory only one of them chooses."""
+    """A run with a batch of odd size, and a memory that only one of the processes chooses."""
     options = ["--stream.tasks", "3", "--optim.batch", "89", "--replay.policy", "herding"]
     return ["digits", *TINY, *options, "--data.cache_dir", cache]
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory, arguments: list[str]) -> tuple[list[dict[str, Any]], Path]:
-    """What two processes found, and the directory of the run they made."""
+    """The results of two processes, and the directory of their run."""
     out = tmp_path_factory.mktemp("two")
     command = [
         str(ROOT / "tests" / "parallel" / "two_processes.py"),
@@ -94,7 +94,7 @@ def test_two_processes_train_the_digits_to_the_end(two: tuple[list[dict[str, Any
     assert len(memory["labels"]) == 40
 
 
-def test_two_processes_that_were_stopped_go_on_byte_for_byte(
+def test_two_processes_that_were_stopped_resume_byte_for_byte(
     two: tuple[list[dict[str, Any]], Path], arguments: list[str], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"

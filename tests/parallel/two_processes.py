@@ -1,6 +1,6 @@
-"""Run by tests/parallel/test_parallel.py on two processes: checks against one process, then a whole small run.
+"""Run by tests/parallel/test_parallel.py on two processes: comparisons with one process, then a whole small run.
 
-usage: two_processes.py OUT RUN_ARGUMENTS...; rank r writes OUT/rank-r.json, a dictionary of what it found.
+usage: two_processes.py OUT RUN_ARGUMENTS...; rank r writes its results to OUT/rank-r.json.
 """
 
 import copy
@@ -44,7 +44,7 @@ KEYS = {
     "nnclr": (*QUEUE, *PREDICTOR),
     "byol": PREDICTOR,
     "simsiam": PREDICTOR,
-    # Enough rows for the dimensions, or the covariance is as good as singular and rounding grows without bounds.
+    # With too few rows per dimension the covariance is nearly singular and rounding errors grow without bounds.
     "wmse": ("--method.projector_out", "4"),
     "swav": (*QUEUE, *PROTOTYPES, "--method.queue_epoch", "3"),
     "deepclusterv2": PROTOTYPES,
@@ -53,7 +53,7 @@ KEYS = {
 }
 WEIGHTS = {"ssl": 1.0, "distill": 0.7, "classifier": 1.3, "classifier_distill": 2.0}
 STEPS = 5
-"""Enough for queues to be full and to go round."""
+"""Enough to fill the queues and to wrap around."""
 NAMES = ("terms", "gradient")
 
 
@@ -78,7 +78,7 @@ def gather_checks(parallel: Parallel) -> dict[str, bool]:
 
 
 class Training:
-    """Steps on fixed global batches, on this process' slice of them or (world 1) on the whole."""
+    """Steps on fixed global batches: on the local slice of each, or (world 1) on the whole batch."""
 
     def __init__(self, config: Config, parallel: Parallel, world: int, dtype: torch.dtype = torch.float64) -> None:
         learner = Learner(config, 10, build_distiller(config.distill)).to(dtype).train()
@@ -95,7 +95,7 @@ class Training:
         )
 
     def step(self, number: int) -> tuple[Tensor, Tensor]:
-        """Values of the terms and the whole gradient, of the global batch."""
+        """Values of the terms, and the whole gradient, for the global batch."""
         size = CURRENT + REPLAY
         draws = [random(size, 3, 8, 8, seed=100 * number + i) for i in range(2)]
         draws += [random(size, self.dim, seed=100 * number + i) for i in range(2, 6)]
@@ -133,7 +133,7 @@ def gap(one: Tensor, two: Tensor) -> float:
 
 
 def training_gaps(parallel: Parallel, *method: str) -> dict[str, float]:
-    """Through DDP on slices against the whole: relative gaps of terms, whole gradient and all that is trained."""
+    """DDP on slices compared with the whole batch: relative gaps of terms, gradient and all trained tensors."""
     config = resolve(*parse_arguments([*SMALL, *method]))[1]
     alone, together = Training(config, parallel, 1), Training(config, parallel, parallel.world)
     found = dict.fromkeys(NAMES, 0.0)
@@ -146,18 +146,18 @@ def training_gaps(parallel: Parallel, *method: str) -> dict[str, float]:
     found |= {f"float32 {name}": gap(*pair) for name, pair in zip(NAMES, zip(*single, strict=True), strict=True)}
     found["state"] = gap(alone.state(), together.state())
     features = alone.learner.encoder(random(6, 3, 8, 8, seed=9))
-    assert features.std(dim=0).mean() > 0.01, "features that are all the same prove nothing"
+    assert features.std(dim=0).mean() > 0.01, "identical features prove nothing"
     parallel.release()
     return found
 
 
 def norm_checks(parallel: Parallel) -> dict[str, bool]:
-    """BatchNorms over uneven slices give what torch's BatchNorm gives of the whole."""
+    """BatchNorms over uneven slices give the results of torch's BatchNorm on the whole batch."""
     whole = [random(7, 3, 6, 6, seed=view).requires_grad_() for view in range(2)]
     rows = slice(0, 3) if parallel.is_main else slice(3, 7)
     mine = [view.detach()[rows].requires_grad_() for view in whole]
     torch.manual_seed(0)
-    # Nothing behind the first BatchNorm brings its gradient into the layout of the convolution before it.
+    # No layer after the first BatchNorm changes its gradient to the memory layout of the preceding convolution.
     layers = nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.Flatten(), nn.Linear(16 * 16, 5)
     alone = nn.Sequential(*layers, nn.BatchNorm1d(5, momentum=None)).double()
     together = parallel.placed(copy.deepcopy(alone))
@@ -178,7 +178,7 @@ def norm_checks(parallel: Parallel) -> dict[str, bool]:
 
 
 def messages_arrive(parallel: Parallel) -> bool:
-    """Rows, sums and maxima of both processes, whatever the size, the type and the layout."""
+    """Rows, sums and maxima of both processes, for any size, type and memory layout."""
     right = True
     for size in (0, 1, 999):
         for dtype in (torch.float64, torch.bfloat16, torch.int64, torch.bool):
@@ -192,7 +192,7 @@ def messages_arrive(parallel: Parallel) -> bool:
 
 
 def errors_reach_all(parallel: Parallel) -> dict[str, bool]:
-    """What one process raises is raised on both, so that none waits for the other."""
+    """An error of one process is raised on both, so that neither waits for the other."""
 
     def broken() -> None:
         raise ConfigError("data.source", "is broken")
@@ -230,7 +230,7 @@ def errors_reach_all(parallel: Parallel) -> dict[str, bool]:
 
 
 def late_files(parallel: Parallel, out: Path) -> bool:
-    """A file that the main process has is waited for; one that never shows is an error on both."""
+    """A process waits for a file of the main process; a file that never appears is an error on both."""
     late = out / "late"
     if parallel.is_main:
         threading.Timer(0.5, late.touch).start()
@@ -246,7 +246,7 @@ def late_files(parallel: Parallel, out: Path) -> bool:
 
 
 def evaluation_agrees(parallel: Parallel, arguments: list[str]) -> bool:
-    """Two processes find what one finds, whatever reads the features, to the last bit."""
+    """Two processes give the accuracies of one, for every reader, to the last bit."""
     config = resolve(*parse_arguments(arguments))[1]
     stream, network = load_stream(config), Network(config, 10)
     alone = copy.copy(parallel)

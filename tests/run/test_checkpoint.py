@@ -1,4 +1,4 @@
-"""Directories of tensors: complete or absent, checked before use, free of pickle."""
+"""Directories of tensors: complete or absent, checked before use, without pickle."""
 
 import errno
 import json
@@ -39,11 +39,11 @@ def test_round_trip_with_shared_and_strided_tensors(tmp_path: Path) -> None:
     assert set(state["files"]) == {"student.safetensors", "method.safetensors"}
     assert torch.equal(read_tensors(path / "student.safetensors")["b"], torch.ones(3, 2))
     assert read_tensors(path / "method.safetensors") == {}
-    assert [p.name for p in tmp_path.iterdir()] == [path.name], "no temporary directory stays"
+    assert [p.name for p in tmp_path.iterdir()] == [path.name], "no temporary directory is left"
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o007, 0o660), (0o077, 0o600)])
-def test_who_may_read_is_what_the_umask_says(mask: int, mode: int, tmp_path: Path) -> None:
+def test_files_are_readable_as_the_umask_allows(mask: int, mode: int, tmp_path: Path) -> None:
     before = os.umask(mask)
     try:
         path = write(tmp_path / "one")
@@ -58,7 +58,7 @@ def test_equal_tensors_give_equal_files(tmp_path: Path) -> None:
         assert file.read_bytes() == (two / file.name).read_bytes()
 
 
-def test_a_directory_is_replaced_whole(tmp_path: Path) -> None:
+def test_a_directory_is_replaced_completely(tmp_path: Path) -> None:
     path = write(tmp_path / "task-00")
     write(path, 2.0)
     assert read_tensors(path / "student.safetensors")["a"].unique().item() == 2.0
@@ -95,7 +95,7 @@ DAMAGES = ["flipped", "truncated", "missing", "empty", "state cut off", "digit o
 
 
 @pytest.mark.parametrize("how", DAMAGES)
-def test_damage_is_found_set_aside_and_the_one_before_is_used(
+def test_a_damaged_checkpoint_is_set_aside_and_the_previous_one_is_used(
     how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good, bad = write(tmp_path / "task-01_step-00000010"), write(tmp_path / "task-01_step-00000020")
@@ -117,14 +117,14 @@ def test_prune_keeps_the_newest(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["task-00_step-00000010", "task-00_step-00000100"]
 
 
-def test_prune_deletes_what_a_task_that_is_trained_again_has_left_later(tmp_path: Path) -> None:
+def test_prune_deletes_checkpoints_of_later_tasks(tmp_path: Path) -> None:
     for task, step in ((3, 31), (4, 45), (4, 48), (100, 990)):
         write(tmp_path / f"task-{task:02d}_step-{step:08d}")
     prune(tmp_path, 2, 3)
     assert [p.name for p in tmp_path.iterdir()] == ["task-03_step-00000031"]
 
 
-def test_order_of_checkpoints_is_that_of_their_numbers(tmp_path: Path) -> None:
+def test_checkpoints_are_ordered_by_their_numbers(tmp_path: Path) -> None:
     for task in (2, 99, 100):
         write(tmp_path / f"task-{task:02d}_step-{task:08d}")
     (tmp_path / "task-100_step-00000100.broken").mkdir()
@@ -132,7 +132,7 @@ def test_order_of_checkpoints_is_that_of_their_numbers(tmp_path: Path) -> None:
     assert [(task, step) for task, step, _ in checkpoints(tmp_path)] == [(2, 2), (99, 99), (100, 100)]
 
 
-def test_tidying_ends_what_a_kill_interrupted(tmp_path: Path) -> None:
+def test_tidy_cleans_up_after_a_kill(tmp_path: Path) -> None:
     write(tmp_path / "task-00", 1.0).rename(tmp_path / ".task-00.old")
     write(tmp_path / "task-01", 2.0)
     write(tmp_path / "whole", 3.0).rename(tmp_path / ".task-01.old")
@@ -161,7 +161,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "fused"), [("lars", False), ("sgd", False), ("adamw", False), ("sgd", True), ("adamw", True)]
 )
-def test_an_optimizer_that_comes_back_goes_on_bit_for_bit(name: str, fused: bool) -> None:
+def test_a_restored_optimizer_continues_bit_for_bit(name: str, fused: bool) -> None:
     def made() -> tuple[nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(0)
         module = nn.ModuleDict({"encoder": nn.Linear(4, 4), "classifier": nn.Linear(4, 2)})
@@ -194,7 +194,7 @@ def test_an_optimizer_that_comes_back_goes_on_bit_for_bit(name: str, fused: bool
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 @pytest.mark.parametrize("fused", [False, True])
 def test_an_optimizers_state_moves_between_fused_and_plain_kernels(name: str, fused: bool) -> None:
-    """As between a GPU and a CPU."""
+    """As when a run moves between a GPU and a CPU."""
     module = nn.ModuleDict({"encoder": nn.Linear(4, 4)})
     groups = [parameter_groups(module, 0.1, 0.05, 1e-2) for _ in range(2)]
     one, other = (
@@ -221,15 +221,15 @@ def test_an_optimizers_state_moves_between_fused_and_plain_kernels(name: str, fu
 def test_an_optimizers_tensor_that_fits_no_parameter_is_named(name: str, shape: tuple[int, ...], said: str) -> None:
     module = nn.ModuleDict({"encoder": nn.Linear(2, 2)})
     optimizer = torch.optim.AdamW(module.parameters())
-    with pytest.raises(ConfigError, match=f"optimizer.safetensors: holds {name!r}.*{said}"):
+    with pytest.raises(ConfigError, match=f"optimizer.safetensors: contains {name!r}.*{said}"):
         load_optimizer(optimizer, module, {name: torch.ones(shape)}, Path("optimizer.safetensors"))
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS, errno.EIO])
-def test_a_file_system_without_modes_and_without_flushing_of_directories_will_do(
+def test_a_file_system_without_modes_and_without_flushing_of_directories_works(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """EIO says that a write has failed, and ends the work."""
+    """EIO means that a write has failed, and ends the work."""
     fsync = os.fsync
 
     def refuse(*_: Any, **__: Any) -> None:

@@ -1,4 +1,4 @@
-"""A run directory from its lock to its end: made first, removed again for a run that never began, its status."""
+"""A run directory from its lock to its end: created first, removed again if the run never began, its status."""
 
 import json
 import os
@@ -28,14 +28,14 @@ def directory_at(path: Path) -> RunDirectory:
     return directory
 
 
-def test_a_directory_of_a_run_that_never_began_is_removed_with_the_parents_that_were_made(tmp_path: Path) -> None:
+def test_the_directory_of_a_run_that_never_began_is_removed_with_its_new_parents(tmp_path: Path) -> None:
     directory = directory_at(tmp_path / "a/b/run")
     assert (tmp_path / "a/b/run/.lock").exists()
     directory.release()
     assert not list(tmp_path.iterdir())
 
 
-def test_a_directory_that_was_there_or_holds_something_stays(tmp_path: Path) -> None:
+def test_a_directory_that_existed_before_or_is_not_empty_stays(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     directory_at(tmp_path / "mine").release()
     assert (tmp_path / "mine").is_dir()
@@ -70,7 +70,7 @@ def test_a_run_that_began_here_after_the_first_look_is_not_overwritten(tmp_path:
     with pytest.raises(ConfigError, match="is in use by process"):
         late.lock()
     first.release()
-    with pytest.raises(ConfigError, match="holds a run of another configuration"):
+    with pytest.raises(ConfigError, match="contains a run of another configuration"):
         late.lock()
     assert not (tmp_path / "run/.lock").exists()
 
@@ -121,7 +121,7 @@ def test_a_full_disk_does_not_end_a_run_at_a_status(tmp_path: Path, monkeypatch:
 
 
 class Setting:
-    """What `environment` asks the processes of a run for."""
+    """The part of `Parallel` that `environment` uses."""
 
     device = Parallel().device
 
@@ -132,7 +132,7 @@ class Setting:
         return self._setting
 
 
-def test_environment_json_keeps_an_entry_per_start_and_says_what_changes(
+def test_environment_json_keeps_an_entry_per_start_and_changes_are_printed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "environment.json"

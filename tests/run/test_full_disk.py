@@ -1,4 +1,4 @@
-"""A disk that is full, read-only or under a quota: one line that names the file, and nothing saved is lost."""
+"""A full disk, a read-only disk and a quota: one line names the file, and no saved file is lost."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mounts a tmpfs with these options, a file system of its own; only where we may."""
+    """Mounts a tmpfs with these options; skips the test without the permission."""
     disk = tmp_path / "disk"
     disk.mkdir()
 
@@ -40,7 +40,7 @@ def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_full_disk_ends_the_run_by_name_and_costs_nothing_that_was_saved(
+def test_a_full_disk_ends_the_run_with_the_file_name_and_keeps_everything_saved(
     tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     run, arguments = run_of(tiny), short(tiny)
@@ -61,7 +61,7 @@ def test_a_full_disk_ends_the_run_by_name_and_costs_nothing_that_was_saved(
     assert len(said) == 1
     assert "checkpoints/task-01_step-00000008" in said[0]
     assert "No space left on device; what was saved before is kept" in said[0]
-    assert not list(run.glob("*/.*")), "nor does what was half written take room"
+    assert not list(run.glob("*/.*")), "half-written files take no space"
     status = status_of(run)
     assert (status["state"], status["exit_code"]) == ("failed", 3)
     assert "No space left" in status["reason"]
@@ -71,7 +71,7 @@ def test_a_full_disk_ends_the_run_by_name_and_costs_nothing_that_was_saved(
 
 
 def test_a_small_disk_that_is_full(tiny: list[str], tmp_path: Path, mounted: Callable[[str], Path]) -> None:
-    """A file system of 300 kB, a real one where we may mount it."""
+    """A file system of 300 kB."""
     disk = mounted("size=300k")
     arguments = [*short(tiny), "--run.dir", str(disk / "run")]
     assert main(arguments) == 3
@@ -95,7 +95,7 @@ def test_a_read_only_directory_is_one_message(
 
 
 def test_a_file_that_may_not_grow_ends_the_run_in_one_line(tiny: list[str], tmp_path: Path) -> None:
-    """A quota as the kernel sets it: files of this process end at 20 kB."""
+    """A limit of the kernel: no file of this process grows beyond 20 kB."""
     script = tmp_path / "limited.py"
     script.write_text(
         "import resource, sys\n"
@@ -103,7 +103,7 @@ def test_a_file_that_may_not_grow_ends_the_run_in_one_line(tiny: list[str], tmp_
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    assert main([*short(tiny), "--run.dir", str(tmp_path / "other")]) == 0, "the images are decoded before"
+    assert main([*short(tiny), "--run.dir", str(tmp_path / "other")]) == 0, "this decodes the images"
     command = [sys.executable, str(script), *short(tiny)]
     env = {**os.environ, "KAIZEN_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
@@ -115,11 +115,11 @@ def test_a_file_that_may_not_grow_ends_the_run_in_one_line(tiny: list[str], tmp_
     assert snapshots(run_of(tiny)) == snapshots(tmp_path / "other")
 
 
-def test_only_what_the_system_refuses_is_explained_away() -> None:
+def test_only_errors_of_the_machine_become_one_line() -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a/file")
     assert str(explained(full)) == "a/file: No space left on device; what was saved before is kept"
     missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "no-such-compiler")
-    assert explained(missing) is missing, "its traceback is what tells"
+    assert explained(missing) is missing, "its traceback is needed"
     assert explained(bare := OSError(errno.ENOSPC, "no name")) is bare
     refused = ConfigError("file", "cannot be read (Cannot allocate memory)")
     assert explained(refused) is refused

@@ -1,4 +1,4 @@
-"""A process that is gone after any single file operation of checkpoint.py leaves a state that a start goes on from."""
+"""If a process ends after any single file operation of checkpoint.py, the next start can resume from what is left."""
 
 import builtins
 import json
@@ -15,7 +15,7 @@ from kaizen.run.checkpoint import newest_intact, prune, read_state, tidy, write_
 from kaizen.run.tensors import read_tensors
 
 OPERATIONS = ("replace", "rename", "mkdir", "fsync", "unlink", "rmdir", "chmod", "open")
-GONE = 77
+ENDED = 77
 
 
 def save(path: Path, value: float) -> None:
@@ -24,7 +24,7 @@ def save(path: Path, value: float) -> None:
 
 
 def held(path: Path) -> float:
-    """The value of a directory that is whole."""
+    """The value in a directory, which must be intact."""
     value = read_state(path)["value"]
     assert torch.equal(read_tensors(path / "student.safetensors")["a"], torch.full((4,), value))
     assert torch.equal(read_tensors(path / "method.safetensors")["b"], torch.full((2, 3), value))
@@ -32,7 +32,7 @@ def held(path: Path) -> float:
 
 
 def ended_after(number: int, work: Callable[[], Any]) -> bool:
-    """Do the work in a child that is gone after its file operation of that number; whether it came so far."""
+    """Do the work in a child that ends after so many file operations; False if the work was done before."""
     child = os.fork()
     if child == 0:
         done = 0
@@ -43,7 +43,7 @@ def ended_after(number: int, work: Callable[[], Any]) -> bool:
                 result = operation(*args, **kwargs)
                 done += 1
                 if done == number:
-                    os._exit(GONE)
+                    os._exit(ENDED)
                 return result
 
             return run
@@ -56,7 +56,7 @@ def ended_after(number: int, work: Callable[[], Any]) -> bool:
             work()
         finally:
             os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == GONE
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == ENDED
 
 
 def interrupted(folder: Path, work: Callable[[Path], Any]) -> Iterator[Path]:
@@ -69,12 +69,12 @@ def interrupted(folder: Path, work: Callable[[Path], Any]) -> Iterator[Path]:
         went = ended_after(number, lambda: work(path))  # noqa: B023
         yield path
         if not went:
-            assert number > 10, "the work has more operations than that"
+            assert number > 10, "the work has more operations"
             return
     pytest.fail("the work never ended by itself")
 
 
-def test_while_a_checkpoint_is_written_and_older_ones_go(tmp_path: Path) -> None:
+def test_while_a_checkpoint_is_written_and_older_ones_are_deleted(tmp_path: Path) -> None:
     def work(path: Path) -> None:
         save(path / "task-00_step-00000006", 6.0)
         prune(path, 1, 0)
@@ -85,10 +85,10 @@ def test_while_a_checkpoint_is_written_and_older_ones_go(tmp_path: Path) -> None
         assert found
         new = path / "task-00_step-00000006"
         assert held(found[0]) == (6.0 if new.exists() else 4.0)
-        assert not list(path.glob("*.broken*")), "what lies under a checkpoint's name is whole"
+        assert not list(path.glob("*.broken*")), "a directory with a checkpoint's name is intact"
         save(new, 6.5)
         prune(path, 1, 0)
-        assert [p.name for p in path.iterdir()] == [new.name], "and nothing else stays"
+        assert [p.name for p in path.iterdir()] == [new.name], "nothing else is left"
         assert held(new) == 6.5
 
 

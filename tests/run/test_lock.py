@@ -1,4 +1,4 @@
-"""The lock of a run directory: one holder at a time, and none that is gone."""
+"""The lock of a run directory: it has one holder at a time, and no dead one."""
 
 import json
 import os
@@ -24,14 +24,14 @@ HOLD += "RunLock(Path(sys.argv[1]), beat=0.05); print('held', flush=True); time.
 
 
 def held_elsewhere(directory: Path, **changes: Any) -> None:
-    """A lock as a process of another machine has written it."""
+    """A lock as a process on another machine would write it."""
     lock = RunLock(directory)
     lock._ended.set()
     text = {**json.loads((directory / ".lock").read_text()), "machine": "another", "host": "node7", "pid": 3}
     (directory / ".lock").write_text(json.dumps({**text, "token": "theirs", **changes}))
 
 
-def test_a_second_process_is_refused_and_told_by_whom(tmp_path: Path) -> None:
+def test_a_second_process_is_refused_and_the_message_names_the_holder(tmp_path: Path) -> None:
     lock = RunLock(tmp_path)
     with pytest.raises(ConfigError, match=rf"run.dir: .* is in use by process {os.getpid()} on .* since 20"):
         RunLock(tmp_path)
@@ -41,7 +41,7 @@ def test_a_second_process_is_refused_and_told_by_whom(tmp_path: Path) -> None:
     RunLock(tmp_path).release()
 
 
-def test_a_holder_that_was_killed_is_gone_at_once(tmp_path: Path) -> None:
+def test_the_lock_of_a_killed_process_is_taken_over_at_once(tmp_path: Path) -> None:
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout
     assert holder.stdout.readline() == "held\n"
@@ -54,7 +54,7 @@ def test_a_holder_that_was_killed_is_gone_at_once(tmp_path: Path) -> None:
     assert time.monotonic() - began < 2
 
 
-def test_a_killed_holder_that_nobody_has_waited_for_is_gone(tmp_path: Path) -> None:
+def test_the_lock_of_a_zombie_is_taken_over(tmp_path: Path) -> None:
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout
     assert holder.stdout.readline() == "held\n"
@@ -65,7 +65,7 @@ def test_a_killed_holder_that_nobody_has_waited_for_is_gone(tmp_path: Path) -> N
     holder.wait()
 
 
-def test_a_number_that_is_used_again_is_not_the_holder(tmp_path: Path) -> None:
+def test_a_reused_process_id_is_not_the_holder(tmp_path: Path) -> None:
     lock = RunLock(tmp_path)
     lock._ended.set()
     text = json.loads((tmp_path / ".lock").read_text())
@@ -73,7 +73,7 @@ def test_a_number_that_is_used_again_is_not_the_holder(tmp_path: Path) -> None:
     RunLock(tmp_path).release()
 
 
-def test_a_holder_on_another_machine_lives_as_long_as_it_counts(tmp_path: Path) -> None:
+def test_a_holder_on_another_machine_is_alive_while_its_count_changes(tmp_path: Path) -> None:
     held_elsewhere(tmp_path)
     stop = threading.Event()
 
@@ -97,12 +97,12 @@ def test_a_holder_on_another_machine_lives_as_long_as_it_counts(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "null"])
-def test_a_lock_that_was_half_written_is_not_held_for_ever(content: str, tmp_path: Path) -> None:
+def test_a_half_written_lock_becomes_stale(content: str, tmp_path: Path) -> None:
     (tmp_path / ".lock").write_text(content)
     RunLock(tmp_path, stale=0.2).release()
 
 
-def test_a_count_that_is_read_while_it_is_written_tells_the_holder(tmp_path: Path) -> None:
+def test_a_read_during_a_write_finds_the_holder(tmp_path: Path) -> None:
     lock = RunLock(tmp_path, beat=60)
     old = (tmp_path / ".lock").read_bytes()
     for lock._count in (9, 10, 10**11):
@@ -115,7 +115,7 @@ def test_a_count_that_is_read_while_it_is_written_tells_the_holder(tmp_path: Pat
     lock.release()
 
 
-def test_who_was_taken_for_gone_notices(tmp_path: Path) -> None:
+def test_a_holder_notices_that_its_lock_was_taken_over(tmp_path: Path) -> None:
     lock = RunLock(tmp_path, beat=0.02)
     held_text = (tmp_path / ".lock").read_text()
     (tmp_path / ".lock").unlink()
@@ -129,7 +129,7 @@ def test_who_was_taken_for_gone_notices(tmp_path: Path) -> None:
     other.release()
 
 
-def test_of_many_that_find_a_stale_lock_one_gets_it(tmp_path: Path) -> None:
+def test_only_one_of_many_processes_gets_a_stale_lock(tmp_path: Path) -> None:
     held_elsewhere(tmp_path)
     won: list[RunLock] = []
 
@@ -153,7 +153,7 @@ def test_two_runs_in_one_directory(tiny: list[str], launcher: Launcher, capsys: 
     wait_for_step(run, 3, first.is_alive)
     assert main(tiny) == 2
     assert "is in use by process" in capsys.readouterr().err
-    assert status_of(run)["state"] == "running", "the status stays that of the run that goes on"
+    assert status_of(run)["state"] == "running", "the status is still that of the first run"
     assert first.pid
     os.kill(first.pid, signal.SIGTERM)
     first.join(60)
@@ -161,4 +161,4 @@ def test_two_runs_in_one_directory(tiny: list[str], launcher: Launcher, capsys: 
     assert not (run / ".lock").exists()
     (run / "stop").touch()
     os.utime(run / "stop", (2e9, 2e9))
-    assert launcher.run(tiny) == 75, "it takes the directory, and is asked to stop"
+    assert launcher.run(tiny) == 75, "it gets the lock, and is asked to stop"

@@ -1,4 +1,4 @@
-"""The log's tracker: one run at Weights & Biases however often it is started, and none that could end the training."""
+"""The log's tracker: all starts belong to one run at Weights & Biases, and its errors do not end the training."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""How far a run is: seconds over the run, time left, lines where there is no terminal."""
+"""Progress of a run: seconds over the run, time left, lines without a terminal."""
 
 import pytest
 

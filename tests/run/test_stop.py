@@ -1,4 +1,4 @@
-"""Requests to stop: what a signal does when, which file counts, and what becomes of those whose launcher is gone."""
+"""Requests to stop: the effect of a signal, which file counts, and the end of processes whose launcher has ended."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ def test_a_signal_ends_a_program_that_has_nothing_to_save(stop: StopRequest, num
         os.kill(os.getpid(), number)
 
 
-def test_from_defer_on_a_signal_is_a_flag_and_a_second_one_changes_nothing(stop: StopRequest) -> None:
+def test_after_defer_a_signal_sets_a_flag_and_a_second_one_changes_nothing(stop: StopRequest) -> None:
     stop.defer()
     assert stop.asked() is None
     os.kill(os.getpid(), signal.SIGTERM)
@@ -63,7 +63,7 @@ def test_a_file_left_by_a_killed_run_stops_nothing_until_it_is_touched_again(sto
 
 @pytest.mark.parametrize("jump", [-1e6, 1e6])
 def test_a_clock_that_jumps_hides_no_file(jump: float, tmp_path: Path) -> None:
-    """Touched while the clock that dates it (a file server's, or this machine's) is far before or after ours."""
+    """The clock of the file's time stamp (a file server's, or this machine's) is far before or after ours."""
     file = tmp_path / "stop"
     file.touch()
     os.utime(file, (1, kaizen.STARTED - 10))
@@ -98,9 +98,9 @@ process.wait()
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the signal on a parent's death is Linux'")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux sends a signal on the parent's death")
 @pytest.mark.parametrize("name", ["TORCHELASTIC_RUN_ID", "WORLD_SIZE"])
-def test_a_process_ends_with_the_launcher_that_marks_it_however_that_ends(name: str) -> None:
+def test_a_process_ends_with_its_launcher_even_if_that_is_killed(name: str) -> None:
     environment = {key: value for key, value in os.environ.items() if key != LAUNCHED} | {name: "1"}
     launcher = subprocess.Popen([sys.executable, "-c", LAUNCHER], env=environment, stdout=subprocess.PIPE, text=True)
     assert launcher.stdout
@@ -114,7 +114,7 @@ def test_a_process_ends_with_the_launcher_that_marks_it_however_that_ends(name: 
     if launched:
         assert not lives(worker)
     else:
-        assert lives(worker), "one under nohup is nobody's, whatever a batch system says of the size of its job"
+        assert lives(worker), "a process under nohup has no launcher, even if a batch system sets WORLD_SIZE"
         os.kill(worker, signal.SIGKILL)
 
 

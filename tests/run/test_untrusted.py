@@ -1,4 +1,4 @@
-"""Files that others may have written: nothing of them is executed, and what does not fit is refused by name."""
+"""Untrusted files: no code in them is executed, and a file that does not fit is refused by name."""
 
 import ast
 import json
@@ -24,7 +24,7 @@ EXECUTING = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 
 
 def executed(tree: ast.AST) -> list[str]:
-    """What could run code that a file brings along."""
+    """Calls and imports that could execute code from a file."""
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -86,7 +86,7 @@ def header(**tensors: Any) -> bytes:
         header(a={"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}) + bytes(8),
     ],
 )
-def test_a_header_that_lies_is_refused_before_memory_is_taken(content: bytes, tmp_path: Path) -> None:
+def test_a_false_header_is_refused_before_memory_is_allocated(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / "student.safetensors"
     file.write_bytes(content)
     with pytest.raises(ConfigError, match=r"student\.safetensors: cannot be read"):

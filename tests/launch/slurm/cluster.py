@@ -1,7 +1,7 @@
 """A Slurm of two nodes on this machine: munge, a controller and two node daemons in a directory, without systemd.
 
-The nodes have four CPUs each and GPUs that are none: device files that Slurm counts and torch does not know. A job in
-the partition `urgent` takes nodes from one in `main`, which gets SIGTERM and GRACE seconds.
+The nodes have four CPUs each and fake GPUs: device files that Slurm counts and torch does not know. A job in the
+partition `urgent` preempts one in `main`, which gets SIGTERM and GRACE seconds.
 """
 
 import getpass
@@ -60,7 +60,7 @@ GRES = "NodeName=node[1-2] Name=gpu Count=2 File=/dev/tty[0-1]\n"
 
 
 def lacking() -> str | None:
-    """Why there can be no Slurm here, or None."""
+    """Why Slurm cannot run here, or None."""
     path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
     missing = [name for name in (*DAEMONS, "sbatch", "srun") if shutil.which(name, path=path) is None]
     if missing:
@@ -69,7 +69,7 @@ def lacking() -> str | None:
 
 
 class Cluster:
-    """The daemons, and what tests ask of them; `environment` makes Slurm's commands speak to this cluster."""
+    """The daemons, and queries for tests; with `environment`, Slurm's commands use this cluster."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -102,7 +102,7 @@ class Cluster:
         (self.folder / "gres.conf").write_text(GRES)
 
     def call(self, *command: str, **environment: str) -> str:
-        """What a command printed; it must end well."""
+        """Run a command, which must succeed; returns what it printed."""
         done = subprocess.run(
             command, env={**self.environment, **environment}, cwd=ROOT, capture_output=True, text=True
         )
@@ -110,14 +110,14 @@ class Cluster:
         return done.stdout
 
     def wait(self, check: Callable[[], bool], seconds: float) -> None:
-        """Until something is so, which must be soon."""
+        """Wait until a check is true, which must be soon."""
         deadline = time.monotonic() + seconds
         while not check():
             assert time.monotonic() < deadline, self.call("squeue", "--states=all", "--format=%i %T %r %j %M")
             time.sleep(0.1)
 
     def job(self, job: str) -> dict[str, str]:
-        """What the controller says of a job, or of one index of an array (JOB_INDEX)."""
+        """The controller's record of a job, or of one index of an array (JOB_INDEX)."""
         words = self.call("scontrol", "show", "job", "-o", job).split()
         return dict(word.partition("=")[::2] for word in words)
 
@@ -125,7 +125,7 @@ class Cluster:
         return self.job(job)["JobState"]
 
     def until_ended(self, *jobs: str, seconds: float = 150) -> list[str]:
-        """The last states of jobs."""
+        """Wait until jobs have ended; returns their states."""
         self.wait(lambda: all(self.state(job) in ENDED for job in jobs), seconds)
         return [self.state(job) for job in jobs]
 

@@ -1,4 +1,4 @@
-"""Submitting jobs in tests as a user does, with launch/submit, and looking at their processes."""
+"""Submitting jobs in tests as a user does, with launch/submit, and inspecting their processes."""
 
 import os
 import re
@@ -14,13 +14,13 @@ SETUP = f"export PATH={Path(sys.executable).parent}:$PATH OMP_NUM_THREADS=1"
 
 
 def submit(cluster: Cluster, *words: str) -> list[str]:
-    """Numbers of the jobs that a line of launch/submit gives to Slurm: the runs', then the report's."""
+    """Run launch/submit; returns the numbers of the jobs: that of the runs, then that of the report."""
     command = (sys.executable, "launch/submit", "--cores", "1", "--time", "10", "--setup", SETUP, *words)
     return re.findall(r"^job (\d+)$", cluster.call(*command), re.MULTILINE)
 
 
 def wait_for(run: Path, step: int) -> None:
-    """Until a run has logged a step."""
+    """Wait until a run has logged a step."""
     wait_for_step(run, step, lambda: True)
     assert last_step(run) >= step
 
@@ -30,7 +30,7 @@ def last_step(run: Path) -> int:
 
 
 def processes(run: Path, what: str) -> list[int]:
-    """Processes of a run whose command line has that word: `launch` are launchers, `-u` those that train."""
+    """Processes of a run with such a word in their command line: `launch` for launchers, `-u` for training."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -42,8 +42,8 @@ def processes(run: Path, what: str) -> list[int]:
     return found
 
 
-def all_gone(numbers: list[int], seconds: float) -> bool:
-    """Whether these processes, of which there are some, are all gone by then."""
+def all_ended(numbers: list[int], seconds: float) -> bool:
+    """Whether all these processes, at least one, end in this time."""
     assert numbers
     deadline = time.monotonic() + seconds
     while (left := [number for number in numbers if _lives(number)]) and time.monotonic() < deadline:
@@ -59,13 +59,13 @@ def _lives(number: int) -> bool:
 
 
 def kill(numbers: list[int]) -> None:
-    assert numbers, "there is no such process"
+    assert numbers, "no process found"
     for number in numbers:
         os.kill(number, signal.SIGKILL)
 
 
 def train(cluster: Cluster, run: Path, words: list[str], *options: str, **environment: str) -> str:
-    """Number of a job of launch/train.sbatch alone, on CPUs unless the environment says otherwise."""
+    """Number of a job of launch/train.sbatch without a report, on CPUs unless the environment sets a device."""
     options = ("--parsable", "--cpus-per-task=1", f"--output={run.parent / 'log'}", *options)
     environment = {"KAIZEN_SETUP": SETUP, "KAIZEN_DEVICE": "cpu", **environment}
     return cluster.call("sbatch", *options, "launch/train.sbatch", str(run), *words, **environment).strip()

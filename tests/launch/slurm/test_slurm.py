@@ -1,4 +1,4 @@
-"""Jobs on a real Slurm: arrays, two nodes, a run that is stopped and goes on, and what is left when a job ends."""
+"""Jobs on a real Slurm: arrays, two nodes, a run that is stopped and resumed, and processes after a job's end."""
 
 import json
 import shlex
@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from cluster import Cluster, lacking
 from conftest import TINY
-from jobs import all_gone, kill, last_step, processes, submit, train, wait_for
+from jobs import all_ended, kill, last_step, processes, submit, train, wait_for
 from runs import log_of, snapshots, status_of, sweep_file
 
 pytestmark = pytest.mark.slow
 
 TWO_TASKS = [*TINY, "--stream.tasks", "2", "--optim.epochs", "3"]
 STARTS = 40
-"""Seconds in which a job's processes begin to train, on two cores."""
+"""Seconds until a job's processes train, on two cores."""
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def two_tasks(cache: str) -> list[str]:
     return ["digits", *TWO_TASKS, "--data.cache_dir", cache]
 
 
-def test_an_array_trains_a_line_an_index_and_one_that_fails_leaves_the_others_alone(
+def test_an_array_trains_one_line_per_index_and_one_failure_does_not_stop_the_rest(
     cluster: Cluster, two_tasks: list[str], tmp_path: Path
 ) -> None:
     line = shlex.join([*two_tasks, "--optim.epochs", "1", "--optim.warmup_epochs", "0"])
@@ -52,7 +52,7 @@ def test_an_array_trains_a_line_an_index_and_one_that_fails_leaves_the_others_al
     assert "| digits-cassle " in table
 
 
-def test_a_job_that_asks_for_gpus_that_are_none_trains_on_nothing_else(
+def test_a_job_that_asks_for_missing_gpus_does_not_train_on_the_cpu(
     cluster: Cluster, two_tasks: list[str], tmp_path: Path
 ) -> None:
     job = train(cluster, tmp_path / "run", two_tasks, "--gpus-per-node=1", KAIZEN_DEVICE="cuda")
@@ -62,7 +62,7 @@ def test_a_job_that_asks_for_gpus_that_are_none_trains_on_nothing_else(
     assert not (tmp_path / "run/config.yaml").exists()
 
 
-def test_two_nodes_stopped_before_the_limit_and_preempted_end_byte_for_byte_as_if_nothing_had_happened(
+def test_two_nodes_stopped_before_the_limit_and_preempted_end_with_the_same_bytes(
     cluster: Cluster, two_tasks: list[str], tmp_path: Path
 ) -> None:
     whole, disturbed = tmp_path / "whole", tmp_path / "disturbed"
@@ -76,7 +76,7 @@ def test_two_nodes_stopped_before_the_limit_and_preempted_end_byte_for_byte_as_i
     started = processes(disturbed, "")
     cluster.call("scancel", "--batch", "--signal=USR1", job)  # what --signal=B:USR1@90 sends
     cluster.wait(lambda: cluster.job(job)["Restarts"] == "1" and cluster.state(job) == "RUNNING", STARTS)
-    assert all_gone(started, 1)
+    assert all_ended(started, 1)
     first = status_of(disturbed)["step"]
     wait_for(disturbed, first + 2)
     urgent = ["--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true"]
@@ -85,12 +85,12 @@ def test_two_nodes_stopped_before_the_limit_and_preempted_end_byte_for_byte_as_i
     second = status_of(disturbed)
     assert second["reason"] == "SIGTERM"
     assert cluster.until_ended(job) == ["COMPLETED"]
-    assert 2 <= first < second["step"] < last_step(whole), "it was stopped on its way"
+    assert 2 <= first < second["step"] < last_step(whole), "it was stopped before its end"
     assert [line["step"] for line in log_of(disturbed)] == [line["step"] for line in log_of(whole)]
     assert snapshots(disturbed) == snapshots(whole)
 
 
-def test_no_process_outlives_its_launcher_or_its_job_and_the_same_submitted_again_goes_on(
+def test_no_process_outlives_its_launcher_or_its_job_and_the_same_job_resumes(
     cluster: Cluster, two_tasks: list[str], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -99,7 +99,7 @@ def test_no_process_outlives_its_launcher_or_its_job_and_the_same_submitted_agai
     workers = processes(run, "-u")
     assert len(workers) == 2
     kill(processes(run, "accelerate.commands.launch"))
-    assert all_gone(workers, 5)
+    assert all_ended(workers, 5)
     assert cluster.until_ended(job) == ["FAILED"]
     assert cluster.job(job)["Restarts"] == "0"
 
@@ -108,7 +108,7 @@ def test_no_process_outlives_its_launcher_or_its_job_and_the_same_submitted_agai
     wait_for(run, last_step(run) + 2)
     started = processes(run, "")
     cluster.call("scancel", first)
-    assert all_gone(started, 20)
+    assert all_ended(started, 20)
     assert cluster.until_ended(first, second) == ["CANCELLED", "COMPLETED"]
     assert cluster.job(first)["Restarts"] == "0"
     assert status_of(run)["state"] == "done"
