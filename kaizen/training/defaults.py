@@ -94,8 +94,9 @@ def suit(config: Config, facts: Facts) -> Suited:
         ),
     }
     kind, part = config.replay_budget()
-    if kind == AUTO and config.replay.policy != "none" and 0 < round(part * facts.smallest) < AUTO_LEAST:
-        few = f"{part:.0%} of the smallest class's {facts.smallest} images is {max(1, round(part * facts.smallest))}"
+    few_images = max(1, round(part * facts.smallest))
+    if kind == AUTO and config.replay.policy != "none" and facts.smallest and few_images < AUTO_LEAST:
+        few = f"{part:.0%} of the smallest class's {facts.smallest} images is {few_images}"
         lines.append(f"{'auto':19} replay at least {AUTO_LEAST} images per class: {few}; published: {part:.0%}")
     update = {
         "optim": optim.model_copy(update=chosen),

@@ -96,6 +96,7 @@ def test_a_small_memory_is_said(mine: str) -> None:
         "replay at least 5 images per class: 1% of the smallest class's 145 images is 1; published: 1%"
     ]
     assert not suited(mine, Facts((10000,), 145, 32), "--replay.fraction", "0.01")[1]
+    assert "smallest class's 40 images is 1" in suited(mine, Facts((10000,), 40, 32))[1][0]
 
 
 @pytest.mark.parametrize("recipe", shipped_recipes())
