@@ -274,6 +274,7 @@ def execute(command: Command, small: list[str]) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_commands_do_what_they_are_for(inside: pytest.MonkeyPatch, cache: str) -> None:
     failed = []
     once = {str(command): command for command in filter(is_executed, ALL)}
