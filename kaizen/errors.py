@@ -46,7 +46,7 @@ def explained(error: Exception) -> Exception:
         return TrainingFailed(f"{error.filename}: {error.strerror}; what was saved before is kept")
     text = str(error).partition("\n")[0]
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or REFUSED.search(text):
-        remedy = "for a step allowed: a smaller optim.batch, more processes, or gradient accumulation"
+        remedy = "if a training step needs too much, use a smaller optim.batch, more processes or gradient accumulation"
         return TrainingFailed(f"not enough memory ({text or 'MemoryError'}); {remedy}")
     return error
 

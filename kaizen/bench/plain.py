@@ -1,4 +1,4 @@
-"""The same step in plain PyTorch, with nothing except its networks, losses and optimiser.
+"""The same step in plain PyTorch, with nothing except its networks, losses and optimizer.
 
 One batch of augmented images is on the device from the start. There are no data, views, logs or Accelerate.
 """
@@ -88,7 +88,7 @@ class PlainLoop:
         return (time.perf_counter() - began) / steps
 
     def step(self) -> dict[str, Tensor]:
-        """One optimiser step; returns the terms of the loss."""
+        """One optimizer step; returns the terms of the loss."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             keys, old, old_logits = self._targets()
             features = [self.net.encoder(view) for view in self.views]

@@ -31,7 +31,9 @@ its share of the cores)."""
 def help_text(usage: str, about: str) -> str:
     """Every key with its meaning and default, by section."""
     lines = [f"usage: {usage}", "", about, "", OPENING, ""]
-    lines += ["--preset NAME applies a baseline on top of the recipe; keys on the command line override it:"]
+    lines += [
+        "--preset NAME replaces keys of the recipe by those of a baseline or of Kaizen; keys on the command line override them:"
+    ]
     lines += [_entry(name, description(text)) for name, text in shipped_presets().items()] + [""]
     for section, field in Config.model_fields.items():
         if section == "method":

@@ -1,4 +1,4 @@
-"""Section `optim`: the optimiser, its learning rates and its steps."""
+"""Section `optim`: the optimizer, its learning rates and its steps."""
 
 from typing import Annotated, Literal
 
@@ -18,7 +18,7 @@ from kaizen.config.types import (
 
 
 class OptimConfig(Section):
-    name: Literal["auto", "sgd", "lars", "adamw"] = Field(AUTO, description="optimiser; auto: lars, and adamw for ViTs")
+    name: Literal["auto", "sgd", "lars", "adamw"] = Field(AUTO, description="optimizer; auto: lars, and adamw for ViTs")
     lr: AutoPositive = Field(
         AUTO,
         examples=[0.5],
@@ -40,7 +40,7 @@ class OptimConfig(Section):
     batch: AutoBatch = Field(
         AUTO,
         examples=[256],
-        description="images per optimiser step, over all processes and accumulation, replay excluded; auto: 256, or "
+        description="images per optimizer step, over all processes and accumulation, replay excluded; auto: 256, or "
         "less so that the smallest task has four steps per epoch",
     )
     warmup_epochs: AutoEpochs = Field(

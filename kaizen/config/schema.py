@@ -119,7 +119,9 @@ class MethodSettings(Section):
 
 class DistillConfig(Section):
     name: str = Field("auto", description="distiller of the features; auto: the method's own")
-    weight: NonNegative | None = Field(None, description="lambda_FE; null: the default of the distiller")
+    weight: NonNegative | None = Field(
+        None, description="weight of the distillation loss; null: the distiller's default"
+    )
     temperature: Positive | None = Field(
         None, description="temperature of the contrastive and the knowledge distiller; null: 0.2 and 0.1"
     )
@@ -128,10 +130,10 @@ class DistillConfig(Section):
 
 class ClassifierConfig(Section):
     hidden: tuple[Count, ...] = Field((1000,), description="sizes of the hidden layers; []: a linear classifier")
-    weight: NonNegative = Field(1.0, description="w_C, weight of the cross-entropy")
+    weight: NonNegative = Field(1.0, description="weight of the cross-entropy to the labels")
     distill_weight: NonNegative | Literal["class_ratio"] = Field(
         2.0,
-        description="lambda_C, weight of the old classifier's soft labels; class_ratio: old classes / new classes",
+        description="weight of the cross-entropy to the old classifier; class_ratio: old classes / new classes",
     )
     stop_gradient: bool = Field(True, description="false lets the classifier losses train the encoder too")
 

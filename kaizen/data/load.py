@@ -39,7 +39,7 @@ class Stream:
         used = sum(self.train_sizes)
         if unused := len(train) - used:
             lines.append(f"left out            {unused} training images without a label or domain of the stream")
-        lines.append(f"labels              {(self.labels >= 0).sum()} of {used} training images have theirs")
+        lines.append(f"labels              {(self.labels >= 0).sum()} of {used} training images are labelled")
         if len(self.tasks) > 1:
             names = [f"{number}: {task.name}" for number, task in enumerate(self.tasks[:10])]
             more = f"; ... ({len(self.tasks)} tasks)" if len(self.tasks) > len(names) else ""

@@ -12,7 +12,7 @@ DEFINITIONS = {
     "final_accuracy": "mean over tasks after the last task",
     "continual_accuracy": "mean over t of the mean over tasks i <= t after task t",
     "forgetting": "mean over i < T-1 of the best accuracy before the last task minus the final one",
-    "backward_transfer": "mean over i < T-1 of the final accuracy minus the one right after task i",
+    "backward_transfer": "mean over i < T-1 of the final accuracy minus the accuracy right after task i",
     "forward_transfer": "mean over i >= 1 of the accuracy before task i was trained minus the untrained network's",
     "learning_accuracy": "mean over i of the accuracy right after task i",
 }

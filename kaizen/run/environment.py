@@ -56,7 +56,7 @@ def record_start(file: Path, parallel: Parallel, data: str, step: int) -> None:
     before, now = read_environment(file), environment(parallel)
     for key in ("versions", *parallel.setting()):
         if before.get(key, now[key]) != now[key]:
-            effect = "the loss and the results change from here on" if key in CHANGES_RESULTS else "not bit for bit"
+            effect = "the loss and the results change from here on" if key in CHANGES_RESULTS else "but not bit for bit"
             print(f"note: {key} was {before[key]} and is now {now[key]}: the run resumes, {effect}", flush=True)
     starts = before.get("starts")
     entry = {"time": timestamp(), "hostname": socket.gethostname(), "step": step, **now}

@@ -67,12 +67,12 @@ class Progress:
         # The first step of a start compiles and allocates, so it does not count for the pace.
         self._first = self._first or (now, self._done)
         if not self._bar.disable:
-            self._bar.set_description(f"task {task} of {tasks}, epoch {epoch + 1}/{epochs}", refresh=False)
+            self._bar.set_description(f"task {task} (of 0 to {tasks - 1}), epoch {epoch + 1}/{epochs}", refresh=False)
             self._bar.update()
         elif self._lines and now >= self._next_line:
             self._next_line = now + LINE_SECONDS
             left = self.seconds_left()
-            parts = [f"task {task} of {tasks}", f"step {self._done} of {self._steps}", self._latest]
+            parts = [f"task {task} (of 0 to {tasks - 1})", f"step {self._done} of {self._steps}", self._latest]
             parts += [f"{timedelta(seconds=round(left))} left"] if left is not None else []
             self.say(", ".join(filter(None, parts)))
 
@@ -93,7 +93,9 @@ class Progress:
     @contextmanager
     def evaluating(self, task: int, tasks: int) -> Iterator[None]:
         """Show on the bar which network is evaluated: that of a task, or the untrained one (-1)."""
-        self._bar.set_description(f"evaluating task {task} of {tasks}" if task >= 0 else "evaluating untrained network")
+        self._bar.set_description(
+            f"evaluating task {task} (of 0 to {tasks - 1})" if task >= 0 else "evaluating untrained network"
+        )
         yield
         self._bar.set_description("")
 

@@ -18,7 +18,7 @@ from kaizen.model.networks.fit import is_vit
 BATCH, LEAST_BATCH, LEAST_STEPS = 256, 32, 4
 """Images per step, as published; down to the second number if an epoch had fewer steps than the third."""
 RATES = {"lars": (1.0, 0.1), "sgd": (0.4, 0.1), "adamw": (0.002, 0.001)}
-"""Base rate at a batch of 256 and the classifier's rate, by optimiser."""
+"""Base rate at a batch of 256 and the classifier's rate, by optimizer."""
 WARMUP_EPOCHS = 10
 LARGEST_CIFAR_STEM = 64
 """Pixels per side up to which an encoder keeps the images' resolution in its first layer."""
@@ -83,8 +83,8 @@ def suit(config: Config, facts: Facts) -> Suited:
     chosen = {
         "name": name,
         "batch": batch,
-        "lr": choose("optim.lr", rate * used / batch, RATES["lars"][0], f"the optimiser is {name}{cut}"),
-        "classifier_lr": choose("optim.classifier_lr", classifier_rate, RATES["lars"][1], f"the optimiser is {name}"),
+        "lr": choose("optim.lr", rate * used / batch, RATES["lars"][0], f"the optimizer is {name}{cut}"),
+        "classifier_lr": choose("optim.classifier_lr", classifier_rate, RATES["lars"][1], f"the optimizer is {name}"),
         "weight_decay": choose("optim.weight_decay", decay, 1e-5, f"the encoder is {encoder.name}"),
         "warmup_epochs": choose(
             "optim.warmup_epochs",

@@ -176,7 +176,7 @@ def parameter_groups(
 def build_optimizer(
     name: str, groups: list[dict[str, Any]], momentum: float, eta: float, lr: float, *, fused: bool = False
 ) -> torch.optim.Optimizer:
-    """sgd, lars or adamw over parameter groups; `momentum` and `eta` where the optimiser has them.
+    """sgd, lars or adamw over parameter groups; `momentum` and `eta` where the optimizer has them.
 
     Args:
         fused: take torch's fused kernels for sgd and adamw, whose rates are tensors on the device.

@@ -78,7 +78,7 @@ class Stepper:
         self._done: Done | None = None
 
     def step(self, step: int) -> dict[str, Tensor]:
-        """One optimiser step, number `step` of the task; returns the four terms, on the device until the next step."""
+        """One optimizer step, number `step` of the task; returns the four terms, on the device until the next step."""
         method = self.state.learner.method
         self._done = None  # makes room for this step's
         epoch, place = divmod(step, self.feed.sampler.steps_per_epoch)

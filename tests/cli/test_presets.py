@@ -110,9 +110,9 @@ def test_a_run_is_named_after_its_preset_and_says_so(
     assert lines[:2] == ["# recipe: digits", "# preset: kaizen"]
 
 
-@pytest.mark.parametrize("optimiser", ["lars", "sgd", "adamw"])
-def test_the_random_encoder_ends_with_the_parameters_it_began_with_bit_for_bit(optimiser: str, tiny: list[str]) -> None:
-    arguments = [*tiny, "--preset", "random-encoder", "--optim.name", optimiser, "--stream.tasks", "2"]
+@pytest.mark.parametrize("optimizer", ["lars", "sgd", "adamw"])
+def test_the_random_encoder_ends_with_the_parameters_it_began_with_bit_for_bit(optimizer: str, tiny: list[str]) -> None:
+    arguments = [*tiny, "--preset", "random-encoder", "--optim.name", optimizer, "--stream.tasks", "2"]
     arguments += ["--run.checkpoint_every", "0"]
     assert main(arguments) == 0
     fresh = Network(config_of(*arguments), 10)

@@ -233,7 +233,12 @@ def test_the_bar_names_what_goes_on(tiny: list[str], monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("sys.stderr", screen)
     assert main([*tiny, "--stream.tasks", "2"]) == 0
     shown = screen.getvalue()
-    parts = ["task 0 of 2, epoch", "evaluating untrained network", "evaluating task 0 of 2", "task 1 of 2, epoch"]
+    parts = [
+        "task 0 (of 0 to 1), epoch",
+        "evaluating untrained network",
+        "evaluating task 0",
+        "task 1 (of 0 to 1), epoch",
+    ]
     places = [shown.index(part) for part in parts]
     assert places == sorted(places)
     assert "evaluating" not in shown.rpartition("\r")[2], "a finished run evaluates nothing any more"

@@ -153,7 +153,7 @@ def test_environment_json_keeps_an_entry_per_start_and_changes_are_printed(
     changes = "the run resumes, the loss and the results change from here on"
     assert notes[0] == f"note: gradient_accumulation_steps was 1 and is now 4: {changes}"
     assert notes[1].startswith("note: threads_per_process was ")
-    assert notes[1].endswith("is now 77: the run resumes, not bit for bit")
+    assert notes[1].endswith("is now 77: the run resumes, but not bit for bit")
 
 
 def test_a_picture_that_cannot_be_drawn_does_not_fail_a_run_that_is_done(

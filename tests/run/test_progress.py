@@ -46,5 +46,5 @@ def test_without_a_terminal_a_line_comes_every_few_minutes(
         progress.advance(step // 200, 5, 0, 1)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 500 // LINE_SECONDS
-    assert lines[0] == "task 0 of 5, step 120 of 1000, loss 1.235, 790 images/s, 0:14:40 left"
-    assert lines[1].startswith("task 1 of 5, step 240 of 1000, ")
+    assert lines[0] == "task 0 (of 0 to 4), step 120 of 1000, loss 1.235, 790 images/s, 0:14:40 left"
+    assert lines[1].startswith("task 1 (of 0 to 4), step 240 of 1000, ")

@@ -76,7 +76,7 @@ def test_the_warm_up_follows_the_epochs(mine: str, epochs: int, warmup: int) -> 
     assert any(f"optim.warmup_epochs {warmup}: a tenth of {epochs} epochs" in line for line in lines) == (warmup < 10)
 
 
-def test_other_optimisers_and_vits_have_rates_of_their_own(mine: str) -> None:
+def test_other_optimizers_and_vits_have_rates_of_their_own(mine: str) -> None:
     facts = Facts((10000,), 500, 32)
     optim = suited(mine, facts, "--optim.name", "adamw")[0].optim
     assert (optim.lr, optim.classifier_lr, optim.weight_decay) == (0.002, 0.001, 1e-5)

@@ -139,7 +139,7 @@ def test_every_trained_parameter_is_in_one_group_with_its_rate_and_decay() -> No
 
 
 @pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
-def test_optimisers_lower_a_loss_by_their_groups(name: str) -> None:
+def test_optimizers_lower_a_loss_by_their_groups(name: str) -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
     optimizer = build_optimizer(name, parameter_groups(model, 0.02, 0.02, 1e-4), 0.9, 0.02, 0.02)
     x, losses = torch.randn(16, 3, generator=torch.Generator().manual_seed(0)), []

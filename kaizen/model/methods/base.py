@@ -105,7 +105,7 @@ class Method(nn.Module, ABC):
         return
 
     def after_step(self, outputs: Outputs, batch: Batch) -> None:
-        """Advance the method's state (queues, centres) once the optimiser has stepped; `outputs` carry no graph."""
+        """Advance the method's state (queues, centres) once the optimizer has stepped; `outputs` carry no graph."""
         return
 
     def count_step(self, images: int) -> None:
@@ -114,6 +114,6 @@ class Method(nn.Module, ABC):
 
 
 def drop_gradients(module: nn.Module) -> None:
-    """Leave the module's parameters out of the next optimiser step."""
+    """Leave the module's parameters out of the next optimizer step."""
     for parameter in module.parameters():
         parameter.grad = None

@@ -27,10 +27,12 @@ class DINOSettings(TwinSettings):
     projector_out: Count = Field(256, description="size of the bottleneck")
     prototypes: Count = Field(4096, description="outputs of the last layer")
     temperature: Positive = Field(0.1, description="temperature of the student")
-    teacher_temperature: tuple[Positive, Positive] = Field((0.04, 0.07), description="of the twin: first, last")
+    teacher_temperature: tuple[Positive, Positive] = Field(
+        (0.04, 0.07), description="of the twin: at the start and at the end of its rise"
+    )
     teacher_temperature_epochs: Count = Field(50, description="epochs over which the twin's temperature rises")
     center_momentum: float = Field(0.9, ge=0, lt=1, description="momentum of the centre")
-    freeze_epochs: int = Field(1, ge=0, description="first epochs of each task in which the last layer stays")
+    freeze_epochs: int = Field(1, ge=0, description="first epochs of each task in which the last layer is frozen")
 
 
 class _LastLayer(nn.Module):

@@ -28,7 +28,7 @@ class SwAVSettings(MethodSettings):
     iterations: Count = Field(3, description="rounds of Sinkhorn-Knopp")
     queue_size: int = Field(3840, ge=0, description="projections in each of the two queues; 0: none")
     queue_epoch: int = Field(15, ge=0, description="epoch of a task from which the queues take part")
-    freeze_epochs: int = Field(1, ge=0, description="first epochs of each task in which the prototypes stay")
+    freeze_epochs: int = Field(1, ge=0, description="first epochs of each task in which the prototypes are frozen")
 
 
 class Phase(NamedTuple):
