@@ -32,7 +32,7 @@ def help_text(usage: str, about: str) -> str:
     """Every key with its meaning and default, by section."""
     lines = [f"usage: {usage}", "", about, "", OPENING, ""]
     lines += [
-        "--preset NAME replaces keys of the recipe by those of a baseline or of Kaizen; keys on the command line override them:"
+        "--preset NAME replaces keys of the recipe by those of a baseline or of Kaizen, below keys of the command line:"
     ]
     lines += [_entry(name, description(text)) for name, text in shipped_presets().items()] + [""]
     for section, field in Config.model_fields.items():
