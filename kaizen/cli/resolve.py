@@ -122,7 +122,7 @@ def _drop(tree: dict[str, Any], overrides: dict[str, str]) -> dict[str, dict[str
     Keys of the method apply to the recipe's method alone, keys of the encoder to ResNets or to ViTs.
     """
     dropped = {}
-    method, encoder = (tree.get(section, {}).get("name") for section in ("method", "encoder"))
+    method, encoder = tree.get("method", {}).get("name", "simclr"), tree.get("encoder", {}).get("name")
     if overrides.get("method.name", method) != method:
         dropped["method"] = tree.pop("method", {})
     if "encoder.name" in overrides and is_vit(overrides["encoder.name"]) != is_vit(str(encoder)):

@@ -28,14 +28,14 @@ def run(tokens: Sequence[str], commands: Mapping[str, str]) -> int:
     usage = "usage: kaizen COMMAND ...       (the same as python -m kaizen COMMAND ...)\n\n" + "\n".join(
         f"  {c:10} {about}" for c, about in commands.items()
     )
-    if not tokens or tokens[0] in ("-h", "--help"):
-        print(usage)
-        return 0
-    name, *rest = tokens
-    if name not in commands:
-        print(f"error: COMMAND: is {name!r}; allowed: {', '.join(commands)}", file=sys.stderr)
-        return 2
     with unfailing_output():
+        if not tokens or tokens[0] in ("-h", "--help"):
+            print(usage)
+            return 0
+        name, *rest = tokens
+        if name not in commands:
+            print(f"error: COMMAND: is {name!r}; allowed: {', '.join(commands)}", file=sys.stderr)
+            return 2
         try:
             return import_module(f"kaizen.commands.{name}").main(rest)
         except KaizenError as error:

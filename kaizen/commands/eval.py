@@ -4,6 +4,7 @@ import argparse
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, get_args
 
@@ -89,20 +90,21 @@ def _evaluate(request: Request) -> None:
     def results_so_far() -> Results:
         return Results(file, described, config, stream)
 
+    world = directory.world_size(done - 1) if done else parallel.world
+    plan = make_plan(config, stream.train_sizes, world) if other is None else None
     results_so_far()  # an unreadable file ends the command before the work, not after it
     evaluator, rows, seconds = Evaluator(config, stream, parallel), [], []
     for task in range(-1, done):
         began = time.perf_counter()
         rows.append(evaluator.row(evaluator.network(path, task), task, readers))
         seconds.append(time.perf_counter() - began)
-    results, world = results_so_far(), directory.world_size(done - 1) if done else parallel.world
-    plan = make_plan(config, stream.train_sizes, world)
+    results = results_so_far()
     results.forget(readers)
     for task, (row, spent) in enumerate(zip(rows, seconds, strict=True), start=-1):
         results.add_row(task, row)
         if task >= 0:
-            part, trained = plan.tasks[task], directory.train_seconds(task)
-            results.add_seconds(task, images=part.batch * part.steps, trained=trained, evaluated=spent)
+            images = plan.tasks[task].batch * plan.tasks[task].steps if plan else None
+            results.add_seconds(task, images=images, trained=directory.train_seconds(task), evaluated=spent)
     parallel.on_main(lambda: results.write(world=world, peak_memory=parallel.peak_memory()))
     if other is None:
         parallel.on_main(lambda: show_results(results.content, path / "results.svg"))
@@ -119,7 +121,6 @@ def _load(path: Path, config: Config, other: str | None) -> "Stream":
         ConfigError: they are missing, or are not what was asked for.
     """
     from kaizen.data.load import load_stream
-    from kaizen.data.stream import task_name
 
     try:
         stream = load_stream(config)
@@ -133,16 +134,35 @@ def _load(path: Path, config: Config, other: str | None) -> "Stream":
         problem = f"{config.data.source} contains different images or labels from those that {path} was trained on"
         remedy = "--data.source SOURCE with the same, or --other-data NAME, which writes results-NAME.json"
         raise ConfigError("data.source", f"{problem}; allowed: {remedy}")
-    if other is not None and (file := path / "results.json").is_file():
-        try:
-            names = read_results(file).get("class_names") or source.class_names
-        except DAMAGED as error:
-            raise ConfigError(str(file), f"cannot be read ({type(error).__name__}: {error})") from None
-        if list(names) != list(source.class_names):
-            found, wanted = task_name(source.class_names), task_name(names)
-            problem = f"{config.data.source} has the classes {found}, the run {wanted}"
-            raise ConfigError("data.source", f"{problem}; allowed: data with the classes of the run, in that order")
-    return stream
+    return stream if other is None else _as_trained(path / "results.json", config, stream)
+
+
+def _as_trained(file: Path, config: Config, stream: "Stream") -> "Stream":
+    """Different data, normalised as the run normalised its own.
+
+    Raises:
+        ConfigError: they have other classes or tasks than the run, or the run's results cannot be read.
+    """
+    from torch import tensor
+
+    from kaizen.data.stream import task_name
+
+    try:
+        held = read_results(file)
+        names, tasks = held["class_names"], [task["name"] for task in held["stream"]["tasks"]]
+        moments = tensor(held["data"]["mean"]), tensor(held["data"]["std"])
+    except DAMAGED as error:
+        raise ConfigError(
+            str(file), f"cannot be read ({type(error).__name__}: {error}); evaluate the run first"
+        ) from None
+    if list(names) != list(stream.source.class_names):
+        found, wanted = task_name(stream.source.class_names), task_name(names)
+        problem = f"{config.data.source} has the classes {found}, the run {wanted}"
+        raise ConfigError("data.source", f"{problem}; allowed: data with the classes of the run, in that order")
+    if tasks != [task.name for task in stream.tasks]:
+        problem = f"{config.data.source} has other tasks than the run"
+        raise ConfigError("data.source", f"{problem}; allowed: data with the same domains")
+    return replace(stream, moments=moments)
 
 
 def _configurations(request: Request) -> tuple[dict[str, str | None], Config, Config]:

@@ -65,7 +65,7 @@ def workplace(cache: Path, fingerprint: str) -> Iterator[Path]:
 def _age(folder: Path) -> float:
     """Seconds since anything in a directory was written; 0 if it changes during this call."""
     try:
-        return time.time() - max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+        return time.time() - max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
     except OSError:
         return 0.0
 
@@ -84,7 +84,7 @@ def _entry(path: Path) -> Entry:
     source, size = "unfinished" if path.name.startswith(UNFINISHED) else "", 0
     # Another process may be clearing the same cache.
     with suppress(OSError):
-        size = sum(file.stat().st_size for file in path.rglob("*"))
+        size = sum(file.lstat().st_size for file in path.rglob("*"))
     with suppress(OSError, ValueError, AttributeError):
         source = str(json.loads((path / "meta.json").read_bytes()).get("source", ""))
     return Entry(path, source, size, _age(path))

@@ -99,7 +99,8 @@ def _is_image(feature: Any) -> bool:
 
     if isinstance(feature, dict):
         return "bytes" in feature and "path" in feature
-    return isinstance(feature, datasets.Image) or getattr(feature, "dtype", None) in ("binary", "large_binary")
+    binary = ("binary", "large_binary", "binary_view")
+    return isinstance(feature, datasets.Image) or getattr(feature, "dtype", None) in binary
 
 
 def _encode(

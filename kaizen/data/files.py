@@ -84,12 +84,26 @@ def listed(names: Sequence[str]) -> str:
 
 
 def _tables(request: Request, root: Path, split: str) -> tuple[list[Path], str, list[str]]:
-    """SPLIT.parquet and its numbered parts: SPLIT after a letter, digit or _ belongs to a different split."""
-    ours = re.compile(rf"{re.escape(split)}(-\d+(-of-\d+)?(-[0-9a-f]+)?)?\.parquet", re.ASCII)
+    """SPLIT.parquet or SPLIT-*.parquet: SPLIT before a letter, digit or _ belongs to a different split."""
+    ours = re.compile(rf"{re.escape(split)}(-.*)?\.parquet", re.DOTALL)
     every = sorted(path for path in root.glob("*.parquet") if path.is_file())
     unread = [path.name for path in every if path.name.startswith(split) and not ours.fullmatch(path.name)]
     found = [path for path in every if ours.fullmatch(path.name)]
+    _check_parts(request, split, [path.name for path in found])
     return found, f"{split}.parquet or {split}-00000-of-00001.parquet", unread
+
+
+def _check_parts(request: Request, split: str, names: list[str]) -> None:
+    """Refuse parts of a split that are not all there, and files of different kinds: one may contain the other."""
+    numbered = [re.search(r"-(\d+)-of-(\d+)", name.removeprefix(split)) for name in names]
+    kinds = {
+        part[2] if part else "whole" if name == f"{split}.parquet" else "part"
+        for part, name in zip(numbered, names, strict=True)
+    }
+    numbers = {int(part[1]) for part in numbered if part}
+    if len(kinds) > 1 or (numbers and not len(numbers) == len(names) == int(next(iter(kinds)))):
+        allowed = f"{split}.parquet alone, {split}-*.parquet, or each of the parts {split}-00000-of-00002.parquet once"
+        raise ConfigError("data.source", f"{request.source}: split {split!r} has {listed(names)}; allowed: {allowed}")
 
 
 def _saved_files(request: Request, root: Path, split: str) -> tuple[list[Path], str, list[str]]:
@@ -101,11 +115,16 @@ def _class_files(request: Request, root: Path, split: str) -> tuple[list[Path], 
     found: list[Path] = []
     unread: list[str] = []
     known = image_suffixes()
+    tools: set[str] = set()
     for place, paths in _walk(root / split):
-        level = len(place.relative_to(root / split).parts)
+        parts = place.relative_to(root / split).parts
+        level = len(parts)
+        if parts and parts[0] in tools:
+            continue
         if level == 1:
             if place.name.startswith(".") and not any(path.suffix.lower() in known for path in paths):
-                continue  # directories of tools, such as .git and .cache
+                tools.add(place.name)  # such as .git and .cache, with all below
+                continue
             found += paths
             unread += [] if paths else [f"{split}/{place.name}/ (no image)"]
             continue

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from kaizen.data.files import Files, Request, check_images
-from kaizen.data.tables import Table, parquet_table, whole_table
+from kaizen.data.tables import Table, declared_features, parquet_table, whole_table
 from kaizen.errors import ConfigError
 
 
@@ -30,6 +30,8 @@ def content(request: Request, opened: tuple[Any, Any]) -> list[str]:
 
 def as_tables(request: Request, opened: tuple[Any, Any]) -> tuple[Table, Table]:
     """Both splits, each a table of one part."""
+    if request.kind == "hub":
+        _check_names(request)
     train, test = map(whole_table, request.splits.values(), opened)
     return train, test
 
@@ -116,8 +118,32 @@ def quiet_datasets() -> Iterator[None]:
 def _hub(request: Request) -> Any:
     import datasets
 
+    return datasets.load_dataset(request.place, **_chosen_on_hub(request))
+
+
+def _chosen_on_hub(request: Request) -> dict[str, str]:
     chosen = {"name": request.config, "revision": request.revision}
-    return datasets.load_dataset(request.place, **{key: value for key, value in chosen.items() if value is not None})
+    return {key: value for key, value in chosen.items() if value is not None}
+
+
+def _check_names(request: Request) -> None:
+    """Refuse parquet files with different class names: the library takes all numbers for those of the first file."""
+    import datasets
+    import fsspec  # type: ignore[import-untyped]
+    from pyarrow import parquet  # type: ignore[import-untyped]
+
+    builder = datasets.load_dataset_builder(request.place, **_chosen_on_hub(request))
+    files = (getattr(builder.config, "data_files", None) or {}) if builder.name == "parquet" else {}
+    held: dict[str, Any] = {}
+    for file in (file for split, found in files.items() if str(split) in request.splits.values() for file in found):
+        with fsspec.open(file, "rb") as opened:
+            features = declared_features(parquet.ParquetFile(opened).schema_arrow)
+        for column, names in ((column, getattr(feature, "names", None)) for column, feature in features.items()):
+            if names is not None and held.setdefault(column, names) != names:
+                problem = f"{request.source}: {file} numbers the classes of {column!r} differently"
+                raise ConfigError(
+                    "data.source", f"{problem}; allowed: one list of names, or a local copy as parquet:DIR"
+                )
 
 
 def _digits() -> Any:

@@ -5,6 +5,7 @@ Nothing heavy is imported at the top, as the configuration check imports this mo
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -72,8 +73,10 @@ def parquet_table(name: str, files: Sequence[Path], work: Path) -> Table:
 
 def declared_features(schema: Any) -> dict[str, Any]:
     """Type of each column: as the datasets library declared it in the file, else from the column's type."""
-    held = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    declared = (held.get("info") or {}).get("features") or {}
+    declared: dict[str, Any] = {}
+    with suppress(ValueError, AttributeError):  # metadata of another program
+        held = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        declared = (held.get("info") or {}).get("features") or {}
     return {field.name: _feature(field, declared.get(field.name)) for field in schema}
 
 
@@ -113,7 +116,9 @@ def _copied_images(files: Sequence[Path], work: Path, column: str) -> Any:
             with file.open("rb") as opened:
                 for batch in parquet.ParquetFile(opened).iter_batches(BATCH_ROWS, columns=[column]):
                     images = batch.column(column)
-                    if pa.types.is_large_binary(images.type):
+                    if pa.types.is_dictionary(images.type):
+                        images = images.dictionary_decode()
+                    if pa.types.is_large_binary(images.type) or pa.types.is_binary_view(images.type):
                         images = images.cast(pa.binary())
                     writer.write_table(pa.table({column: images}))
         writer.finalize()

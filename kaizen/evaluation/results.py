@@ -38,9 +38,10 @@ class Results:
             {"name": t.name, "classes": list(t.classes), "train_images": len(t.train), "test_images": len(t.test)}
             for t in stream.tasks
         ]
+        mean, std = (moment.tolist() for moment in stream.moments)
         told: dict[str, Any] = {
             "schema": SCHEMA,
-            "data": {"source": config.data.source, "digest": stream.source.digest()},
+            "data": {"source": config.data.source, "digest": stream.source.digest(), "mean": mean, "std": std},
             "class_names": list(stream.source.class_names),
             "stream": {"kind": config.stream.kind, "tasks": listed},
         }
@@ -104,8 +105,8 @@ class Results:
         places = {reader: place for place, reader in enumerate(get_args(Reader))}
         self.content["readers"] = dict(sorted(held.items(), key=lambda item: places.get(item[0], len(places))))
 
-    def add_seconds(self, task: int, *, images: int, trained: float, evaluated: float) -> None:
-        """Add the costs of a task: training images (counted in every epoch) and seconds.
+    def add_seconds(self, task: int, *, images: int | None, trained: float, evaluated: float) -> None:
+        """Add the costs of a task: training images (counted in every epoch; None: unknown) and seconds.
 
         A further evaluation of a task, for new readers, adds to its evaluation time.
         """
@@ -115,7 +116,7 @@ class Results:
             return
         seconds["train"].append(trained)
         seconds["evaluate"].append(evaluated)
-        self.content["images_per_second"].append(images / max(trained, 1e-9))
+        self.content["images_per_second"].append(None if images is None else images / max(trained, 1e-9))
 
     def write(self, *, world: int, peak_memory: int) -> None:
         """Replace the file."""

@@ -247,7 +247,7 @@ class RunDirectory:
 
     def write_failure(self, failure: Failure) -> None:
         """Write the failure to status.json, on the process that reports it; a full disk does not hide the reason."""
-        self._end_updates()
+        self._end_updates(2)  # a disk that hangs must not keep a failed process
         if failure.reports and self._is_held():
             with suppress(OSError):
                 self._write("failed", exit_code=failure.code, reason=failure.reason)
@@ -278,11 +278,11 @@ class RunDirectory:
             if not self._ended and self._is_held():
                 self._write("running")
 
-    def _end_updates(self) -> None:
-        """Stop the updates, so that none replaces the final status; wait two seconds at most for one under way."""
+    def _end_updates(self, seconds: float | None = None) -> None:
+        """Stop the updates, so that none replaces the final status; wait for one under way, at most so many seconds."""
         self._ended = True
         if self._update:
-            wait([self._update], timeout=2)
+            wait([self._update], timeout=seconds)
 
     def _write(self, state: str, **rest: Any) -> None:
         task, step = self.position

@@ -30,25 +30,45 @@ def counts(source: Source) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(
-    ("name", "taken"),
+    "name",
     [
-        ("train-00001-of-00002.parquet", True),
-        ("train-00001-of-00002-0a9b74b3ef9c3b56.parquet", True),
-        ("train-7.parquet", True),
-        ("train_unlabeled.parquet", False),
-        ("train2.parquet", False),
-        ("trainer-00000.parquet", False),
-        ("train-unlabeled.parquet", False),
-        ("train.parquet.crc", False),
-        ("train.old.parquet", False),
+        "train_unlabeled.parquet",
+        "train2.parquet",
+        "trainer-00000.parquet",
+        "train.parquet.crc",
+        "train.old.parquet",
     ],
 )
-def test_a_split_is_its_name_and_numbered_parts(tmp_path: Path, name: str, taken: bool) -> None:
+def test_a_name_that_only_begins_like_the_split_is_not_read(tmp_path: Path, name: str) -> None:
     source = write_parquet(tmp_path / "data")
     table(5, 50).to_parquet(tmp_path / "data" / name)
     found = load(tmp_path, source)
-    assert len(found.train.labels) == (11 if taken else 6)
-    assert found.notes == ((name,) if name.endswith(".parquet") and not taken else ())
+    assert len(found.train.labels) == 6
+    assert found.notes == ((name,) if name.endswith(".parquet") else ())
+
+
+@pytest.mark.parametrize(
+    ("names", "taken"),
+    [
+        (["train.parquet"], True),
+        (["train-a.parquet", "train-b.parquet"], True),
+        (["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"], True),
+        (["train-00000-of-00002-0a9b74b3ef9c3b56.parquet", "train-00001-of-00002-9c3b560a9b74b3ef.parquet"], True),
+        (["train-00000-of-00002.parquet"], False),
+        (["train.parquet", "train-unlabeled.parquet"], False),
+        (["train.parquet", "train-00000-of-00001.parquet"], False),
+        (["train-00000-of-00001.parquet", "train-old.parquet"], False),
+    ],
+)
+def test_a_split_is_all_of_its_parts_once(tmp_path: Path, names: list[str], taken: bool) -> None:
+    source = write_parquet(tmp_path / "data")
+    next((tmp_path / "data").glob("train*")).unlink()
+    for number, name in enumerate(names):
+        table(3, 10 * number).to_parquet(tmp_path / "data" / name)
+    if taken:
+        assert len(load(tmp_path, source).train.labels) == 3 * len(names)
+    else:
+        assert "split 'train' has train" in str(refusal(tmp_path, source))
 
 
 def test_names_that_a_library_takes_for_patterns_are_names(tmp_path: Path) -> None:

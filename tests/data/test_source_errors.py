@@ -1,6 +1,7 @@
 """Sources: errors, each with one line that contains the reason."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -169,13 +170,29 @@ def test_a_configuration_of_a_hub_source_is_asked_for_by_name(
     parts = "[{split: train, path: %s/train*}, {split: test, path: %s/test*}]"
     files = "".join(f"- {{config_name: {c}, data_files: {parts % (c, c)}}}\n" for c in ("c1", "c2"))
     (root / "README.md").write_text(f"---\nconfigs:\n{files}---\n")
-    monkeypatch.chdir(tmp_path)  # the library takes OWNER/NAME for a directory if it exists
-    loader = datasets.load_dataset
-    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **o: loader(*a, **o, cache_dir=str(tmp_path / "kept")))
+    _local_hub(tmp_path, monkeypatch)
     error = refusal(tmp_path, "hub:own/set", **options)
     assert error.key == key
     assert said in str(error)
     assert len(load(tmp_path, "hub:own/set", config="c1").train.labels) == 6
+
+
+def _local_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library takes OWNER/NAME for a directory if it exists."""
+    monkeypatch.chdir(folder)
+    for name in ("load_dataset", "load_dataset_builder"):
+        loader = partial(getattr(datasets, name), cache_dir=str(folder / "kept"))
+        monkeypatch.setattr(datasets, name, loader)
+
+
+def test_files_of_the_hub_that_number_classes_differently_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = {"train": ["cat", "dog"], "test": ["dog", "cat"]}
+    tables = {split: table(2, label=([0, 1], datasets.ClassLabel(names=names))) for split, names in named.items()}
+    write_parquet(tmp_path / "own" / "set", **tables)
+    _local_hub(tmp_path, monkeypatch)
+    assert "numbers the classes of 'label' differently" in str(refusal(tmp_path, "hub:own/set"))
 
 
 def test_configurations_in_an_offline_cache_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
