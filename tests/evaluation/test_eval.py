@@ -213,6 +213,8 @@ def test_other_data_are_refused_or_have_a_file_of_their_own(
     found = json.loads((path / "results-fewer.json").read_text())
     assert sum(task["test_images"] for task in found["stream"]["tasks"]) == 100
     assert found["data"]["source"] == source
+    own = json.loads((path / "results.json").read_text())["data"]
+    assert [found["data"][moment] == own[moment] for moment in ("mean", "std")] == [True, True], "normalised as the run"
     assert {name: content for name, content in files_of(path).items() if name != "results-fewer.json"} == files
     # A file contains results on one data set only.
     assert run(["eval", str(path), "--other-data", "fewer"], COMMANDS) == 2
