@@ -52,7 +52,7 @@ def workplace(cache: Path, fingerprint: str) -> Iterator[Path]:
     with writing(cache):
         cache.mkdir(parents=True, exist_ok=True)
         for left in cache.glob(f"{UNFINISHED}*"):
-            if _age(left) > STALE_SECONDS:
+            if _age(left, time.time()) > STALE_SECONDS:
                 shutil.rmtree(left, ignore_errors=True)
         work = Path(tempfile.mkdtemp(prefix=f"{UNFINISHED}{fingerprint[:16]}-", dir=cache))
     try:
@@ -62,10 +62,10 @@ def workplace(cache: Path, fingerprint: str) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _age(folder: Path) -> float:
+def _age(folder: Path, now: float) -> float:
     """Seconds since anything in a directory was written; 0 if it changes during this call."""
     try:
-        return time.time() - max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
+        return max(0.0, now - max(path.lstat().st_mtime for path in (folder, *folder.rglob("*"))))
     except OSError:
         return 0.0
 
@@ -76,18 +76,21 @@ def entries(cache: Path) -> list[Entry]:
         paths = list(cache.iterdir()) if cache.exists() else []
     except OSError as error:
         raise ConfigError("data.cache_dir", f"{cache} cannot be read ({error.strerror})") from None
-    found = [_entry(path) for path in paths if re.fullmatch(rf"[0-9a-f]{{64}}|{re.escape(UNFINISHED)}.*", path.name)]
+    now = time.time()  # one for all, so that their order is that of their times
+    found = [
+        _entry(path, now) for path in paths if re.fullmatch(rf"[0-9a-f]{{64}}|{re.escape(UNFINISHED)}.*", path.name)
+    ]
     return sorted(found, key=lambda entry: -entry.age)
 
 
-def _entry(path: Path) -> Entry:
+def _entry(path: Path, now: float) -> Entry:
     source, size = "unfinished" if path.name.startswith(UNFINISHED) else "", 0
     # Another process may be clearing the same cache.
     with suppress(OSError):
         size = sum(file.lstat().st_size for file in path.rglob("*"))
     with suppress(OSError, ValueError, AttributeError):
         source = str(json.loads((path / "meta.json").read_bytes()).get("source", ""))
-    return Entry(path, source, size, _age(path))
+    return Entry(path, source, size, _age(path, now))
 
 
 def clear(entry: Entry) -> None:

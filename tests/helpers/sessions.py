@@ -11,6 +11,7 @@ from kaizen.bench.synthetic import choose_stream
 from kaizen.cli.resolve import parse_arguments, resolve
 from kaizen.model.methods import REGISTRY, method_class
 from kaizen.parallel import Parallel
+from kaizen.training.defaults import Facts, suit
 from kaizen.training.plan import make_plan
 
 SMALL = ["--encoder.width", "2", "--method.projector_hidden", "12", "--method.projector_out", "6"]
@@ -46,6 +47,7 @@ def begin(
     _, config = resolve(*parse_arguments([recipe, *arguments]))
     parallel = parallel or Parallel()
     stream = choose_stream(config, True)[0]
+    config = suit(config, Facts.of(stream)).config
     plan = make_plan(config, stream.train_sizes, parallel.world, parallel.accumulation)
     run = place / "run"
     if task and not run.exists():
