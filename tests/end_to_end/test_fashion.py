@@ -11,6 +11,7 @@ from kaizen.commands.train import main
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(not fashion.FILES.exists(), reason="Debian's dataset-fashion-mnist is not installed")
 def test_fashion_mnist_written_as_parquet_trains_and_evaluates(tmp_path: Path) -> None:
     source = fashion.write(tmp_path / "data", 1000, 200)
