@@ -21,7 +21,7 @@ def start(launcher: list[str], *command: str, **environment: str) -> "subprocess
     return subprocess.Popen(line, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def finish(process: "subprocess.Popen[str]", timeout: float = 280) -> str:
+def finish(process: "subprocess.Popen[str]", timeout: float = 800) -> str:
     """Wait for a launch, which must succeed; returns what it printed."""
     out, error = process.communicate(timeout=timeout)
     assert process.returncode == 0, out[-2000:] + error[-4000:]

@@ -16,7 +16,7 @@ SHORT = ["--optim.epochs", "1", "--optim.warmup_epochs", "0", "--stream.tasks", 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(700)
 def test_a_compiled_run_gives_the_same_bits(tiny: list[str], tmp_path: Path) -> None:
     """Traced by dynamo and differentiated ahead of time, with the kernels of eager mode: equal to the last bit."""
     runs = {}
@@ -24,7 +24,7 @@ def test_a_compiled_run_gives_the_same_bits(tiny: list[str], tmp_path: Path) -> 
         run = tmp_path / backend
         arguments = ["digits-mocov2plus", *tiny[1:], *SHORT, "--run.dir", str(run)]
         launch = start([], "train.py", *arguments, ACCELERATE_DYNAMO_BACKEND=backend, TORCH_LOGS="recompiles")
-        _, said = launch.communicate(timeout=280)
+        _, said = launch.communicate(timeout=600)
         assert launch.returncode == 0, said[-2000:]
         runs[backend] = (run, said)
     assert snapshots(runs["no"][0]) == snapshots(runs["aot_eager"][0])
@@ -36,7 +36,7 @@ def test_a_compiled_run_gives_the_same_bits(tiny: list[str], tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(700)
 def test_compiled_networks_keep_their_names_and_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     def built() -> nn.ModuleDict:
         torch.manual_seed(0)

@@ -12,7 +12,7 @@ from launches import train
 from runs import log_of
 from safetensors.torch import load_file
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 # A twin, a teacher, a memory chosen by features, and batches of 89 + 24 images, uneven over two and four processes.
 RUN = ["digits", *TINY, "--method.name", "byol", "--method.predictor_hidden", "16", "--encoder.norm", "group"]
