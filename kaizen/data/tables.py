@@ -91,7 +91,7 @@ def _feature(field: Any, declared: Any) -> Any:
         if pa.types.is_dictionary(field.type):
             field = field.with_type(field.type.value_type)
         return datasets.Features.from_arrow_schema(pa.schema([field]))[field.name]
-    except (ValueError, TypeError, KeyError, NotImplementedError):
+    except (ValueError, TypeError, KeyError, pa.ArrowException):
         return field.type  # a column type that the library does not support; the column may be unused
 
 
