@@ -16,7 +16,7 @@ from kaizen.run.checkpoint import write_json
 from kaizen.run.status import timestamp
 
 LIBRARIES = ("torch", "torchvision", "accelerate", "datasets", "safetensors", "numpy")
-CHANGES_RESULTS = ("gradient_accumulation_steps", "mixed_precision", "strategy")
+CHANGES_RESULTS = ("gradient_accumulation_steps", "mixed_precision")
 """Keys that change more than the rounding of a result."""
 
 
