@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -126,6 +127,9 @@ def test_hub_name_and_columns_of_known_and_other_sources(tmp_path: Path, monkeyp
         return datasets.DatasetDict({"train": part.add_column("coarse_label", [0] * 6), "test": part})
 
     monkeypatch.setattr(datasets, "load_dataset", fake)
+    monkeypatch.setattr(
+        datasets, "load_dataset_builder", lambda path, **options: SimpleNamespace(name="json", config=None)
+    )
     known, other = load(tmp_path, "cifar100"), load(tmp_path, "hub:some/one", config="c1", revision="v2")
     assert asked == [("uoft-cs/cifar100", {}), ("some/one", {"name": "c1", "revision": "v2"})]
     assert (known.image_size, other.image_size) == (32, 8)
