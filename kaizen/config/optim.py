@@ -4,31 +4,21 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kaizen.config.types import (
-    AUTO,
-    AutoBatch,
-    AutoEpochs,
-    AutoNonNegative,
-    AutoPositive,
-    Count,
-    NonNegative,
-    Positive,
-    Section,
-)
+from kaizen.config.types import AUTO, Auto, Count, NonNegative, Positive, Section
 
 
 class OptimConfig(Section):
     name: Literal["auto", "sgd", "lars", "adamw"] = Field(AUTO, description="optimizer; auto: lars, and adamw for ViTs")
-    lr: AutoPositive = Field(
+    lr: Auto[Positive] = Field(
         AUTO,
         examples=[0.5],
         description="base rate, scaled by batch / 256; auto: 1 for lars, 0.4 for sgd, 0.002 for adamw, lower if the "
         "smallest task limits the batch",
     )
-    classifier_lr: AutoPositive = Field(
+    classifier_lr: Auto[Positive] = Field(
         AUTO, examples=[0.1], description="rate of the classifier, not scaled; auto: 0.1, and 0.001 for adamw"
     )
-    weight_decay: AutoNonNegative = Field(
+    weight_decay: Auto[NonNegative] = Field(
         AUTO,
         examples=[1e-5],
         description="weight decay (none on the classifier, 1-D parameters and embeddings); auto: 1e-5, and 0.05 for "
@@ -37,13 +27,13 @@ class OptimConfig(Section):
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="momentum of SGD and LARS")
     eta: Positive = Field(0.02, description="trust coefficient of LARS")
     epochs: Count = Field(500, description="epochs per task")
-    batch: AutoBatch = Field(
+    batch: Auto[Annotated[int, Field(ge=2)]] = Field(
         AUTO,
         examples=[256],
         description="images per optimizer step, over all processes and accumulation, replay excluded; auto: 256, or "
         "less so that the smallest task has four steps per epoch",
     )
-    warmup_epochs: AutoEpochs = Field(
+    warmup_epochs: Auto[Annotated[int, Field(ge=0)]] = Field(
         AUTO,
         examples=[10],
         description="epochs of linear warm-up at the start of each task; auto: a tenth of the epochs, at most 10",

@@ -1,6 +1,6 @@
 """Types of the configuration's values, and the base class of its sections."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,16 +12,11 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Text = Annotated[str, Field(min_length=1)]
 AUTO: Final[Any] = "auto"
 """Value of a key that `kaizen.training.defaults` replaces by a value that suits the data."""
+T = TypeVar("T")
 if TYPE_CHECKING:
-    # The types after that replacement.
-    AutoPositive: TypeAlias = float
-    AutoNonNegative: TypeAlias = float
-    AutoBatch: TypeAlias = int
-    AutoEpochs: TypeAlias = int
+    Auto: TypeAlias = Annotated[T, "the type after that replacement"]
 else:
-    AutoPositive, AutoNonNegative = Positive | Literal["auto"], NonNegative | Literal["auto"]
-    AutoBatch = Annotated[int, Field(ge=2)] | Literal["auto"]
-    AutoEpochs = Annotated[int, Field(ge=0)] | Literal["auto"]
+    Auto = T | Literal["auto"]
 
 
 class Section(BaseModel):

@@ -166,8 +166,4 @@ def gray(images: Tensor, chosen: Tensor, out: Tensor | None = None) -> Tensor:
 
 def solarize(images: Tensor, chosen: Tensor, out: Tensor | None = None) -> Tensor:
     """Images (n, 3, h, w) in grey levels, those `chosen` (n,) with every level from 128 on inverted."""
-
-    def inverted(some: Tensor) -> Tensor:
-        return torch.where(some >= SOLARIZE_FROM, 255 - some, some)
-
-    return apply_to(chosen, inverted, images, out=out)
+    return apply_to(chosen, lambda some: torch.where(some >= SOLARIZE_FROM, 255 - some, some), images, out=out)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from kaizen.data.files import Request
 from kaizen.data.images import Undecoded
 from kaizen.data.tables import Part, Table
 from kaizen.errors import ConfigError
@@ -15,20 +16,16 @@ MOST_CLASSES = 1_000_000
 """Larger integers without class names are taken for mistakes: a table of names would not fit in memory."""
 
 
-def read_columns(
-    tables: tuple[Table, Table],
-    image_column: str | None,
-    label_column: str | None,
-    domain_column: str | None,
-) -> tuple[dict[str, Undecoded], list[str], list[str]]:
-    """Splits ready to decode, class names and domain names; ConfigError names the column, row and value at fault."""
+def read_columns(tables: tuple[Table, Table], request: Request) -> tuple[dict[str, Undecoded], dict[str, list[str]]]:
+    """Splits ready to decode, class_names and domain_names; ConfigError names the column, row and value at fault."""
     for role, table in zip(ROLES, tables, strict=True):
         if not table.parts:
             raise ConfigError(f"data.{role}_split", f"is {table.name!r}, which contains no images")
     first = tables[0].parts[0]
-    image = image_column or _guess(first, "data.image_column", "image", _images(first))
-    label = label_column or _guess(first, "data.label_column", "label", _labels(first))
-    given = (image_column, label_column, domain_column)
+    image = request.image_column or _guess(first, "data.image_column", "image", _images(first))
+    label = request.label_column or _guess(first, "data.label_column", "label", _labels(first))
+    domain_column = request.domain_column
+    given = (request.image_column, request.label_column, domain_column)
     wanted = {"data.image_column": image, "data.label_column": label, "data.domain_column": domain_column}
     for part in (part for table in tables for part in table.parts):
         for key, column in wanted.items():
@@ -48,10 +45,10 @@ def read_columns(
     if domain_column is not None:
         domains, domain_names = _encode(tables, domain_column, "data.domain_column", lowest=0)
     splits = {
-        role: Undecoded(table.name, table.images(image), image, labels[i], domains[i])
+        role: Undecoded(table.name, table.parts, image, labels[i], domains[i])
         for i, (role, table) in enumerate(zip(ROLES, tables, strict=True))
     }
-    return splits, class_names, domain_names
+    return splits, {"class_names": class_names, "domain_names": domain_names}
 
 
 def sort_names(names: Iterable[str]) -> list[str]:
@@ -126,28 +123,25 @@ def _encode(
     merged = every[0] if alike and every else sort_names(name for names in every for name in names)
     index = {name: number for number, name in enumerate(merged)}
     train, test = (
-        np.concatenate([_renumbered(numbers, [index[name] for name in names]) for numbers, names in table])
+        # -1 is unchanged.
+        np.concatenate([np.array([*(index[name] for name in names), -1])[numbers] for numbers, names in table])
         for table in held
     )
     return (train, test), merged
 
 
-def _renumbered(numbers: np.ndarray, new: Sequence[int]) -> np.ndarray:
-    """Each number replaced by its new one; -1 is unchanged."""
-    return np.array([*new, -1], dtype=np.int64)[numbers]
-
-
 def _kind(feature: Any) -> str:
-    if _is_label(feature) or _holds(feature, "string"):
+    kind = str(getattr(feature, "dtype", "")).removeprefix("large_")
+    if _is_label(feature) or kind.startswith("string"):
         return "names"
-    if _holds(feature, "null"):
+    if kind.startswith("null"):
         return "nothing"
-    return "numbers" if _holds(feature, "int", "uint", "bool") else _type_name(feature)
+    return "numbers" if kind.startswith(("int", "uint", "bool")) else _type_name(feature)
 
 
 def _read_names(part: Part, column: str, key: str, lowest: int) -> tuple[np.ndarray, list[str]]:
     """A part's values as positions in a list of names, and that list: a ClassLabel's, or the strings that occur."""
-    values, feature = part.read(column), part.features[column]
+    values, feature = _values(part, column), part.features[column]
     if _is_label(feature):
         names = list(feature.names)
     else:
@@ -159,14 +153,14 @@ def _read_names(part: Part, column: str, key: str, lowest: int) -> tuple[np.ndar
 
 def _read_numbers(part: Part, column: str, key: str, lowest: int) -> tuple[np.ndarray, list[str]]:
     """The same for numbers without names: only numbers that occur become classes, so that no class lacks images."""
-    numbers = _integers(part.read(column), f"{column!r}, {part.where}", key, lowest, MOST_CLASSES - 1)
+    numbers = _integers(_values(part, column), f"{column!r}, {part.where}", key, lowest, MOST_CLASSES - 1)
     present = np.unique(numbers[numbers >= 0])
     positions = np.where(numbers < 0, -1, np.searchsorted(present, numbers))
     return positions, [str(number) for number in present]
 
 
-def _holds(feature: Any, *kinds: str) -> bool:
-    return str(getattr(feature, "dtype", "")).removeprefix("large_").startswith(kinds)
+def _values(part: Part, column: str) -> list[Any]:
+    return [value for chunk in part.read(column, 1 << 16) for value in chunk]
 
 
 def _integers(values: Sequence[int | None], where: str, key: str, lowest: int, highest: int) -> np.ndarray:

@@ -29,7 +29,6 @@ def sample_boxes(draws: Tensor, height: int, width: int, scale: tuple[float, flo
 
     Args:
         draws: (n, BOX_DRAWS) numbers in [0, 1).
-        height, width: size of the images.
         scale: smallest and largest area, as a part of the image's.
         ratio: smallest and largest width / height; its logarithm is uniform.
     """
@@ -74,7 +73,6 @@ def crop_resize(
     Args:
         images: uint8 (n, c, h, w).
         top, left, height, width: (n,) boxes in pixels, inside the images.
-        size: side of the result.
         flip: bool (n,), which crops are mirrored left to right.
 
     Returns:

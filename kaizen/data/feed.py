@@ -61,8 +61,6 @@ class Feed:
 
     Args:
         images, labels: uint8 (N, 3, h, w) and int64 (N,) of the source's train split; no images: the device has them.
-        steps: of the task.
-        numbers: gives the numbers of a step.
         pinned: gather into pinned memory, from which copies to a GPU wait for nothing.
     """
 

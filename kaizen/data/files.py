@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kaizen.config.schema import DataConfig
 from kaizen.errors import ConfigError
 
 KINDS = {"hub": "hub:OWNER/NAME", "parquet": "parquet:DIR", "imagefolder": "imagefolder:DIR", "disk": "disk:DIR"}
@@ -17,26 +18,21 @@ SYSTEM = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "__maco
 MOST_NAMES = 20
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(DataConfig):
     """The requested source: kind is digits, hub, parquet, imagefolder or disk; place is a hub id or a directory."""
 
-    source: str
-    kind: str
-    place: str
-    config: str | None
-    revision: str | None
-    image_size: int | None
-    image_column: str | None
-    label_column: str | None
-    domain_column: str | None
-    train_split: str
-    test_split: str
+    kind: str = ""
+    place: str = ""
 
     @property
     def splits(self) -> dict[str, str]:
         """Names of the training and the test split, by their keys."""
         return {"data.train_split": self.train_split, "data.test_split": self.test_split}
+
+    @property
+    def stamps_files(self) -> bool:
+        """Whether to stamp the files that rows name, because the key of the data does not cover them."""
+        return self.kind in ("parquet", "disk")
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,9 @@ class Files:
 
 
 def find_files(request: Request) -> Files:
-    """All files of a local source; ConfigError if one is missing, misplaced or cannot be read."""
+    """All files of a local source (none of others); ConfigError if one is missing, misplaced or cannot be read."""
+    if request.kind in ("digits", "hub"):
+        return Files({}, [], ())
     try:
         return _found(request)
     except OSError as error:
@@ -162,10 +160,6 @@ def check_images(request: Request, paths: list[Path]) -> None:
             raise ConfigError("data.source", f"{request.source}: {problem}") from error
 
 
-def _is_system(name: str) -> bool:
-    return name.lower() in SYSTEM
-
-
 def _walk(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
     """A directory and all below it, each with its files, sorted, except files that systems leave."""
 
@@ -176,8 +170,9 @@ def _walk(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
     # an error, as images would be missing otherwise.
     for place, folders, names in os.walk(folder, onerror=fail if folder.exists() else None, followlinks=True):
         below = Path(place) != folder
-        folders[:] = sorted(name for name in folders if not _is_system(name) and not (below and name.startswith(".")))
-        yield Path(place), [Path(place, name) for name in sorted(names) if name[0] != "." and not _is_system(name)]
+        folders[:] = sorted(name for name in folders if name.lower() not in SYSTEM and not (below and name[0] == "."))
+        kept = sorted(name for name in names if name[0] != "." and name.lower() not in SYSTEM)
+        yield Path(place), [Path(place, name) for name in kept]
 
 
 def _stamp(root: Path, path: Path) -> list[Any]:

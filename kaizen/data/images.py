@@ -13,6 +13,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from kaizen.config.schema import DataConfig
+from kaizen.data.files import Request
+from kaizen.data.tables import Part
 from kaizen.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,26 +33,13 @@ BITS_PER_SAMPLE, SAMPLE_FORMAT = 258, 339
 
 @dataclass(frozen=True)
 class Undecoded:
-    """One split before decoding: rows of one column, each {"bytes", "path"} or bytes, and its checked labels."""
+    """One split before decoding: a column of images, each {"bytes", "path"} or bytes, and its checked labels."""
 
     name: str
-    rows: Any
+    parts: Sequence[Part]
     column: str
     labels: np.ndarray
     domains: np.ndarray | None
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How encoded images become squares.
-
-    background: colour behind transparent pixels. broken: error or skip, for images that cannot be read.
-    stamps_files: whether to stamp the files that rows name, because the key of the data does not cover them.
-    """
-
-    background: str = "white"
-    broken: str = "error"
-    stamps_files: bool = False
 
 
 def file_stamp(path: str) -> list[Any]:
@@ -62,20 +51,16 @@ def file_stamp(path: str) -> list[Any]:
     return [path, status.st_size, status.st_mtime_ns]
 
 
-def _path_of(row: Any) -> str | None:
-    """The file that a row names."""
-    return row["path"] if isinstance(row, dict) else None
-
-
-def _content_of(row: Any) -> bytes | None:
-    return row["bytes"] if isinstance(row, dict) else row
+def _held(row: Any) -> tuple[bytes | None, str | None]:
+    """The encoded image of a row, and the file that it names."""
+    return (row["bytes"], row["path"]) if isinstance(row, dict) else (row, None)
 
 
 def _open(row: Any) -> "Image.Image":
     """An encoded image with only its header read."""
     from PIL import Image
 
-    content, path = _content_of(row), _path_of(row)
+    content, path = _held(row)
     if content is None and path is None:
         raise ValueError("no image in this row")
     if content is None and "://" in str(path) and not os.path.exists(str(path)):
@@ -161,12 +146,12 @@ def _chunks(split: Undecoded, rows: int, doing: str, check: Callable[[], None]) 
     """Chunks of encoded images, each with the number of its first; `check` is called before each chunk."""
     from tqdm import tqdm
 
-    count = len(split.labels)
+    start, count = 0, len(split.labels)
     with tqdm(total=count, desc=f"{doing} {split.name}", unit="img", disable=None, leave=False) as bar:
-        for start in range(0, count, rows):
+        for chunk in (chunk for part in split.parts for chunk in part.read(split.column, rows)):
             check()
-            chunk = split.rows[start : start + rows][split.column]
             yield start, chunk
+            start += len(chunk)
             bar.update(len(chunk))
 
 
@@ -204,8 +189,8 @@ class Decoder:
         files: stamps of the files that rows name, if they are stamped.
     """
 
-    def __init__(self, split: Undecoded, size: int, decoding: Decoding) -> None:
-        self.split, self.size, self.decoding = split, size, decoding
+    def __init__(self, split: Undecoded, size: int, request: Request) -> None:
+        self.split, self.size, self.request = split, size, request
         self.skipped: dict[int, str] = {}
         self.blended = 0
         self.files: list[list[Any]] = []
@@ -224,27 +209,25 @@ class Decoder:
         Raises:
             ConfigError: it is broken and data.broken is error, or the file system refuses to read it.
         """
+        content, path = _held(row)
         try:
-            if self.decoding.stamps_files and _content_of(row) is None and (path := _path_of(row)) is not None:
-                self._stamp(path)
-            image, is_blended = decode_image(row, self.decoding.background)
+            if self.request.stamps_files and content is None and path is not None:
+                if "://" in path and not os.path.exists(path):
+                    raise ValueError("it is elsewhere; allowed: images in the table itself, or paths on this machine")
+                self.files.append(file_stamp(path))
+            image, is_blended = decode_image(row, self.request.background)
             self.blended += is_blended
             return square(image, self.size)
         except MemoryError:
             raise
         except Exception as error:  # PIL's readers raise many kinds of exceptions for broken files
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            where = f", {path}" if (path := _path_of(row)) else ""
+            where = f", {path}" if path else ""
             problem = f"split {self.split.name!r}, row {index}{where}: image cannot be read ({reason})"
             # A file that exists and is refused may be readable the next time.
             is_refused = isinstance(error, OSError) and error.errno not in (None, errno.ENOENT)
-            if self.decoding.broken == "error" or is_refused:
+            if self.request.broken == "error" or is_refused:
                 remedy = "" if is_refused else "; data.broken=skip leaves such images out"
                 raise ConfigError("data.source", problem + remedy) from error
             self.skipped[index] = problem
             return None
-
-    def _stamp(self, path: str) -> None:
-        if "://" in path and not os.path.exists(path):
-            raise ValueError("it is elsewhere; allowed: images in the table itself, or paths of files on this machine")
-        self.files.append(file_stamp(path))

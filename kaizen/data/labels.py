@@ -6,15 +6,10 @@ from kaizen.data.random import Purpose, fold, permutation
 
 
 def visible_labels(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """The labels int64 (n,), with all except a fraction per class replaced by -1.
+    """The labels int64 (n,), -1 = none, with all except a fraction (0 to 1) per class replaced by -1.
 
     Each class keeps round(fraction x its images) labels, at least one if the fraction is above 0. With one seed a
     larger fraction keeps every label that a smaller one keeps.
-
-    Args:
-        labels: int64 (n,), -1 = none.
-        fraction: fraction of each class's images whose label is kept, 0 to 1.
-        seed: seed of the choice.
     """
     visible = np.full_like(labels, -1)
     for label in np.unique(labels[labels >= 0]).tolist():

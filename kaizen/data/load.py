@@ -13,7 +13,7 @@ from kaizen.data.columns import sort_names
 from kaizen.data.files import listed
 from kaizen.data.labels import visible_labels
 from kaizen.data.source import Source, load_source
-from kaizen.data.stream import StreamError, Task, cut
+from kaizen.data.stream import Task, cut
 from kaizen.errors import ConfigError
 
 
@@ -54,31 +54,8 @@ class Stream:
 
 
 def load_stream(config: Config, check: Callable[[], None] = lambda: None) -> Stream:
-    """Load the data (from the cache if possible), divide them into tasks and hide labels.
-
-    Args:
-        check: called regularly while images are decoded; may raise.
-
-    Raises:
-        ConfigError: the data cannot be loaded or divided as configured, or a key does not fit the tasks.
-    """
-    data = config.data
-    source = load_source(
-        data.source,
-        image_size=data.image_size,
-        image_column=data.image_column,
-        label_column=data.label_column,
-        domain_column=data.domain_column,
-        train_split=data.train_split,
-        test_split=data.test_split,
-        cache_dir=data.cache_dir,
-        config=data.config,
-        revision=data.revision,
-        background=data.background,
-        broken=data.broken,
-        check=check,
-    )
-    return make_stream(config, source)
+    """Load the data (from the cache if possible) and divide them; `check` is called while images are decoded."""
+    return make_stream(config, load_source(**config.data.model_dump(), check=check))
 
 
 def make_stream(config: Config, source: Source) -> Stream:
@@ -87,15 +64,27 @@ def make_stream(config: Config, source: Source) -> Stream:
     Raises:
         ConfigError: it cannot be divided as configured, or a key does not fit the tasks.
     """
-    data, tasks = config.data, _cut(config, source)
+    data, stream, train, test = config.data, config.stream, source.train, source.test
+    tasks = cut(
+        stream.kind,
+        train.labels,
+        test.labels,
+        source.num_classes,
+        stream.tasks,
+        stream.seed,
+        train_domains=train.domains,
+        test_domains=test.domains,
+        domains=_domains(stream.domains, source.domain_names) if stream.kind == "domain" else (),
+        class_names=source.class_names,
+    )
     taught, judged = _labels_used(source, tasks)
     if not set(taught) & set(judged):
         problem = f"is {data.test_split!r}, and none of its classes has a training image: {_classes(source, judged)}"
         raise ConfigError("data.test_split", f"{problem}; allowed: some of {_classes(source, taught)}")
     # Only among images that take part, so that no class has its only label in a domain that is left out.
-    labels = np.full_like(source.train.labels, -1)
+    labels = np.full_like(train.labels, -1)
     used = np.concatenate([task.train for task in tasks])
-    labels[used] = source.train.labels[used]
+    labels[used] = train.labels[used]
     labels = visible_labels(labels, config.labels.fraction, config.labels.seed)
     _check_tasks(config, tasks, labels)
     mean, std = (source.mean, source.std) if data.normalize == "dataset" else data.normalize
@@ -131,26 +120,6 @@ def _odd_classes(names: Sequence[str], taught: np.ndarray, judged: np.ndarray) -
         alike.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(ascii(name))
     twins = [" and ".join(group) for group in alike.values() if len(group) > 1]
     return [*lines, f"names alike         {listed(twins)}: separate classes"] if twins else lines
-
-
-def _cut(config: Config, source: Source) -> list[Task]:
-    stream, train, test = config.stream, source.train, source.test
-    is_domain = stream.kind == "domain"
-    try:
-        return cut(
-            stream.kind,
-            train.labels,
-            test.labels,
-            source.num_classes,
-            stream.tasks,
-            stream.seed,
-            train_domains=train.domains,
-            test_domains=test.domains,
-            domains=_domains(stream.domains, source.domain_names) if is_domain else (),
-            class_names=source.class_names,
-        )
-    except StreamError as error:
-        raise ConfigError("stream.domains" if is_domain else "stream.tasks", str(error)) from None
 
 
 def _domains(wanted: Sequence[str] | None, names: Sequence[str]) -> list[tuple[int, str]]:

@@ -3,7 +3,7 @@
 import errno
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,35 +17,28 @@ from kaizen.errors import ConfigError
 
 def open_library(request: Request) -> tuple[Any, Any]:
     """Training and test split from the hub or from scikit-learn, each as one datasets.Dataset."""
+    import datasets
+
     with guarded(request):
-        return _chosen(request, _digits() if request.kind == "digits" else _hub(request))
+        if request.kind == "digits":
+            return _chosen(request, _digits())
+        return _chosen(request, datasets.load_dataset(request.place, **_chosen_on_hub(request)))
 
 
-def content(request: Request, opened: tuple[Any, Any]) -> list[str]:
-    """Identifier of the content of both splits from the hub or from scikit-learn."""
-    if request.kind == "digits":
-        return _digits_content(opened)
-    return [part._fingerprint for part in opened]
-
-
-def as_tables(request: Request, opened: tuple[Any, Any]) -> tuple[Table, Table]:
-    """Both splits, each a table of one part."""
-    if request.kind == "hub":
-        _check_names(request)
-    train, test = map(whole_table, request.splits.values(), opened)
-    return train, test
-
-
-def open_local(request: Request, files: Files, work: Path) -> tuple[Table, Table]:
-    """Training and test split of a directory; converted files are written to the folder `work`."""
-    openers: dict[str, Callable[[str, list[Path]], Table]] = {
-        "parquet": lambda name, paths: parquet_table(name, paths, work),
-        "imagefolder": lambda name, paths: whole_table(name, _pictures(request, paths)),
-    }
-    if opener := openers.get(request.kind):
-        train, test = (opener(name, files.splits[name]) for name in request.splits.values())
+def open_tables(request: Request, files: Files, opened: Any, work: Path) -> tuple[Table, Table]:
+    """Both splits of a source: files, or what `open_library` returned; `work` is a folder for temporary files."""
+    names = request.splits.values()
+    if request.kind == "parquet":
+        train, test = (parquet_table(name, files.splits[name]) for name in names)
         return train, test
-    return as_tables(request, _chosen(request, _saved(request, work)))
+    if request.kind == "imagefolder":
+        opened = [_pictures(request, files.splits[name]) for name in names]
+    elif request.kind == "disk":
+        opened = _chosen(request, _saved(request, work))
+    elif request.kind == "hub":
+        _check_names(request)
+    train, test = map(whole_table, names, opened)
+    return train, test
 
 
 def _chosen(request: Request, opened: Any) -> tuple[Any, Any]:
@@ -77,19 +70,17 @@ def guarded(request: Request) -> Iterator[None]:
         cause = error.__cause__ if isinstance(error, DatasetsError) and error.__cause__ else error
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ConfigError("data.cache_dir", f"has no space ({cause.strerror}); name another directory") from error
-        if configurations := _configurations(request, str(cause)):
+        if request.kind == "hub" and (configurations := _configurations(str(cause))):
             found = "null" if request.config is None else repr(request.config)
             allowed = f"{', '.join(configurations)}, as in --data.config {configurations[0]}"
             raise ConfigError("data.config", f"is {found}; allowed, of {request.source}: {allowed}") from error
         raise ConfigError("data.source", f"{request.source} cannot be read: {_line(cause)}") from error
 
 
-def _configurations(request: Request, said: str) -> list[str]:
+def _configurations(said: str) -> list[str]:
     """Names of a hub set's configurations from an error that lists them, for a missing or an unknown name."""
     listed = re.search(r"available[^\[]*\[(.*?)\]", said, re.IGNORECASE | re.DOTALL)
     cached = re.search(r"configurations in the cache: (.*)", said)
-    if request.kind != "hub":
-        return []
     return re.findall(r"'([^']+)'", listed[1]) if listed else cached[1].split(", ") if cached else []
 
 
@@ -113,12 +104,6 @@ def quiet_datasets() -> Iterator[None]:
         logging.set_verbosity(level)
         if not bars_off:
             datasets.enable_progress_bars()
-
-
-def _hub(request: Request) -> Any:
-    import datasets
-
-    return datasets.load_dataset(request.place, **_chosen_on_hub(request))
 
 
 def _chosen_on_hub(request: Request) -> dict[str, str]:
@@ -164,17 +149,10 @@ def _digits() -> Any:
         # Portable grey maps, as PNG bytes differ between versions of zlib and would change the key.
         images = [{"bytes": b"P5 8 8 255\n" + image.tobytes(), "path": None} for image in pixels[rows]]
         splits[name] = datasets.Dataset.from_dict({"image": images, "label": labels[rows]}, features=features)
+        # The same on every machine and with every version of the libraries.
+        held = b"".join(image["bytes"] + bytes([label]) for image, label in zip(images, labels[rows], strict=True))
+        splits[name]._fingerprint = hashlib.sha256(held).hexdigest()
     return datasets.DatasetDict(splits)
-
-
-def _digits_content(pair: tuple[Any, Any]) -> list[str]:
-    """The digits' pixels and labels, hashed: the same on every machine and with every version of the libraries."""
-    digests = []
-    for part in pair:
-        rows = part.with_format("arrow")[:].to_pylist()
-        held = b"".join(row["image"]["bytes"] + bytes([row["label"]]) for row in rows)
-        digests.append(hashlib.sha256(held).hexdigest())
-    return digests
 
 
 def _saved(request: Request, work: Path) -> Any:

@@ -81,15 +81,6 @@ class Memory:
             found.update(tensor.contiguous().numpy().data)
         return found.hexdigest()
 
-    def extended(self, other: "Memory") -> "Memory":
-        """This memory followed by another."""
-        mine, theirs = self.tensors(), other.tensors()
-        return Memory(**{name: torch.cat([mine[name], theirs[name]]) for name in mine})
-
-    def rows(self, rows: Tensor) -> "Memory":
-        """The memory's rows (m,) int64, in that order."""
-        return Memory(**{name: tensor[rows] for name, tensor in self.tensors().items()})
-
 
 @dataclass(frozen=True)
 class Choice:
@@ -111,8 +102,14 @@ class Choice:
         """The memory after the task; images, labels: uint8 (N, c, h, w) and int64 (N,) of the source's train split."""
         if not len(self.ids):
             return memory
-        together = memory.extended(_taken(images, labels, self.ids, task))
-        return together if self.rows is None else together.rows(self.rows)
+        taken = {
+            "images": torch.from_numpy(images[self.ids]),
+            "labels": torch.from_numpy(labels[self.ids]),
+            "sample_ids": torch.from_numpy(self.ids),
+            "task_ids": torch.full((len(self.ids),), task),
+        }
+        together = {name: torch.cat([held, taken[name]]) for name, held in memory.tensors().items()}
+        return Memory(**{name: both if self.rows is None else both[self.rows] for name, both in together.items()})
 
 
 def choose(
@@ -124,7 +121,7 @@ def choose(
     seed: int,
     policy: str,
     budget: tuple[str, float],
-    features: Features | None = None,
+    features: Features,
 ) -> Choice:
     """Which images the memory holds after a task: what it held and a choice of the task's images, cut to the budget.
 
@@ -132,31 +129,21 @@ def choose(
         memory: the memory before the task.
         labels: int64 (N,) of the source's train split.
         sample_ids: (n,) indices of the task's images in it; images without a label (-1) count as one class.
-        task, seed: index of the task, seed of the run.
         policy: none, random (seeded, class-balanced), first (of each class in dataset order), herding (see
             `herding_order`) or reservoir (see `_reservoir`).
         budget: ("per_class", k), ("fraction", part of each class, at least one image), ("auto", part of each class, at
             least AUTO_LEAST images) or ("total", images in all); reservoir takes a total.
         features: called once for all images of the task, only by herding.
-
-    Raises:
-        ValueError: herding without features, or a reservoir without a total.
     """
     kind, size = budget
     if policy == "none":
         return Choice(np.empty(0, dtype=np.int64))
     if policy == "reservoir":
-        if kind != "total":
-            raise ValueError(f"a reservoir needs a total of images, not {kind}")
         # Cut twice, so that a large task is never copied as a whole.
         ids = sample_ids[_reservoir(torch.from_numpy(sample_ids), int(size), seed).numpy()].astype(np.int64)
         return Choice(ids, _reservoir(torch.cat([memory.sample_ids, torch.from_numpy(ids)]), int(size), seed))
     ids = np.sort(sample_ids) if policy == "herding" else sample_ids
-    found = None
-    if policy == "herding":
-        if features is None:
-            raise ValueError("herding needs features")
-        found = features(ids)
+    found = features(ids) if policy == "herding" else None
     chosen = []
     for label in np.unique(labels[ids]):
         of = np.flatnonzero(labels[ids] == label)
@@ -181,7 +168,6 @@ def herding_order(features: np.ndarray, count: int) -> np.ndarray:
 
     Args:
         features: (n, d) with n >= count; a row of zeros stays one.
-        count: rows to choose.
     """
     rows = features.astype(np.float64)
     rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
@@ -197,16 +183,6 @@ def herding_order(features: np.ndarray, count: int) -> np.ndarray:
     return order
 
 
-def _taken(images: np.ndarray, labels: np.ndarray, ids: np.ndarray, task: int) -> Memory:
-    """These images of a task, as a memory."""
-    return Memory(
-        images=torch.from_numpy(np.ascontiguousarray(images[ids])),
-        labels=torch.from_numpy(labels[ids]),
-        sample_ids=torch.from_numpy(ids.astype(np.int64)),
-        task_ids=torch.full((len(ids),), task, dtype=torch.int64),
-    )
-
-
 def _reservoir(sample_ids: Tensor, total: int, seed: int) -> Tensor:
     """Rows of the `total` images that come first in a seeded order of all images.
 
@@ -214,8 +190,7 @@ def _reservoir(sample_ids: Tensor, total: int, seed: int) -> Tensor:
     was once dropped never comes back, so the memory is a uniform sample of all images seen, and their number is not
     needed.
     """
-    order = torch.argsort(hash_rows(fold(seed, Purpose.MEMORY), sample_ids))
-    return order[:total]
+    return torch.argsort(hash_rows(fold(seed, Purpose.MEMORY), sample_ids))[:total]
 
 
 def _within_total(task_ids: Tensor, labels: Tensor, total: int) -> Tensor:
@@ -226,9 +201,7 @@ def _within_total(task_ids: Tensor, labels: Tensor, total: int) -> Tensor:
     groups = torch.stack([task_ids, labels], dim=1)
     _, group = torch.unique(groups, dim=0, return_inverse=True)
     place = torch.empty_like(group)
-    for index in range(int(group.max()) + 1):
-        members = (group == index).nonzero().flatten()
-        place[members] = torch.arange(len(members))
+    place[group.argsort(stable=True)] = torch.cat([torch.arange(count) for count in group.bincount().tolist()])
     # The first image of every group, then the second of every group, and so on, until the total is reached.
     order = torch.argsort(place * (int(group.max()) + 1) + group)
     return order[:total].sort().values

@@ -4,13 +4,14 @@ No generator state is involved, so a restart or another number of processes draw
 """
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kaizen.data.random import Purpose, fold, hash_rows, permutation
-from kaizen.parallel import ONE_PROCESS, Batch, Group, shard
+from kaizen.parallel import ONE_PROCESS, Batch, Group
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,11 @@ class Sampler:
     """Order of one task.
 
     Args:
-        seed: the run's seed.
-        task: index of the task.
         sample_ids: (n,) indices of the task's images in the source's train split.
         labels: (n,) their labels, -1 = not available.
         batch: images of the current task in a global batch; fewer if the task has fewer.
         memory_ids, memory_labels: (m,) sample ids and labels of the replay memory.
         replay: replay images in a global batch (none when the memory is empty).
-        group: the processes that share each batch.
         parts: batches that a step's batch is cut into (gradient accumulation).
     """
 
@@ -61,7 +59,8 @@ class Sampler:
         self.memory_ids, self.memory_labels = memory_ids, memory_labels
         self.batch = min(batch, len(sample_ids))
         self.replay = replay if len(memory_ids) else 0
-        self._orders: dict[tuple[Purpose, int], Tensor] = {}
+        # Cached, as a pass over the images takes many steps.
+        self._order = lru_cache(maxsize=16)(permutation)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -71,20 +70,22 @@ class Sampler:
     def draw(self, step: int) -> list[Selection]:
         """The images of a step of the task (counted from 0 over its epochs), one selection per part of its batch."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        current = self._order(Purpose.ORDER, epoch, len(self.sample_ids))[place * self.batch :][: self.batch]
+        order = self._order(len(self.sample_ids), fold(self.seed, Purpose.ORDER, self.task, epoch))
+        current = order[place * self.batch :][: self.batch]
         rows = self._memory_rows(step)
         return [self._part(step, current, rows, part) for part in range(self.parts)]
 
     def _part(self, step: int, current: Tensor, rows: Tensor, part: int) -> Selection:
         """This process' images of one part of a step's batch [current ; rows]; a part spans all processes."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        (a, b), (c, d) = _ends(len(current), part, self.parts), _ends(len(rows), part, self.parts)
-        labels = torch.cat([self.labels[current[a:b]], self.memory_labels[rows[c:d]]])
+        now, past = (Group(part, self.parts).shard(len(whole)) for whole in (current, rows))
+        labels = self.labels[current[now]], self.memory_labels[rows[past]]
+        labelled = int((torch.cat(labels) >= 0).sum())
         key = fold(self.seed, Purpose.METHOD, self.task, step)
-        batch = Batch(b - a, d - c, int((labels >= 0).sum()), self.group.rank, self.group.world, key)
+        batch = Batch(len(labels[0]), len(labels[1]), labelled, self.group.rank, self.group.world, key)
         new, old = batch.slices(self.group.rank)
-        mine = torch.arange(a + new.start, a + new.stop)
-        memory = torch.arange(c + old.start - batch.current, c + old.stop - batch.current)
+        mine = torch.arange(now.start + new.start, now.start + new.stop)
+        memory = torch.arange(past.start + old.start, past.start + old.stop) - batch.current
         ids, held = self.sample_ids[current[mine]], rows[memory]
         # Views depend on the place in the step's whole batch, so that neither parts nor processes change them.
         keys = [
@@ -103,19 +104,5 @@ class Sampler:
         if start == end:
             return torch.empty(0, dtype=torch.int64)
         first, last = start // size, (end - 1) // size
-        laps = torch.cat([self._order(Purpose.REPLAY, lap, size) for lap in range(first, last + 1)])
-        return laps[start - first * size : end - first * size]
-
-    def _order(self, purpose: Purpose, lap: int, size: int) -> Tensor:
-        """Permutation of one pass over the images; the latest ones are cached, as a pass takes many steps."""
-        found = self._orders.get((purpose, lap))
-        if found is None:
-            found = permutation(size, fold(self.seed, purpose, self.task, lap))
-            self._orders = {key: order for key, order in self._orders.items() if key[1] >= lap - 1 or key[0] != purpose}
-            self._orders[purpose, lap] = found
-        return found
-
-
-def _ends(count: int, part: int, parts: int) -> tuple[int, int]:
-    piece = shard(count, part, parts)
-    return piece.start, piece.stop
+        keys = [fold(self.seed, Purpose.REPLAY, self.task, lap) for lap in range(first, last + 1)]
+        return torch.cat([self._order(size, key) for key in keys])[start - first * size : end - first * size]

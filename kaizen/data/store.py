@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from kaizen.data.images import Decoder, Decoding, Undecoded, file_stamp
+from kaizen.data.files import Request
+from kaizen.data.images import Decoder, Undecoded, file_stamp
 from kaizen.errors import ConfigError
 from kaizen.run.durable import flush_directory
 
@@ -146,12 +147,9 @@ def _write_header(file: BinaryIO, decoder: Decoder) -> None:
 
 def _moments(histogram: np.ndarray) -> tuple[list[float], list[float]]:
     """Mean and population std per channel in 0..1 units, from exact integer sums."""
-    levels = range(256)
     mean, std = [], []
-    for counts in histogram.tolist():
-        n = sum(counts)
-        total = sum(c * v for c, v in zip(counts, levels, strict=True))
-        squares = sum(c * v * v for c, v in zip(counts, levels, strict=True))
+    for counts in histogram:
+        n, total, squares = (int(counts @ np.arange(256) ** power) for power in range(3))
         mean.append(total / n / 255)
         std.append(((n * squares - total * total) / (n * n)) ** 0.5 / 255)
     return mean, std
@@ -161,21 +159,20 @@ def write_entry(
     entry: Path,
     splits: dict[str, Undecoded],
     size: int,
-    decoding: Decoding,
-    about: dict[str, Any],
-    check: Callable[[], None] = lambda: None,
+    request: Request,
+    names: dict[str, list[str]],
+    check: Callable[[], None],
 ) -> None:
     """Decode splits "train" and "test" into a new directory and make it durable; ConfigError if an image is broken.
 
-    `about`: further members of meta.json (source, class_names, domain_names, is_size_found). `check` is called every
-    few megabytes, and may raise.
+    `names`: class_names and domain_names. `check` is called every few megabytes, and may raise.
     """
     with writing(entry):
         entry.mkdir()
-    meta: dict[str, Any] = {"format": FORMAT, **about, "image_size": size, "background": decoding.background}
-    meta |= {"splits": {}, "files": []}
+    meta: dict[str, Any] = {"format": FORMAT, "source": request.source, **names, "image_size": size}
+    meta |= {"is_size_found": request.image_size is None, "background": request.background, "splits": {}, "files": []}
     for name, split in splits.items():
-        decoder = Decoder(split, size, decoding)
+        decoder = Decoder(split, size, request)
         histogram, digest = _write_images(entry / f"{name}.images.npy", decoder, check)
         count, skipped = len(split.labels) - len(decoder.skipped), list(decoder.skipped.values())
         if count == 0:
@@ -212,20 +209,16 @@ def publish(entry: Path, final: Path) -> None:
 
 def read_entry(entry: Path) -> Source | None:
     """The stored source, mapped read only; None if it is missing, or damaged or outdated (reported in one line)."""
-    try:
-        if not entry.exists():
-            return None
-    except OSError as error:
-        raise ConfigError("data.cache_dir", f"{entry.parent} cannot be read ({error.strerror})") from None
+    if not os.path.exists(entry):
+        return None
     try:
         return _read(entry)
     except Outdated as error:
-        print(f"kaizen: decoded images in {entry} are outdated ({error}); building them again", file=sys.stderr)
-        return None
+        reason = f"outdated ({error})"
     except DAMAGED as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        print(f"kaizen: decoded images in {entry} are damaged ({reason}); building them again", file=sys.stderr)
-        return None
+        reason = " ".join(f"damaged ({type(error).__name__}: {error})".split())
+    print(f"kaizen: decoded images in {entry} are {reason}; building them again", file=sys.stderr)
+    return None
 
 
 def _read(entry: Path) -> Source:

@@ -7,10 +7,7 @@ import numpy as np
 import torch
 
 from kaizen.data.random import Purpose, fold, permutation
-
-
-class StreamError(ValueError):
-    """A stream cannot be divided as configured; the message contains the reason."""
+from kaizen.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -34,10 +31,11 @@ def class_stream(num_classes: int, tasks: int, seed: int) -> list[list[int]]:
     Sizes may differ by one; every class is in exactly one task, and every task has at least one class.
 
     Raises:
-        StreamError: fewer than one task, or more tasks than classes.
+        ConfigError: fewer than one task, or more tasks than classes.
     """
     if not 1 <= tasks <= num_classes:
-        raise StreamError(f"{tasks} tasks cannot be cut from {num_classes} classes; allowed: 1 to {num_classes}")
+        problem = f"{tasks} tasks cannot be cut from {num_classes} classes; allowed: 1 to {num_classes}"
+        raise ConfigError("stream.tasks", problem)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(num_classes, generator=generator)
     return [part.tolist() for part in torch.tensor_split(order, tasks)]
@@ -49,10 +47,10 @@ def data_stream(images: int, tasks: int, seed: int, split: int) -> list[np.ndarr
     Sizes differ by at most one; every image is in exactly one task. `split` (0 train, 1 test) seeds it too.
 
     Raises:
-        StreamError: fewer than one task, or more tasks than images.
+        ConfigError: fewer than one task, or more tasks than images.
     """
     if not 1 <= tasks <= images:
-        raise StreamError(f"{tasks} tasks cannot be cut from {images} images; allowed: 1 to {images}")
+        raise ConfigError("stream.tasks", f"{tasks} tasks cannot be cut from {images} images; allowed: 1 to {images}")
     order = permutation(images, fold(seed, Purpose.STREAM, split))
     return [part.sort().values.numpy() for part in torch.tensor_split(order, tasks)]
 
@@ -82,7 +80,7 @@ def cut(
         class_names: names of the classes, from which tasks of a class stream get their names; none: numbers.
 
     Raises:
-        StreamError: the division is impossible, or a task has no image to train on or to test on.
+        ConfigError: the division is impossible, or a task has no image to train on or to test on.
     """
     judged = np.flatnonzero(test_labels >= 0)
     if kind == "joint":
@@ -100,7 +98,7 @@ def cut(
         made = _by_images(train_labels, zip(names, train_parts, test_parts, strict=True))
     else:
         if train_domains is None or test_domains is None:
-            raise StreamError("a domain stream needs the domain of every image")
+            raise ConfigError("stream.domains", "a domain stream needs the domain of every image")
         found = (
             (name, np.flatnonzero(train_domains == number), judged[test_domains[judged] == number])
             for number, name in domains
@@ -109,7 +107,8 @@ def cut(
     for index, task in enumerate(made):
         for split, images in (("training", task.train), ("labelled test", task.test)):
             if len(images) == 0:
-                raise StreamError(f"task {index} ({task.name}) has no {split} image")
+                key = "stream.domains" if kind == "domain" else "stream.tasks"
+                raise ConfigError(key, f"task {index} ({task.name}) has no {split} image")
     return made
 
 

@@ -4,71 +4,60 @@ Nothing heavy is imported at the top, as the configuration check imports this mo
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
-BATCH_ROWS = 256
-"""Rows of encoded images in memory at a time while a table is read."""
+from kaizen.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Part:
     """One file of a split, or a split that is opened as a whole.
 
-    where: its name in messages. features: declared type of each column. read: returns a column's values.
+    where: its name in messages. features: declared type of each column. read: gives a column's values, at most so many
+    rows at a time.
     """
 
     where: str
     features: dict[str, Any]
-    read: Callable[[str], list[Any]]
+    read: Callable[[str, int], Iterator[list[Any]]]
 
 
 @dataclass(frozen=True)
 class Table:
-    """A split: its name, its parts with at least one row each, and a function that opens an image column as Dataset."""
+    """A split: its name, and its parts with at least one row each."""
 
     name: str
     parts: tuple[Part, ...]
-    images: Callable[[str], Any]
 
 
 def whole_table(name: str, dataset: Any) -> Table:
     """A split that a library has opened as one datasets.Dataset."""
 
-    def read(column: str) -> list[Any]:
-        return dataset.with_format("arrow").select_columns([column])[:].column(0).to_pylist()
+    def read(column: str, rows: int) -> Iterator[list[Any]]:
+        for batch in dataset.with_format("arrow").select_columns([column]).iter(rows):
+            yield batch.column(0).to_pylist()
 
-    parts = (Part(f"split {name!r}", dict(dataset.features), read),) if len(dataset) else ()
-    return Table(name, parts, partial(_encoded_images, dataset))
-
-
-def _encoded_images(dataset: Any, column: str) -> Any:
-    import datasets
-
-    only = dataset.with_format(None).select_columns([column])
-    is_typed = isinstance(only.features[column], datasets.Image)
-    return only.cast_column(column, datasets.Image(decode=False)) if is_typed else only
+    return Table(name, (Part(f"split {name!r}", dict(dataset.features), read),) if len(dataset) else ())
 
 
-def parquet_table(name: str, files: Sequence[Path], work: Path) -> Table:
-    """A split of parquet files, of which only used columns are read; its images are copied into the folder `work`."""
+def parquet_table(name: str, files: Sequence[Path]) -> Table:
+    """A split of parquet files, of which only used columns are read."""
     from pyarrow import parquet  # type: ignore[import-untyped]
 
-    parts, filled = [], []
+    parts = []
     for file in files:
         with file.open("rb") as opened:
             found = parquet.ParquetFile(opened)
             schema, rows = found.schema_arrow, found.metadata.num_rows
         if rows:
             where = f"split {name!r}" + (f", {file.name}" if len(files) > 1 else "")
-            parts.append(Part(where, declared_features(schema), partial(_read_column, file)))
-            filled.append(file)
-    return Table(name, tuple(parts), partial(_copied_images, filled, work))
+            parts.append(Part(where, declared_features(schema), partial(_read_file, file)))
+    return Table(name, tuple(parts))
 
 
 def declared_features(schema: Any) -> dict[str, Any]:
@@ -95,31 +84,14 @@ def _feature(field: Any, declared: Any) -> Any:
         return field.type  # a column type that the library does not support; the column may be unused
 
 
-def _read_column(file: Path, column: str) -> list[Any]:
-    from pyarrow import parquet
-
-    with file.open("rb") as opened:
-        return parquet.ParquetFile(opened).read(columns=[column]).column(column).to_pylist()
-
-
-def _copied_images(files: Sequence[Path], work: Path, column: str) -> Any:
-    """A column of encoded images of several files as one Dataset, whatever their types of images are."""
-    import datasets
+def _read_file(file: Path, column: str, rows: int) -> Iterator[list[Any]]:
     import pyarrow as pa
-    from datasets.arrow_writer import ArrowWriter
     from pyarrow import parquet
 
-    features = datasets.Features({column: datasets.Image(decode=False)})
-    # Opened here as streams, because the libraries interpret names with "::" or "*".
-    with NamedTemporaryFile(dir=work, delete=False) as sink, ArrowWriter(features=features, stream=sink) as writer:
-        for file in files:
-            with file.open("rb") as opened:
-                for batch in parquet.ParquetFile(opened).iter_batches(BATCH_ROWS, columns=[column]):
-                    images = batch.column(column)
-                    if pa.types.is_dictionary(images.type):
-                        images = images.dictionary_decode()
-                    if pa.types.is_large_binary(images.type) or pa.types.is_binary_view(images.type):
-                        images = images.cast(pa.binary())
-                    writer.write_table(pa.table({column: images}))
-        writer.finalize()
-    return datasets.Dataset.from_file(sink.name)
+    try:
+        # As a stream, because the library interprets names with "::" or "*".
+        with file.open("rb") as opened:
+            for batch in parquet.ParquetFile(opened).iter_batches(rows, columns=[column]):
+                yield batch.column(column).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise ConfigError("data.source", f"{file} cannot be read: {' '.join(str(error).split())[:300]}") from error

@@ -49,10 +49,10 @@ class SampledView(NamedTuple):
     solarize: Tensor | None
 
 
-def normalize(images: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Images (n, 3, h, w) in grey levels (uint8, or float 0..255) minus mean over std, both (3,) in units of 0..1."""
     scale, shift = _scale_and_shift(mean, std)
-    return (images * scale).sub_(shift).to(dtype)
+    return (images * scale).sub_(shift)
 
 
 def _scale_and_shift(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,25 +60,14 @@ def _scale_and_shift(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def augment(
-    images: Tensor,
-    keys: Tensor,
-    view: int,
-    parameters: ViewConfig,
-    size: int,
-    mean: Tensor,
-    std: Tensor,
-    dtype: torch.dtype = torch.float32,
+    images: Tensor, keys: Tensor, view: int, parameters: ViewConfig, size: int, mean: Tensor, std: Tensor
 ) -> Tensor:
     """One view of each image: crop, colour jitter, grey, blur, solarise, flip, normalise (SimCLR, solo-learn's order).
 
     Args:
         images: uint8 (n, 3, h, w).
         keys: int64 (n,), on the same device; an image's view is a function of its key and `view` alone.
-        view: index of the view.
-        parameters: how the view is drawn.
-        size: side of the result in pixels.
         mean, std: (3,) of the data set, in units of 0..1.
-        dtype: of the result.
 
     Returns:
         (n, 3, size, size) on the device of the images.
@@ -86,17 +75,17 @@ def augment(
     draws, moments = uniform(keys, Column.END, stream=view), _scale_and_shift(mean, std)
     if not on_cpu(images):
         drawn = _draw(draws, parameters, *images.shape[2:])
-        return _distort(images, drawn, parameters, size, *moments).to(dtype).contiguous()
+        return _distort(images, drawn, parameters, size, *moments).contiguous()
     part = max(1, CACHED_PIXELS // (size * size))
     order = _order(draws, parameters, part)
     back = order.argsort()
     drawn = _draw(draws[order], parameters, *images.shape[2:])
-    views = torch.empty(len(images), 3, size, size, dtype=dtype)
+    views = torch.empty(len(images), 3, size, size)
     for first in range(0, len(images), part):
         some = slice(first, first + part)
         rows = SampledView._make(column if column is None else column[some] for column in drawn)
         x = _distort(images.index_select(0, order[some]), rows, parameters, size, *moments)
-        torch.index_select(x.to(dtype), 0, back[some] - first, out=views[some])
+        torch.index_select(x, 0, back[some] - first, out=views[some])
     return views
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kaizen.cli.resolve import resolve
 from kaizen.data.load import Stream, make_stream
 from kaizen.data.store import Source, Split
-from kaizen.data.stream import StreamError, class_stream, cut, data_stream
+from kaizen.data.stream import class_stream, cut, data_stream
 from kaizen.errors import ConfigError
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "schedules.json").read_text())["class_splits"]
@@ -36,7 +36,7 @@ def test_every_class_is_in_one_task_and_tasks_are_even(size: tuple[int, int], se
 
 @pytest.mark.parametrize("tasks", [0, 11])
 def test_more_tasks_than_classes_is_refused(tasks: int) -> None:
-    with pytest.raises(StreamError, match="10 classes"):
+    with pytest.raises(ConfigError, match="10 classes"):
         class_stream(10, tasks, 5)
 
 
@@ -54,7 +54,7 @@ def test_tasks_hold_the_images_of_their_classes(classes: int, tasks: int, seed: 
 
 
 def test_a_task_without_images_is_refused() -> None:
-    with pytest.raises(StreamError, match=r"\(dog\) has no labelled test image"):
+    with pytest.raises(ConfigError, match=r"\(dog\) has no labelled test image"):
         cut("class", np.array([0, 1]), np.array([0, 0]), 2, 2, 5, class_names=["cat", "dog"])
 
 
@@ -95,7 +95,7 @@ def test_a_data_stream_has_another_cut_for_each_seed_and_split() -> None:
 
 @pytest.mark.parametrize("tasks", [0, 11])
 def test_more_tasks_than_images_is_refused(tasks: int) -> None:
-    with pytest.raises(StreamError, match="10 images"):
+    with pytest.raises(ConfigError, match="10 images"):
         data_stream(10, tasks, 5, split=0)
 
 
@@ -109,7 +109,7 @@ def test_data_tasks_share_all_training_images_and_all_test_images_with_a_label(
 ) -> None:
     judged = np.flatnonzero(test >= 0)
     if len(judged) < tasks:
-        with pytest.raises(StreamError, match="images"):
+        with pytest.raises(ConfigError, match="images"):
             cut("data", train, test, 4, tasks, seed)
         return
     made = cut("data", train, test, 4, tasks, seed)
@@ -148,9 +148,9 @@ def test_domain_tasks_are_the_images_of_each_domain_in_order(data: st.DataObject
 
 def test_a_domain_without_a_test_image_that_can_be_judged_is_refused_by_name() -> None:
     arguments = {"train_domains": np.array([0, 1]), "test_domains": np.array([0, 1])}
-    with pytest.raises(StreamError, match=r"task 1 \(sketch\) has no labelled test image"):
+    with pytest.raises(ConfigError, match=r"task 1 \(sketch\) has no labelled test image"):
         cut("domain", np.array([0, 0]), np.array([0, -1]), 1, 1, 0, **arguments, domains=[(0, "real"), (1, "sketch")])
-    with pytest.raises(StreamError, match="needs the domain"):
+    with pytest.raises(ConfigError, match="needs the domain"):
         cut("domain", np.array([0, 0]), np.array([0, -1]), 1, 1, 0, domains=[(0, "real")])
 
 
