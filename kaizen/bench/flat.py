@@ -8,7 +8,7 @@ from typing import Any
 
 from kaizen.bench.session import Session
 from kaizen.bench.spread import Spread, interleaved, ratio, spread
-from kaizen.bench.synthetic import choose_stream, make_source, save_source, saved_keys
+from kaizen.bench.synthetic import choose_stream
 from kaizen.config.schema import Config
 from kaizen.data.load import Stream
 from kaizen.errors import ConfigError
@@ -33,29 +33,20 @@ def check_tasks(config: Config, tasks: int) -> None:
         raise ConfigError("--tasks", f"is {tasks}; allowed: at least {FEWEST}, a task between task 0 and the last")
 
 
-def small_tasks(config: Config, steps: int, synthetic: bool, folder: Path, parallel: Parallel) -> tuple[Config, str]:
-    """A configuration whose tasks have equal batches and a minimum number of steps, and a description of its data.
-
-    Args:
-        folder: where random images are written.
-    """
-    stream, data = parallel.main_first(lambda: choose_stream(config, synthetic))
-    changed: dict[str, Any] = {}
-    if data != config.data.source:
-        source = make_source(config)
-        parallel.on_main(lambda: save_source(source, folder))
-        changed["data"] = config.data.model_copy(update=saved_keys(source, folder))
-        config = config.model_copy(update=changed)
-        stream = parallel.main_first(lambda: choose_stream(config, False))[0]
+def small_tasks(config: Config, steps: int, synthetic: bool, parallel: Parallel) -> tuple[Config, Stream, str]:
+    """A configuration whose tasks have equal batches and a minimum number of steps, its data, and their description."""
+    stream, data = parallel.main_first(lambda: choose_stream(config, synthetic, most_bytes=0))
     config = suit(config, Facts.of(stream)).config
     batch = min(config.optim.batch, *stream.train_sizes)
     epochs = max(1, -(-steps // min(images // batch for images in stream.train_sizes)))
-    changed["optim"] = config.optim.model_copy(update={"batch": batch, "epochs": epochs, "warmup_epochs": 0})
-    changed["run"] = config.run.model_copy(update={"checkpoint_every": 0})
-    changed["log"] = config.log.model_copy(update={"every_steps": 1, "wandb": "disabled"})
+    changed = {
+        "optim": config.optim.model_copy(update={"batch": batch, "epochs": epochs, "warmup_epochs": 0}),
+        "run": config.run.model_copy(update={"checkpoint_every": 0}),
+        "log": config.log.model_copy(update={"every_steps": 1, "wandb": "disabled"}),
+    }
     config = config.model_copy(update=changed)
     make_plan(config, stream.train_sizes, parallel.world, parallel.accumulation)
-    return config, data
+    return config, stream, data
 
 
 def step_seconds(run: Path, task: int) -> list[float]:
@@ -68,10 +59,8 @@ def step_seconds(run: Path, task: int) -> list[float]:
 def compare_tasks(config: Config, stream: Stream, plan: Plan, run: Path, parallel: Parallel, turns: int) -> Spread:
     """Ratio of seconds per step, last task to task 1, both restarted from the run's files and run in turns."""
     last = len(stream.tasks) - 1
-    sessions = [
-        Session(config, stream, plan, task, run, parallel, logs=run / f"again-{task}", steps=plan.tasks[task].steps)
-        for task in (last, EARLY)
-    ]
+    tasks = (last, EARLY)
+    sessions = [Session(config, stream, plan, task, run, parallel, logs=run / f"again-{task}") for task in tasks]
     late, early = interleaved([session.seconds for session in sessions], turns, 1)
     for session in sessions:
         session.close()

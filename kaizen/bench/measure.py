@@ -21,7 +21,6 @@ from kaizen.bench.session import Session, begin_run
 from kaizen.bench.spread import WARM_UP, Spread, interleaved, inverse, ratio, spread
 from kaizen.bench.synthetic import choose_stream
 from kaizen.config.schema import Config
-from kaizen.data.load import Stream
 from kaizen.parallel import Parallel
 from kaizen.run.environment import environment
 from kaizen.training.defaults import Facts, suit
@@ -61,10 +60,6 @@ def workplace(parallel: Parallel) -> Iterator[Path]:
 def measure(recipe: str, config: Config, options: Options, parallel: Parallel, say: Say) -> dict[str, Any]:
     """Measure the training step of a recipe, in task 1 if there is one.
 
-    Args:
-        recipe: its name, for the output.
-        say: prints a line of progress.
-
     Raises:
         ConfigError: data or stream do not fit the configuration.
     """
@@ -76,7 +71,7 @@ def measure(recipe: str, config: Config, options: Options, parallel: Parallel, s
     say(f"data: {data}")
     with workplace(parallel) as run:
         task = begin_run(config, stream, plan, run, parallel)
-        session = Session(config, stream, plan, task, run, parallel, logs=run / "logs", steps=plan.tasks[task].steps)
+        session = Session(config, stream, plan, task, run, parallel, logs=run / "logs")
         try:
             found = _measured(session, options, say)
             if options.profile:
@@ -89,12 +84,9 @@ def measure(recipe: str, config: Config, options: Options, parallel: Parallel, s
             session.close()
     for name in options.against:
         say(f"views against {name}, {options.repetitions} turns on one thread")
-        parallel.on_main(partial(_compare, found["views"], name, config, stream, options.repetitions))
+        work = partial(compare_views, name, config, stream, options.repetitions)
+        found["views"][name] = parallel.from_main(work)
     return _described(recipe, config, data, session, parallel) | found
-
-
-def _compare(found: dict[str, Any], name: str, config: Config, stream: Stream, turns: int) -> None:
-    found[name] = compare_views(name, config, stream, turns)
 
 
 def _described(recipe: str, config: Config, data: str, session: Session, parallel: Parallel) -> dict[str, Any]:
@@ -137,6 +129,7 @@ def _measured(session: Session, options: Options, say: Say) -> dict[str, Any]:
     ours, products = taken["ours"], taken["product"]
     seconds = spread(ours)
     model = sum(count for part, count in flops.items() if part != "views")
+    plain = taken.get("plain")
     return {
         "step": {
             "first_seconds": first,
@@ -155,15 +148,10 @@ def _measured(session: Session, options: Options, say: Say) -> dict[str, Any]:
         },
         "memory": {"peak_bytes": peaks},
         "communication": sent,
-        "plain": {"missing": missing} if missing else _beside(taken["plain"], ours),
+        "plain": {"seconds": spread(plain), "ratio": ratio(ours, plain)} if plain else {"missing": missing},
         "graph": _recorded(session, taken.get("ordinary"), ours),
         "views": {},
     }
-
-
-def _beside(seconds: list[float], ours: list[float]) -> dict[str, Spread]:
-    """Seconds of another loop, and the ratio of ours to them."""
-    return {"seconds": spread(seconds), "ratio": ratio(ours, seconds)}
 
 
 def _recorded(session: Session, ordinary: list[float] | None, ours: list[float]) -> dict[str, Any]:
@@ -179,7 +167,7 @@ def _profile(session: Session, turns: int) -> tuple[dict[str, Spread], Spread]:
     """Seconds of each part, and bytes at the peak, of single steps."""
     taken, peaks = [], []
     for _ in range(turns):
-        reset_peak(session.parallel.device)
+        reset_peak(session.parallel)
         taken.append(seconds_by_part(session))
-        peaks.append(peak_memory(session.parallel.device))
+        peaks.append(peak_memory(session.parallel))
     return {name: spread([one[name] for one in taken]) for name in taken[0]}, spread(peaks)

@@ -21,11 +21,7 @@ COLLECTIVES = ("all_reduce", "all_gather", "all_gather_into_tensor", "reduce_sca
 
 
 class Meter:
-    """Divides a growing quantity among the parts of a step; a nested part counts only for the inner part.
-
-    Args:
-        read: returns the quantity spent so far.
-    """
+    """Divides a growing quantity, which `read` returns, among parts of a step; a nested part counts for itself only."""
 
     def __init__(self, read: Callable[[], float]) -> None:
         self.spent = dict.fromkeys((*PARTS, REST), 0.0)
@@ -37,19 +33,16 @@ class Meter:
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Count everything spent inside for this part."""
-        self._account()
+        self.end()
         self._open.append(name)
         try:
             yield
         finally:
-            self._account()
+            self.end()
             self._open.pop()
 
     def end(self) -> None:
         """Add what was spent since the last switch to the current part."""
-        self._account()
-
-    def _account(self) -> None:
         now = self._read()
         self.spent[self._open[-1]] += now - self._last
         self._last = now

@@ -66,12 +66,8 @@ class PlainLoop:
         self._recorded: CudaGraph[dict[str, Tensor]] | None = None
         self._lanes = CudaLanes(self.device) if stepper.recorder is not None and stepper.recorder.recorded else None
         if self.twin is not None:
-            self.averages: list[Tensor] = [
-                p for part in (self.twin.encoder, self.twin.projector) for p in part.parameters()
-            ]
-            self.followed: list[Tensor] = [
-                p for part in (self.net.encoder, self.net.projector) for p in part.parameters()
-            ]
+            self.averages: list[Tensor] = list(self.twin.parameters())
+            self.followed: list[Tensor] = [*self.net.encoder.parameters(), *self.net.projector.parameters()]
 
     def seconds(self, steps: int) -> float:
         """Mean seconds per step over `steps` steps."""

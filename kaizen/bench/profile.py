@@ -35,16 +35,11 @@ def profile(session: Session, steps: int) -> dict[str, Any]:
     spans = []
     by_name: dict[str, list[float]] = defaultdict(list)
     for event in profiler.profiler.kineto_results.events():
-        if event.device_type() == DeviceType.CUDA and event.duration_ns() > 0 and not _annotates(event):
+        if event.device_type() == DeviceType.CUDA and event.duration_ns() > 0 and not event.is_user_annotation():
             spans.append((event.start_ns(), event.start_ns() + event.duration_ns()))
             by_name[event.name()].append(event.duration_ns() * 1e-9)
     found = [(name, len(seconds), sum(seconds)) for name, seconds in by_name.items()]
     return {"idle_share": idle_share(spans), **_shares(found, steps)}
-
-
-def _annotates(event: Any) -> bool:
-    """Whether an event is a named range from Python and not a kernel."""
-    return bool(getattr(event, "is_user_annotation", lambda: False)())
 
 
 def idle_share(spans: Iterable[tuple[float, float]]) -> float:

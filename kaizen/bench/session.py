@@ -39,7 +39,6 @@ class Session:
     Args:
         task: index of the task.
         logs: directory of the log; a directory other than the run's keeps the run's log unchanged.
-        steps: number of steps, for the progress bar.
         recording: record steps if a run would.
     """
 
@@ -53,7 +52,6 @@ class Session:
         parallel: Parallel,
         *,
         logs: Path,
-        steps: int,
         recording: bool = True,
     ) -> None:
         self.config, self.plan, self.task, self.parallel = config, plan, task, parallel
@@ -64,7 +62,7 @@ class Session:
         self.stepper = Stepper(config, stream, plan, self.state, self.weights, parallel, recording=recording)
         self.clock, self.done = Clock(0.0), 0
         logs.mkdir(parents=True, exist_ok=True)
-        self.log = RunLog(logs, config, parallel, steps=steps, done=0, lines=False)
+        self.log = RunLog(logs, config, parallel, steps=plan.tasks[task].steps, done=0, lines=False)
 
     def step(self, *, logged: bool = False) -> dict[str, Tensor]:
         """One step as in the trainer; a log line is written when it is due, and always if `logged`."""

@@ -55,10 +55,8 @@ def measure_start(
 
     Args:
         launcher: words that start processes, such as accelerate launch; empty: a plain process.
-        train: words that follow it: -m, a module, recipe and overrides.
-        config: their resolved configuration.
+        train: words that follow it: -m, a module, recipe and overrides; `config` is their configuration.
         folder: directory for runs and random images.
-        say: prints a line of progress.
 
     Raises:
         ConfigError: the data exist and cannot be used, or the launcher cannot be run.
@@ -86,11 +84,9 @@ def measure_start(
 
 
 def start_seconds(command: Sequence[str], run: Path) -> tuple[float, float]:
-    """Seconds from a launch to the end of its first step, and the part of them since its main process started.
+    """Seconds from a launch (without --run.dir) to the end of its first step, and those since its main process started.
 
-    Args:
-        command: a launch without --run.dir.
-        run: its run directory, deleted afterwards; launchers leave their files next to it.
+    The run directory is deleted afterwards; launchers leave their files next to it.
 
     Raises:
         ConfigError: the command cannot be run.

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,8 @@ BATCHES = 2
 """Minimum number of batches per task."""
 
 
-def choose_stream(config: Config, synthetic: bool, *, whole: bool = False) -> tuple[Stream, str]:
-    """The recipe's data if they are on this machine, otherwise random images; and a line that describes them.
-
-    Args:
-        whole: as many random images as the known source has, whatever their size in bytes.
+def choose_stream(config: Config, synthetic: bool, *, most_bytes: int = MOST_BYTES) -> tuple[Stream, str]:
+    """The recipe's data if they are on this machine, else random images (see `make_source`); and a line about them.
 
     Raises:
         ConfigError: the data exist and cannot be used, or random images cannot be cut into the recipe's tasks.
@@ -43,7 +39,7 @@ def choose_stream(config: Config, synthetic: bool, *, whole: bool = False) -> tu
             known = KNOWN_SOURCES.get(config.data.source)
             if error.key != "data.source" or known is None or known.hub is None:
                 raise
-    source = make_source(config, MOST_BYTES if not whole else sys.maxsize)
+    source = make_source(config, most_bytes)
     why = "as asked" if synthetic else f"as {config.data.source} is not on this machine"
     images = f"{len(source.train.labels)} random images of {source.image_size} px in {source.num_classes} classes"
     return make_stream(config, source), f"{images}, {why}"

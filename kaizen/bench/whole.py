@@ -1,6 +1,7 @@
 """Estimates the time of a whole recipe: trains its tasks for a few epochs and extrapolates to its full number."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,7 @@ from kaizen.training.trainer import Trainer
 
 
 def measure_whole(recipe: str, config: Config, epochs: int, synthetic: bool, parallel: Parallel) -> dict[str, Any]:
-    """Train a recipe's tasks for a few epochs each, and evaluate them, in a temporary directory.
-
-    Args:
-        epochs: at least 2; the first one of a task includes its start.
-        synthetic: use random images even if the data are available.
+    """Train a recipe's tasks for a few epochs each (2 or more), and evaluate them, in a temporary directory.
 
     Raises:
         ConfigError: the recipe's data cannot be used, or random images cannot be cut into its tasks.
@@ -34,7 +31,7 @@ def measure_whole(recipe: str, config: Config, epochs: int, synthetic: bool, par
 
     class OnRandomImages(Trainer):
         def load(self) -> Stream:
-            stream, described = choose_stream(config, synthetic, whole=True)
+            stream, described = choose_stream(config, synthetic, most_bytes=sys.maxsize)
             data.append(described)
             return stream
 

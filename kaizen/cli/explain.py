@@ -18,16 +18,11 @@ from kaizen.model.methods import REGISTRY, method_class
 
 WORDS = {
     "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "int_parsing": "a whole number",
     "float_type": "a number",
-    "float_parsing": "a number",
     "finite_number": "a finite number",
     "bool_type": "true or false",
-    "bool_parsing": "true or false",
     "string_type": "text",
     "tuple_type": "a list",
-    "model_type": "keys with values",
 }
 """Plain names of the types that pydantic reports (integer, array and so on)."""
 
@@ -43,8 +38,6 @@ def explained(error: ValidationError, tree: dict[str, Any], kind: type[BaseModel
     if first["type"] == "extra_forbidden":
         return ConfigError(key, f"is not a key; {suggestion(name, section, _siblings(first['loc'], kind))}{more}")
     field = _field(key, kind)
-    if first["type"] == "missing" and not isinstance(first["loc"][-1], int):
-        return ConfigError(key, f"is missing{more}")
     problems = " or ".join(dict.fromkeys(_problem(detail, field) for detail in details))
     if first["type"] == "value_error":
         return ConfigError(key, problems.removeprefix("Value error, ") + more)
@@ -125,9 +118,5 @@ def _key_of(location: Sequence[str | int], tree: Any) -> str:
 
 def _siblings(location: Sequence[str | int], kind: Any) -> list[str]:
     """Keys at the same level as the location in the configuration."""
-    for part in location[:-1]:
-        if isinstance(part, str):
-            kind = kind.model_fields[part].annotation
-        members = [m for m in typing.get_args(kind) if isinstance(m, type) and issubclass(m, BaseModel)]
-        kind = members[0] if members else kind
-    return list(kind.model_fields)
+    model = sections(kind.model_fields[location[0]].annotation)[0] if len(location) > 1 else kind
+    return list(model.model_fields)

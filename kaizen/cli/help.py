@@ -3,10 +3,9 @@
 import textwrap
 import typing
 
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from kaizen.cli.lists import example, sections
+from kaizen.cli.lists import alternatives, example, sections
 from kaizen.cli.shipped import description, shipped_presets
 from kaizen.config.schema import Config, MethodSettings
 from kaizen.model.methods import REGISTRY, method_class
@@ -41,7 +40,8 @@ def help_text(usage: str, about: str) -> str:
             continue
         if section == "views":
             lines += ["  --views.KEY sets all views, --views.0.KEY and --views.1.KEY one view:"]
-        lines += _keys(section, sections(field.annotation)[0])
+        keys = sections(field.annotation)[0].model_fields
+        lines += [*(_line(section, key, held) for key, held in keys.items()), ""]
     return "\n".join([*lines, CLOSING])
 
 
@@ -61,14 +61,11 @@ def _method_lines() -> list[str]:
     return [*lines, ""]
 
 
-def _keys(section: str, model: type[BaseModel]) -> list[str]:
-    return [*(_line(section, key, field) for key, field in model.model_fields.items()), ""]
-
-
 def _line(section: str, key: str, field: FieldInfo) -> str:
     marks = [(sign, getattr(mark, name, None)) for mark in field.metadata for name, sign in SIGNS]
     limits = [f"{sign} {bound}" for sign, bound in marks if bound is not None and bound < 2**31]
-    choices = (["NUMBER"] if _has_numbers(field.annotation) else []) + _choices(field.annotation)
+    takes_numbers = any(part in (int, float) for part in alternatives(field.annotation))
+    choices = ["NUMBER"] * takes_numbers + _choices(field.annotation)
     allowed = "; ".join([" | ".join(choices)] * (choices not in ([], ["NUMBER"])) + limits)
     default = "null" if (value := field.get_default()) is None else example(value)
     about = f"{field.description} ({allowed})" if allowed else f"{field.description}"
@@ -79,14 +76,6 @@ def _entry(name: str, about: str) -> str:
     """A name and its description, in lines that fit a terminal."""
     first = f"  {name}".ljust(INDENT - 1) + " "
     return textwrap.fill(about, WIDTH, initial_indent=first, subsequent_indent=" " * INDENT, break_on_hyphens=False)
-
-
-def _has_numbers(kind: object) -> bool:
-    """Whether a type allows numbers."""
-    args = typing.get_args(kind)
-    return kind in (int, float) or (
-        typing.get_origin(kind) not in (typing.Literal, tuple) and any(map(_has_numbers, args))
-    )
 
 
 def _choices(kind: object) -> list[str]:

@@ -10,19 +10,14 @@ from kaizen.config.yaml import YamlError, parse_yaml
 
 
 def make_lists(tree: dict[str, Any], kind: type[BaseModel]) -> None:
-    """Turn values of list keys into lists, in place.
-
-    Args:
-        tree: a configuration before it is checked; values that cannot be turned into lists are left unchanged.
-        kind: the class that will check it.
-    """
+    """Turn values of list keys into lists, in place; values that cannot be turned into lists are left unchanged."""
     for name, field in kind.model_fields.items():
         held = tree.get(name)
-        members = held if isinstance(held, list) else [held]
+        members = [member for member in (held if isinstance(held, list) else [held]) if isinstance(member, dict)]
         for model in sections(field.annotation):
             for member in members:
-                if isinstance(member, dict):
-                    member.update(_listed(member, model))
+                for key in member.keys() & model.model_fields.keys():
+                    member[key] = _as_list(member[key], model.model_fields[key].annotation)
 
 
 def example(value: Any) -> str:
@@ -34,11 +29,13 @@ def example(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def is_list(kind: Any) -> bool:
-    """Whether a type is a list type, or a union that contains one."""
-    if typing.get_origin(kind) is tuple:
-        return True
-    return _is_several(kind) and any(map(is_list, typing.get_args(kind)))
+def alternatives(kind: Any) -> list[Any]:
+    """The types that a type allows: the members of a union, without their limits."""
+    if typing.get_origin(kind) is typing.Annotated:
+        return alternatives(typing.get_args(kind)[0])
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return [found for part in typing.get_args(kind) for found in alternatives(part)]
+    return [kind]
 
 
 def sections(kind: Any) -> list[type[BaseModel]]:
@@ -48,16 +45,11 @@ def sections(kind: Any) -> list[type[BaseModel]]:
     return [model for part in typing.get_args(kind) for model in sections(part)]
 
 
-def _listed(section: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
-    return {
-        key: _as_list(section[key], field.annotation)
-        for key, field in model.model_fields.items()
-        if key in section and is_list(field.annotation)
-    }
-
-
 def _as_list(value: Any, kind: Any) -> Any:
-    if value is None or value == "" or isinstance(value, list | dict | bool) or value in _words(kind):
+    origins = {typing.get_origin(part): part for part in alternatives(kind)}
+    # Words that replace the whole list, such as dataset.
+    words = typing.get_args(origins.get(typing.Literal))
+    if tuple not in origins or value in (None, "", *words) or isinstance(value, list | dict | bool):
         return value
     if not isinstance(value, str):
         return [value]
@@ -70,18 +62,8 @@ def _as_list(value: Any, kind: Any) -> Any:
         return value
 
 
-def _words(kind: Any) -> tuple[Any, ...]:
-    """Words that replace the whole list, such as dataset."""
-    parts = typing.get_args(kind) if _is_several(kind) else ()
-    return tuple(word for part in parts if typing.get_origin(part) is typing.Literal for word in typing.get_args(part))
-
-
 def _of_words(kind: Any) -> bool:
     """Whether the members of a list are words (which may look like numbers)."""
     if kind is str or typing.get_origin(kind) is typing.Literal:
         return True
     return any(map(_of_words, typing.get_args(kind)))
-
-
-def _is_several(kind: Any) -> bool:
-    return typing.get_origin(kind) in (typing.Union, types.UnionType, typing.Annotated)

@@ -3,7 +3,6 @@
 Heavy imports wait until the method is known, so that a wrong key is reported at once, without loading torch.
 """
 
-import types
 import typing
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from kaizen.cli.checks import check_pairs
 from kaizen.cli.explain import explained, similar, suggestion
-from kaizen.cli.lists import make_lists
+from kaizen.cli.lists import alternatives, make_lists
 from kaizen.cli.shipped import read_preset, read_recipe
 from kaizen.config.schema import Config
 from kaizen.config.yaml import YamlError, parse_yaml
@@ -204,7 +203,5 @@ def _parsed(dotted: str, text: str) -> Any:
 
 def _holds_text(kind: Any) -> bool:
     """Whether values of a type are any text, or lists of it: str, Annotated[str, ...], or a union with one of them."""
-    origin = typing.get_origin(kind)
-    if origin in (typing.Annotated, tuple):
-        return _holds_text(typing.get_args(kind)[0])
-    return kind is str or (origin in (typing.Union, types.UnionType) and any(map(_holds_text, typing.get_args(kind))))
+    lists = (typing.get_args(part) for part in alternatives(kind) if typing.get_origin(part) is tuple)
+    return str in alternatives(kind) or any(_holds_text(members[0]) for members in lists)

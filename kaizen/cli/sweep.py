@@ -26,16 +26,6 @@ class SweepRun:
     tokens: tuple[str, ...]
     config: Config
 
-    @property
-    def config_hash(self) -> str:
-        """Hash of the configuration."""
-        return self.config.hash()
-
-    @property
-    def identity(self) -> str:
-        """Hash of the configuration and of the location of its data."""
-        return self.config.hash(places=True)
-
 
 def read_sweep(file: Path) -> list[SweepRun]:
     """The resolved runs of a sweep file, in its order.
@@ -65,15 +55,12 @@ def split_line(line: str) -> list[str]:
     Raises:
         ConfigError: a quotation is not closed.
     """
-    for mark in re.finditer(r"(?:^|(?<=\s))#", line):
+    for end in re.finditer(r"(?:^|(?<=\s))#|$", line):
         try:
-            return shlex.split(line[: mark.start()])
-        except ValueError:
-            continue  # this # is inside quotes
-    try:
-        return shlex.split(line)
-    except ValueError as error:
-        raise ConfigError("line", f"cannot be split into words ({error})") from None
+            return shlex.split(line[: end.start()])
+        except ValueError as error:  # this # is inside quotes
+            problem = error
+    raise ConfigError("line", f"cannot be split into words ({problem})")
 
 
 def expand(tokens: list[str]) -> list[tuple[str, ...]]:
@@ -117,7 +104,7 @@ def _planned(line: int, tokens: tuple[str, ...], before: list[SweepRun]) -> Swee
     run = SweepRun(run_name(recipe, arguments, config), line, tokens, config)
     for other in before:
         same_label = parse_arguments(other.tokens)[::2] == arguments[::2]
-        if run.name == other.name or (same_label and run.identity == other.identity):
+        if run.name == other.name or (same_label and config.hash(places=True) == other.config.hash(places=True)):
             raise ConfigError(run.name, f"is the same run as {other.name} of line {other.line}")
     return run
 

@@ -51,9 +51,6 @@ def main(tokens: Sequence[str]) -> int:
         TrainingFailed: with --tasks a loss is not finite; with --start a launch did not reach its first step.
     """
     parser = _parser()
-    if {"-h", "--help"} & set(tokens):
-        print(parser.format_help(), end="")
-        return 0
     # As in training. torch reads it when it is loaded: waiting threads spin for a shorter time.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     given, rest = parser.parse_known_args(tokens)
@@ -182,17 +179,22 @@ def _flat(recipe: str, config: Config, turns: int, synthetic: bool, parallel: "P
     from kaizen.bench.flat import compare_tasks, small_tasks, summary
     from kaizen.bench.measure import workplace
     from kaizen.bench.memory import peak_memory, reset_peak
+    from kaizen.data.load import Stream
     from kaizen.run.stop import StopRequest
     from kaizen.training.trainer import Trainer
 
+    small, stream, data = small_tasks(config, turns, synthetic, parallel)
     peaks: list[int] = []
     found: dict[str, Any] = {}
 
     class Watched(Trainer):
+        def load(self) -> Stream:
+            return stream
+
         def train_task(self, task: int, checkpoint: tuple[Path, dict[str, Any]] | None) -> None:
-            reset_peak(self.parallel.device)
+            reset_peak(self.parallel)
             super().train_task(task, checkpoint)
-            peaks.append(peak_memory(self.parallel.device))
+            peaks.append(peak_memory(self.parallel))
 
         def evaluate(self, task: int, readers: Sequence[str]) -> None:
             super().evaluate(task, readers)
@@ -200,11 +202,9 @@ def _flat(recipe: str, config: Config, turns: int, synthetic: bool, parallel: "P
                 again = compare_tasks(self.config, self.stream, self.plan, self.path, self.parallel, turns)
                 found.update(summary(self.path, self.plan, config.optim.epochs, peaks, again))
 
-    with workplace(parallel) as place:
-        small, data = small_tasks(config, turns, synthetic, place / "data", parallel)
-        # What a run prints is progress here.
-        with redirect_stdout(sys.stderr):
-            Watched(recipe, small, place / "run", StopRequest()).run()
+    # What a run prints is progress here.
+    with workplace(parallel) as place, redirect_stdout(sys.stderr):
+        Watched(recipe, small, place / "run", StopRequest()).run()
     return {"schema": 1, "recipe": recipe, "config_hash": small.hash(), "data": data, **found}
 
 

@@ -19,9 +19,6 @@ def main(tokens: Sequence[str]) -> int:
         "--clear", nargs="?", const="all", metavar="NAME", help="delete one (by name or source), or all"
     )
     parser.add_argument("--data.cache_dir", dest="cache_dir", metavar="DIR", help="the cache; default ~/.cache/kaizen")
-    if {"-h", "--help"} & set(tokens):
-        print(parser.format_help(), end="")
-        return 0
     given = parser.parse_args(tokens)
     cache = cache_folder(given.cache_dir)
     found, wanted = entries(cache), given.clear

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, get_args
+from typing import TYPE_CHECKING, get_args
 
 from kaizen.cli.resolve import resolve
 from kaizen.commands.parser import Parser
@@ -31,15 +31,6 @@ PLACES = [f"data.{name}" for name in DataConfig.model_fields if name != "normali
 """Keys of where the data are and how they are read; the normalisation is always the run's."""
 
 
-class Request(NamedTuple):
-    """The parsed command line: readers (None: those of the configuration) and keys of the data."""
-
-    path: Path
-    readers: tuple[str, ...] | None
-    places: dict[str, str]
-    other: str | None
-
-
 def main(tokens: Sequence[str]) -> int:
     """Evaluate a run again; results.json is read, changed and replaced atomically at the end.
 
@@ -60,17 +51,14 @@ def main(tokens: Sequence[str]) -> int:
     )
     for key in PLACES:
         parser.add_argument(f"--{key}", metavar=key.rpartition(".")[2].upper(), help="as for train.py [the run's own]")
-    if {"-h", "--help"} & set(tokens):
-        print(parser.format_help(), end="")
-        return 0
     given = vars(parser.parse_args(tokens))
     places = {key: given[key] for key in PLACES if given[key] is not None}
-    _evaluate(Request(Path(given["run"]).expanduser(), given["readers"], places, given["other_data"]))
+    _evaluate(Path(given["run"]).expanduser(), given["readers"], places, given["other_data"])
     return 0
 
 
-def _evaluate(request: Request) -> None:
-    described, own, config = _configurations(request)
+def _evaluate(path: Path, asked: tuple[str, ...] | None, places: dict[str, str], other: str | None) -> None:
+    described, own, config = _configurations(path, asked, places)
     # torch is loaded only for a valid run and valid readers
     from kaizen.evaluation.evaluator import Evaluator
     from kaizen.evaluation.results import Results
@@ -79,7 +67,7 @@ def _evaluate(request: Request) -> None:
     from kaizen.run.directory import RunDirectory
     from kaizen.training.plan import make_plan
 
-    path, other, parallel, readers = request.path, request.other, Parallel(), config.eval.readers
+    parallel, readers = Parallel(), config.eval.readers
     directory = RunDirectory(path, own, parallel)
     done = directory.tasks_done()
     stream = parallel.main_first(lambda: _load(path, config, other))
@@ -165,9 +153,11 @@ def _as_trained(file: Path, config: Config, stream: "Stream") -> "Stream":
     return replace(stream, moments=moments)
 
 
-def _configurations(request: Request) -> tuple[dict[str, str | None], Config, Config]:
+def _configurations(
+    path: Path, readers: tuple[str, ...] | None, places: dict[str, str]
+) -> tuple[dict[str, str | None], Config, Config]:
     """Origin of a run as in results.json, its configuration, and the configuration for the evaluation."""
-    path, file = request.path, request.path / "config.yaml"
+    file = path / "config.yaml"
     if not file.is_file():
         raise ConfigError("RUN", f"is '{path}', which contains no run (no config.yaml); allowed: a run directory")
     name, own = resolve(str(file), {})
@@ -175,9 +165,8 @@ def _configurations(request: Request) -> tuple[dict[str, str | None], Config, Co
     described = {"recipe": recipe or name, "preset": preset, "config_hash": own.hash()}
     # The run exists by now, whatever run.resume was at its start.
     own = own.model_copy(update={"run": own.run.model_copy(update={"resume": "must"})})
-    data = resolve(str(file), request.places)[1].data if request.places else own.data
-    readers = own.eval.readers if request.readers is None else request.readers
-    evaluation = own.eval.model_copy(update={"readers": readers})
+    data = resolve(str(file), places)[1].data
+    evaluation = own.eval.model_copy(update={"readers": readers or own.eval.readers})
     return described, own, own.model_copy(update={"data": data, "eval": evaluation})
 
 

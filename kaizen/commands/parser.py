@@ -10,24 +10,19 @@ from kaizen.errors import ConfigError
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line with code 2, like all of ours; the command handles --help."""
+    """argparse whose errors are one line with code 2, like all of ours."""
 
     def __init__(self, usage: str, about: str, closing: str = "") -> None:
         super().__init__(
             usage=usage,
             description=about,
             epilog=closing,
-            add_help=False,
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
     def error(self, message: str) -> NoReturn:
-        """Raise the error that argparse would print below its usage.
-
-        Raises:
-            ConfigError: always.
-        """
+        """Raise what argparse would print below its usage as a ConfigError."""
         raise ConfigError("arguments", f"{message}; {' '.join(self.format_usage().split())}")
 
 
@@ -43,11 +38,7 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def launcher(text: str) -> list[str]:
-    """Words of a launch command, such as accelerate launch -q; none: a plain process. For `type=`.
-
-    Raises:
-        ArgumentTypeError: its first word is not a program.
-    """
+    """Words of a launch command, such as accelerate launch -q; none: a plain process. For `type=`, as `at_least`."""
     try:
         words = shlex.split(text)
     except ValueError as error:

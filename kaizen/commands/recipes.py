@@ -3,16 +3,12 @@
 from collections.abc import Sequence
 
 from kaizen.cli.shipped import description, shipped_presets, shipped_recipes
-from kaizen.errors import ConfigError
+from kaizen.commands.parser import Parser
 
 
 def main(tokens: Sequence[str]) -> int:
     """Print name and description of every shipped recipe, and of every preset."""
-    if {"-h", "--help"} & set(tokens):
-        print("usage: python -m kaizen recipes\n\nList the shipped recipes and presets, one line each.")
-        return 0
-    if tokens:
-        raise ConfigError("recipes", f"takes no arguments, found {list(tokens)}")
+    Parser("python -m kaizen recipes", "List the shipped recipes and presets, one line each.").parse_args(tokens)
     recipes, presets = shipped_recipes(), {f"--preset {name}": text for name, text in shipped_presets().items()}
     width = max(map(len, [*recipes, *presets]))
     for number, listed in enumerate((recipes, presets)):

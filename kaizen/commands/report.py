@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -45,9 +44,6 @@ def main(tokens: Sequence[str]) -> int:
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run directory, or a directory that contains runs")
     parser.add_argument("--out", metavar="DIR", help="where files are written [one RUN: RUN/report; several: nowhere]")
     parser.add_argument("--baseline", metavar="GROUP", help="differences, paired by seed, from this group or preset")
-    if {"-h", "--help"} & set(tokens):
-        print(parser.format_help(), end="")
-        return 0
     given = parser.parse_args(tokens)
     found = {path.resolve(): path for run in given.runs for path in find_runs(Path(run).expanduser())}
     groups = group_runs([read_run(path) for path in found.values()])
@@ -92,7 +88,11 @@ def read_run(path: Path) -> RunRecord:
         if type(config[SEED]) is not int:
             raise ValueError(f"{SEED} is {config[SEED]!r}")
         file = path / "results.json"
-        results = read_results(file) if file.exists() else _header(text)
+        if file.exists():
+            results = read_results(file)
+        else:
+            recipe, preset = read_header(text)
+            results = {"recipe": recipe or "unknown", "preset": preset, "readers": {}}
         readers = results["readers"]
         if not all(isinstance(reader, dict) for reader in readers.values()):
             raise ValueError("a reader has no metrics")
@@ -100,12 +100,6 @@ def read_run(path: Path) -> RunRecord:
         return RunRecord(str(path), *origin, config, readers, provenance(path))
     except DAMAGED as error:
         raise ConfigError(str(file), f"cannot be read ({type(error).__name__}: {error})") from None
-
-
-def _header(text: str) -> dict[str, Any]:
-    """A run without results yet, read from its config.yaml."""
-    recipe, preset = read_header(text)
-    return {"recipe": recipe or "unknown", "preset": preset, "readers": {}}
 
 
 def _print(tables: Sequence[Sheet]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from kaizen.cli.resolve import left_out, parse_arguments, resolve
 from kaizen.config.schema import Config, header
 from kaizen.config.yaml import dump_yaml
-from kaizen.data.source import KNOWN_SOURCES
+from kaizen.data.source import KNOWN_SOURCES, KnownSource
 from kaizen.errors import ConfigError
 from kaizen.training.defaults import Facts, suit
 from kaizen.training.plan import describe, make_plan
@@ -46,7 +46,7 @@ def _facts(config: Config) -> tuple[Facts, list[str]]:
     Known sources with classes of equal size need no data for the numbers, and give no lines.
     """
     known = KNOWN_SOURCES.get(config.data.source)
-    if known is not None and (sizes := _known_sizes(config)):
+    if known is not None and (sizes := _known_sizes(known, config)):
         parts = config.stream.tasks if config.stream.kind == "data" else 1
         side = config.data.image_size or known.image_size
         return Facts(tuple(sizes), known.train_images // known.classes // parts, side), []
@@ -56,18 +56,15 @@ def _facts(config: Config) -> tuple[Facts, list[str]]:
     return Facts.of(stream), stream.describe()
 
 
-def _known_sizes(config: Config) -> list[int]:
+def _known_sizes(known: KnownSource, config: Config) -> list[int]:
     """Training images of each task of a known source; empty if they depend on the data."""
-    known = KNOWN_SOURCES.get(config.data.source)
-    if known is not None and config.data.train_split == "train":
-        if config.stream.kind == "joint":
-            return [known.train_images]
-        from kaizen.data.stream import class_stream, data_stream
+    from kaizen.data.stream import class_stream, data_stream
 
-        if config.stream.kind == "data" and config.stream.tasks <= known.train_images:
-            parts = data_stream(known.train_images, config.stream.tasks, config.stream.seed, split=0)
-            return [len(part) for part in parts]
-        if config.stream.kind == "class" and known.train_images % known.classes == 0:
-            cuts = class_stream(known.classes, config.stream.tasks, config.stream.seed)
-            return [len(cut) * known.train_images // known.classes for cut in cuts]
+    stream, images = config.stream, known.train_images
+    if config.data.train_split != "train":
+        return []
+    if stream.kind in ("joint", "data") and stream.tasks <= images:
+        return [len(part) for part in data_stream(images, stream.tasks, stream.seed, split=0)]
+    if stream.kind == "class" and images % known.classes == 0:
+        return [len(cut) * images // known.classes for cut in class_stream(known.classes, stream.tasks, stream.seed)]
     return []

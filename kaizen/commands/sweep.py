@@ -60,9 +60,6 @@ def main(tokens: Sequence[str]) -> int:
     )
     parser.add_argument("--only", metavar="N", type=int, help="only this run, by its number in --list")
     parser.add_argument("--list", action="store_true", help="run nothing: print number, directory and command per run")
-    if {"-h", "--help"} & set(tokens):
-        print(parser.format_help(), end="")
-        return 0
     given = parser.parse_args(tokens)
     stop = StopRequest()
     try:
@@ -106,15 +103,7 @@ class Child:
 
 
 class Sweep:
-    """Runs of a sweep, `jobs` in parallel, in subdirectories of one directory.
-
-    Args:
-        runs: the runs to train, in this order.
-        directory: parent of the run directories.
-        jobs: number of runs in parallel.
-        launcher: words of a command that starts each run, such as accelerate launch; empty: a plain process.
-        stop: notices requests to stop.
-    """
+    """Runs of a sweep, `jobs` in parallel, in subdirectories of one directory; an empty launcher: a plain process."""
 
     def __init__(
         self, runs: Sequence[SweepRun], directory: Path, jobs: int, launcher: Sequence[str], stop: StopRequest

@@ -85,14 +85,14 @@ class Evaluator:
         train, test = self._features(network, train_ids, check)
         known = sum(map(len, self.labelled[: seen + 1]))
         labels = torch.from_numpy(self.stream.source.train.labels[train_ids])
-        measured: list[Measured] = []
 
-        def read() -> None:
+        def read() -> Measured:
             found: dict[str, list[float | None]] = {}
             probed: dict[int, Tensor] = {}  # by training images, as both probes are the same after the last task
             for reader in readers:
                 if reader == "classifier":
-                    guesses = _classify(network, test)
+                    with torch.no_grad():
+                        guesses = torch.cat([network.classifier(part).argmax(dim=1) for part in test.split(BATCH)])
                 elif reader == "knn":
                     guesses = nearest_neighbours(
                         train[:known], labels[:known], test, self.config.eval.knn_k, check_alone
@@ -104,10 +104,9 @@ class Evaluator:
                         probed[count] = self._probe(train[:count], labels[:count], test, name, check_alone)
                     guesses = probed[count]
                 found[reader] = self._accuracies(guesses, self._taught(reader, task))
-            measured.append(Measured(found, rankme(test)))
+            return Measured(found, rankme(test))
 
-        self.parallel.on_main(read)
-        return self.parallel.broadcast(measured)[0]
+        return self.parallel.from_main(read)
 
     @staticmethod
     def _learning(readers: Sequence[str]) -> bool:
@@ -147,8 +146,3 @@ class Evaluator:
         if not bool(features.isfinite().all()):
             raise TrainingFailed("the network has diverged: its features of some images, in eval mode, are not finite")
         return features[: len(train_ids)], features[len(train_ids) :]
-
-
-@torch.no_grad()
-def _classify(network: Network, features: Tensor) -> Tensor:
-    return torch.cat([network.classifier(part).argmax(dim=1) for part in features.split(BATCH)])

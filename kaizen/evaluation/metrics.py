@@ -39,11 +39,8 @@ def cannot_name(taught: Set[int], asked: Set[int]) -> bool:
 def summarize(matrix: Sequence[Row], untrained: Row | None) -> dict[str, float | None]:
     """Metrics by name (see DEFINITIONS); None if they are undefined, for one task or an unfinished run.
 
-    A cell that is None counts as 0, as every prediction for it is wrong; the forward transfer is None then.
-
-    Args:
-        matrix: A[t][i] for the finished tasks, fractions.
-        untrained: accuracies of the untrained network.
+    A cell that is None counts as 0, as every prediction for it is wrong; the forward transfer is None then. `untrained`
+    is the row of the untrained network.
     """
     found: dict[str, float | None] = dict.fromkeys(DEFINITIONS)
     tasks = len(matrix[0]) if matrix else 0
@@ -58,18 +55,10 @@ def summarize(matrix: Sequence[Row], untrained: Row | None) -> dict[str, float |
         earlier = range(tasks - 1)
         found["forgetting"] = mean([max(row[i] for row in rows[:-1]) - last[i] for i in earlier])
         found["backward_transfer"] = mean([last[i] - rows[i][i] for i in earlier])
-        found["forward_transfer"] = _forward_transfer(matrix, untrained)
+        before = [row[task] for task, row in enumerate(matrix[:-1], start=1)]
+        if untrained is not None and None not in (*before, *untrained[1:]):
+            found["forward_transfer"] = mean(before) - mean(untrained[1:])
     return found
-
-
-def _forward_transfer(matrix: Sequence[Row], untrained: Row | None) -> float | None:
-    gains = []
-    for row, index in zip(matrix, range(1, len(matrix)), strict=False):
-        before, start = row[index], untrained[index] if untrained is not None else None
-        if before is None or start is None:
-            return None
-        gains.append(before - start)
-    return mean(gains)
 
 
 def mean(values: Row) -> float:

@@ -76,11 +76,9 @@ def _choose(problem: "_Problem", seed: int, check: Check) -> tuple[float, Tensor
     """The best regularisation and its weights; each fit starts from the previous one."""
     inputs, targets = problem.inputs, problem.targets
     held = held_out(targets, seed)
+    kept = ~held
     if not held.any():  # no class has two images, so none can be held out
-        held = torch.ones_like(held)
-        kept = held
-    else:
-        kept = ~held
+        held = kept
     trial = _Problem(inputs[kept], targets[kept], problem.spread)
     weights = inputs.new_zeros(inputs.shape[1] + 1, int(targets.max()) + 1)
     best, found = -1.0, (REGULARISATIONS[0], weights)

@@ -198,14 +198,11 @@ def summarise_groups(groups: Sequence[Group], baseline: str | None = None) -> li
     rows = []
     for reader in readers or ("classifier",):
         for group in groups:
-            base = bases[group.name]
+            base = None if bases[group.name] is group else bases[group.name]
             for metric in DEFINITIONS:
                 value = describe_values([run.value(reader, metric) for run in group.runs.values()])
-                if base is None or base is group:
-                    rows.append(Row(group.name, reader, metric, value, None, None))
-                else:
-                    difference = paired_difference(group, base, reader, metric)
-                    rows.append(Row(group.name, reader, metric, value, base.name, difference))
+                difference = paired_difference(group, base, reader, metric) if base else None
+                rows.append(Row(group.name, reader, metric, value, base.name if base else None, difference))
     return rows
 
 

@@ -71,13 +71,11 @@ class Results:
     def keep(self, tasks: int) -> None:
         """Drop the rows of tasks beyond the first `tasks`: tasks whose end state no longer exists are trained again."""
         for found in self.content["readers"].values():
-            found["matrix"] = found["matrix"][:tasks]
+            del found["matrix"][tasks:]
             found |= summarize(found["matrix"], found["untrained"])
         seconds = self.content["seconds"]
-        for name in ("train", "evaluate"):
-            seconds[name] = seconds[name][:tasks]
-        for name in ("images_per_second", "rankme"):
-            self.content[name] = self.content[name][:tasks]
+        for held in (seconds["train"], seconds["evaluate"], self.content["images_per_second"], self.content["rankme"]):
+            del held[tasks:]
 
     def lacking(self, task: int, readers: Sequence[str]) -> list[str]:
         """Those of these readers that have no row for a task (-1: untrained network)."""

@@ -257,6 +257,10 @@ class Parallel:
         """Do work (on files) on the main process while the others wait; its error is raised on all."""
         self._agreed(work, self.is_main)
 
+    def from_main(self, work: Callable[[], T]) -> T:
+        """The result of work on the main process, on every process; its error is raised on all."""
+        return self.broadcast(self._agreed(work, self.is_main))
+
     def _agreed(self, work: Callable[[], Any], mine: bool, otherwise: Any = None) -> Any:
         result: Any = otherwise
         error: BaseException | None = None

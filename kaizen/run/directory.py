@@ -153,30 +153,23 @@ class RunDirectory:
         Raises:
             ConfigError: a file is damaged.
         """
-        done = 0
 
-        def count() -> None:
-            nonlocal done
+        def count() -> int:
+            done = 0
             while (path := task_directory(self.path, done)).exists():
                 try:
                     self._read_task_end(done)
                 except DamagedError as error:
                     raise ConfigError(error.key, f"{error.problem}; delete {path} to train this task again") from None
                 done += 1
+            return done
 
-        self.parallel.on_main(count)
-        return self.parallel.broadcast(done)
+        return self.parallel.from_main(count)
 
     def train_seconds(self, task: int) -> float:
         """Seconds that a finished task trained, the same on every process."""
-        held: list[float] = []
-
-        def read() -> None:
-            text = (task_directory(self.path, task) / STATE).read_text(encoding="utf-8")
-            held.append(float(json.loads(text)["train_seconds"]))
-
-        self.parallel.on_main(read)
-        return self.parallel.broadcast(held[0] if held else 0.0)
+        file = task_directory(self.path, task) / STATE
+        return self.parallel.from_main(lambda: float(json.loads(file.read_text(encoding="utf-8"))["train_seconds"]))
 
     def world_size(self, task: int) -> int:
         """Number of processes that trained a finished task."""
@@ -184,14 +177,8 @@ class RunDirectory:
 
     def find_checkpoint(self, task: int) -> tuple[Path, dict[str, Any]] | None:
         """The newest intact checkpoint of a task, the same on every process."""
-        found = None
-
-        def find() -> None:
-            nonlocal found
-            found = newest_intact(self.path / "checkpoints", task, self._read_checkpoint)
-
-        self.parallel.on_main(find)
-        return self.parallel.broadcast(found)
+        folder = self.path / "checkpoints"
+        return self.parallel.from_main(lambda: newest_intact(folder, task, self._read_checkpoint))
 
     def prune_checkpoints(self, task: int) -> None:
         """Delete the oldest checkpoints beyond run.keep_checkpoints, and any of tasks after this one."""

@@ -51,7 +51,7 @@ def session_of(config: Config, path: Path) -> Iterator[Session]:
     stream = choose_stream(config, True)[0]
     plan = make_plan(config, stream.train_sizes, 1)
     task = begin_run(config, stream, plan, path, parallel)
-    session = Session(config, stream, plan, task, path, parallel, logs=path / "logs", steps=9)
+    session = Session(config, stream, plan, task, path, parallel, logs=path / "logs")
     yield session
     session.close()
 

@@ -96,7 +96,7 @@ def finished(path: Path, config_hash: str) -> None:
 def test_finished_runs_are_skipped_and_all_done_is_code_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = sweep_file(tmp_path, "digits --run.seed {0,1}")
     for found in read_sweep(file):
-        finished(tmp_path / "runs" / found.name, found.config_hash)
+        finished(tmp_path / "runs" / found.name, found.config.hash())
     assert run(["sweep", str(file), "--run.dir", str(tmp_path / "runs")], COMMANDS) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [f"done     digits-seed{seed}: final accuracy 50.0 %, before" for seed in (0, 1)]

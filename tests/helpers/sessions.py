@@ -52,8 +52,7 @@ def begin(
     run = place / "run"
     if task and not run.exists():
         begin_run(config, stream, plan, run, parallel)
-    logs, steps = place / "logs", plan.tasks[task].steps
-    return Session(config, stream, plan, task, run, parallel, logs=logs, steps=steps, recording=recording)
+    return Session(config, stream, plan, task, run, parallel, logs=place / "logs", recording=recording)
 
 
 def changed_by_steps(session: Session) -> list[Tensor]:

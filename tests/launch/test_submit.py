@@ -94,7 +94,7 @@ def test_an_array_holds_the_runs_of_a_sweep_that_are_not_done(submit: Submit, tm
         path = runs / found.name
         path.mkdir(parents=True)
         (path / "status.json").write_text('{"state": "done"}')
-        (path / "results.json").write_text(json.dumps({"config_hash": found.config_hash}))
+        (path / "results.json").write_text(json.dumps({"config_hash": found.config.hash()}))
     assert "--array=0,2,5%2" in submit(*words)[0]
     file.write_text("digits --run.seed {1,3,4}")
     assert submit(*words) == [], "all are done"
