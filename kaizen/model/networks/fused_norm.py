@@ -11,6 +11,8 @@ import triton
 from torch import Tensor
 
 from kaizen.model.networks.norm_kernels import (
+    COLUMNS,
+    NARROW,
     apply_gradient,
     apply_norm,
     merge_gradients,
@@ -19,8 +21,8 @@ from kaizen.model.networks.norm_kernels import (
     sum_moments,
 )
 
-ROWS, COLUMNS, WARPS = 128, 64, 8
-"""Pixels and channels per program, and its warps."""
+ROWS, WARPS = 128, 8
+"""Pixels per program, and its warps."""
 PARTS = 256
 """Maximum number of parts in which pixels are summed, one program per part; one more program adds up the parts."""
 
@@ -44,16 +46,14 @@ class _Fused(torch.autograd.Function):
         parts = x.new_empty((2 * shape.parts, shape.channels), dtype=torch.float32)
         saved = x.new_empty((4, shape.channels), dtype=torch.float32)
         y = torch.empty_like(x)
-        sum_moments[shape.summed](x, parts, *shape.sizes, shape.steps, ROWS, COLUMNS, num_warps=WARPS)
+        sum_moments[shape.summed](x, parts, *shape.sizes, shape.steps, ROWS, num_warps=WARPS)
         mean, var = running if running is not None else (saved, saved)
         numbers = (*shape.sizes, shape.steps, shape.parts, momentum, eps)
         merge_moments[shape.narrow](
-            parts, weight, bias, saved, mean, var, *numbers, ROWS, 16, PARTS, running is not None, num_warps=WARPS
+            parts, weight, bias, saved, mean, var, *numbers, ROWS, PARTS, running is not None, num_warps=WARPS
         )
         added = residual if residual is not None else x
-        apply_norm[shape.tiles](
-            x, added, y, saved, *shape.sizes, ROWS, COLUMNS, residual is not None, relu, num_warps=WARPS
-        )
+        apply_norm[shape.tiles](x, added, y, saved, *shape.sizes, ROWS, residual is not None, relu, num_warps=WARPS)
         ctx.save_for_backward(x, y if relu else None, weight, saved)
         ctx.added, ctx.relu = residual is not None, relu
         return y
@@ -65,13 +65,12 @@ class _Fused(torch.autograd.Function):
         shape, y = _Shape(x), x if y is None else y
         parts = x.new_empty((2 * shape.parts, shape.channels), dtype=torch.float32)
         factors, gradients = (x.new_empty((rows, shape.channels), dtype=torch.float32) for rows in (3, 2))
-        sums = (ROWS, COLUMNS, ctx.relu)
-        sum_gradients[shape.summed](dy, x, y, saved, parts, *shape.sizes, shape.steps, *sums, num_warps=WARPS)
+        sum_gradients[shape.summed](dy, x, y, saved, parts, *shape.sizes, shape.steps, ROWS, ctx.relu, num_warps=WARPS)
         of = (parts, weight, saved, factors, gradients, *shape.sizes, shape.parts)
-        merge_gradients[shape.narrow](*of, 16, PARTS, num_warps=WARPS)
+        merge_gradients[shape.narrow](*of, PARTS, num_warps=WARPS)
         dx = torch.empty_like(x)
         dresidual = torch.empty_like(x) if ctx.added and ctx.relu else dx
-        both = (ROWS, COLUMNS, ctx.added and ctx.relu, ctx.relu)
+        both = (ROWS, ctx.added and ctx.relu, ctx.relu)
         apply_gradient[shape.tiles](dy, x, y, factors, dx, dresidual, *shape.sizes, *both, num_warps=WARPS)
         # Without ReLU the residual's gradient is the output's own.
         passed = None if not ctx.added else dresidual if ctx.relu else dy
@@ -84,11 +83,12 @@ class _Shape:
     def __init__(self, x: Tensor) -> None:
         self.channels = x.shape[1]
         pixels = x.numel() // self.channels
-        tiles, blocks = triton.cdiv(pixels, ROWS), triton.cdiv(self.channels, COLUMNS)
+        tiles, blocks = triton.cdiv(pixels, ROWS), triton.cdiv(self.channels, COLUMNS.value)
         self.steps = triton.cdiv(tiles, PARTS)
         self.parts = triton.cdiv(tiles, self.steps)
         self.sizes = (pixels, self.channels)
-        self.summed, self.tiles, self.narrow = (self.parts, blocks), (tiles, blocks), (triton.cdiv(self.channels, 16),)
+        self.summed, self.tiles = (self.parts, blocks), (tiles, blocks)
+        self.narrow = (triton.cdiv(self.channels, NARROW.value),)
 
 
 def fused_batch_norm(
@@ -108,5 +108,4 @@ def fused_batch_norm(
         norm.num_batches_tracked.add_(1)
     if residual is not None:
         residual = residual.to(x.dtype).contiguous(memory_format=torch.channels_last)
-    arguments = (x, norm.weight, norm.bias, residual, running, norm.momentum, norm.eps, relu)
-    return _Fused.apply(*arguments)
+    return _Fused.apply(x, norm.weight, norm.bias, residual, running, norm.momentum, norm.eps, relu)

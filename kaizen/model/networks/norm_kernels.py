@@ -7,6 +7,9 @@ the same input gives the same bits.
 import triton
 import triton.language as tl
 
+COLUMNS, NARROW = tl.constexpr(64), tl.constexpr(16)
+"""Channels per program; the second where one program adds up all parts."""
+
 
 @triton.jit
 def _tile(pointer, rows, columns, mask, channels):  # type: ignore[no-untyped-def]
@@ -14,7 +17,7 @@ def _tile(pointer, rows, columns, mask, channels):  # type: ignore[no-untyped-de
 
 
 @triton.jit
-def sum_moments(x, parts, pixels, channels, steps, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
+def sum_moments(x, parts, pixels, channels, steps, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
     """Mean and sum of squared deviations of each channel over the pixels of one part."""
     part, columns = tl.program_id(0), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     held = columns < channels
@@ -50,19 +53,16 @@ def merge_moments(  # type: ignore[no-untyped-def]
     momentum,
     eps,
     ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
     PARTS: tl.constexpr,
     TRACKED: tl.constexpr,
 ):
     """Mean, 1 / std, scale and shift of each channel from the parts (Chan et al. 1979); running statistics move."""
-    columns, part = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS), tl.arange(0, PARTS)
+    columns, part = tl.program_id(0) * NARROW + tl.arange(0, NARROW), tl.arange(0, PARTS)
     held = columns < channels
     mask = (part < count)[:, None] & held[None, :]
     place = (2 * part)[:, None] * channels + columns[None, :]
-    means, deviations = (
-        tl.load(parts + place, mask=mask, other=0.0),
-        tl.load(parts + place + channels, mask=mask, other=0.0),
-    )
+    means = tl.load(parts + place, mask=mask, other=0.0)
+    deviations = tl.load(parts + place + channels, mask=mask, other=0.0)
     sizes = tl.minimum(steps * ROWS, pixels - part * steps * ROWS).to(tl.float32)[:, None]
     sizes = tl.where(mask, sizes, 0.0)
     mean = tl.sum(means * sizes, axis=0) / pixels
@@ -85,16 +85,7 @@ def merge_moments(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def apply_norm(  # type: ignore[no-untyped-def]
-    x,
-    residual,
-    y,
-    saved,
-    pixels,
-    channels,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    ADDED: tl.constexpr,
-    RELU: tl.constexpr,
+    x, residual, y, saved, pixels, channels, ROWS: tl.constexpr, ADDED: tl.constexpr, RELU: tl.constexpr
 ):
     """relu(x * scale + shift + residual)."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -114,17 +105,7 @@ def apply_norm(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def sum_gradients(  # type: ignore[no-untyped-def]
-    dy,
-    x,
-    y,
-    saved,
-    parts,
-    pixels,
-    channels,
-    steps,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    RELU: tl.constexpr,
+    dy, x, y, saved, parts, pixels, channels, steps, ROWS: tl.constexpr, RELU: tl.constexpr
 ):
     """Sums over one part's pixels of the gradient, and of its product with the normalised x."""
     part, columns = tl.program_id(0), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -147,19 +128,10 @@ def sum_gradients(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def merge_gradients(  # type: ignore[no-untyped-def]
-    parts,
-    weight,
-    saved,
-    factors,
-    gradients,
-    pixels,
-    channels,
-    count,
-    COLUMNS: tl.constexpr,
-    PARTS: tl.constexpr,
+    parts, weight, saved, factors, gradients, pixels, channels, count, PARTS: tl.constexpr
 ):
     """Gradients of weight and bias, and the factors of dx = a g + p x + q for each channel."""
-    columns, part = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS), tl.arange(0, PARTS)
+    columns, part = tl.program_id(0) * NARROW + tl.arange(0, NARROW), tl.arange(0, PARTS)
     held = columns < channels
     mask = (part < count)[:, None] & held[None, :]
     place = (2 * part)[:, None] * channels + columns[None, :]
@@ -178,18 +150,7 @@ def merge_gradients(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def apply_gradient(  # type: ignore[no-untyped-def]
-    dy,
-    x,
-    y,
-    factors,
-    dx,
-    dresidual,
-    pixels,
-    channels,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    ADDED: tl.constexpr,
-    RELU: tl.constexpr,
+    dy, x, y, factors, dx, dresidual, pixels, channels, ROWS: tl.constexpr, ADDED: tl.constexpr, RELU: tl.constexpr
 ):
     """Gradients of x, dx = a g + p x + q, and of the residual, g."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
