@@ -225,7 +225,6 @@ from pydantic import Field
 
 from kaizen.config.schema import MethodSettings, Positive
 from kaizen.model.methods.base import Method
-from kaizen.model.networks.heads import mlp
 
 
 class ToySettings(MethodSettings):
@@ -236,10 +235,7 @@ class ToySettings(MethodSettings):
 class Toy(Method):
     Settings = ToySettings
     distiller = "predictive"
-
-    @staticmethod
-    def build_projector(settings, feature_dim):
-        return mlp((feature_dim, settings.projector_hidden, settings.projector_out))
+    projector_form = {}
 
     def loss(self, outputs, batch):
         z1, z2 = outputs.projections

@@ -7,12 +7,11 @@ Needs from other processes: the projections of the global batch, gathered with g
 from typing import Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from kaizen.config.schema import Count, MethodSettings, NonNegative, Positive
 from kaizen.losses import barlow_twins
 from kaizen.model.methods.base import Method, Outputs
-from kaizen.model.networks.heads import mlp
 from kaizen.parallel import Batch
 
 
@@ -26,10 +25,7 @@ class BarlowSettings(MethodSettings):
 class Barlow(Method):
     Settings = BarlowSettings
     distiller = "decorrelative"
-
-    @staticmethod
-    def build_projector(settings: BarlowSettings, feature_dim: int) -> nn.Module:
-        return mlp((feature_dim, *[settings.projector_hidden] * 2, settings.projector_out), norm=True)
+    hidden_layers = 2
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         z1, z2 = (batch.gather(z) for z in outputs.projections)

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kaizen.config.schema import MethodSettings
+from kaizen.model.networks.heads import mlp
 from kaizen.parallel import ONE_PROCESS, Batch, Group
 
 
@@ -48,16 +49,20 @@ class Method(nn.Module, ABC):
     constant_rate: ClassVar[tuple[str, ...]] = ()
     """Prefixes of the names of parameters whose learning rate stays constant."""
     has_prototypes: ClassVar[bool] = False
+    hidden_layers: ClassVar[int] = 1
+    projector_form: ClassVar[dict[str, Any]] = {"norm": True}
+    """Hidden layers of the projector, and its form (see `mlp`)."""
 
     def __init__(self, settings: Any) -> None:
         super().__init__()
         self.settings = settings
         self.twin_head: nn.Module = nn.Identity()
 
-    @staticmethod
-    @abstractmethod
-    def build_projector(settings: Any, feature_dim: int) -> nn.Module:
+    @classmethod
+    def build_projector(cls, settings: Any, feature_dim: int) -> nn.Sequential:
         """The projector: features (n, feature_dim) -> projections (n, settings.projector_out)."""
+        hidden = [settings.projector_hidden] * cls.hidden_layers
+        return mlp((feature_dim, *hidden, settings.projector_out), **cls.projector_form)
 
     @abstractmethod
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:

@@ -7,7 +7,7 @@ processes it needs only the mean over the global batch.
 from typing import Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from kaizen.config.schema import Count
 from kaizen.losses import byol
@@ -32,10 +32,6 @@ class BYOL(Method):
         super().__init__(settings)
         out = settings.projector_out
         self.predictor = mlp((out, settings.predictor_hidden, out), norm=True)
-
-    @staticmethod
-    def build_projector(settings: BYOLSettings, feature_dim: int) -> nn.Module:
-        return mlp((feature_dim, settings.projector_hidden, settings.projector_out), norm=True)
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         p1, p2 = forward_all(self.predictor, outputs.projections)

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from kaizen.config.schema import Count, MethodSettings, Positive
@@ -18,7 +18,6 @@ from kaizen.data.random import fold, permutation
 from kaizen.errors import ConfigError
 from kaizen.losses import deepcluster
 from kaizen.model.methods.base import Method, Outputs
-from kaizen.model.networks.heads import mlp
 from kaizen.parallel import ONE_PROCESS, Batch, Group
 
 
@@ -66,10 +65,6 @@ class DeepClusterV2(Method):
         super().__init__(settings)
         shape = (settings.heads, settings.prototypes, settings.projector_out)
         self.register_buffer("centroids", F.normalize(torch.randn(shape), dim=2))
-
-    @staticmethod
-    def build_projector(settings: DeepClusterV2Settings, feature_dim: int) -> nn.Module:
-        return mlp((feature_dim, settings.projector_hidden, settings.projector_out), norm=True)
 
     def prototypes(self) -> Tensor:
         return self.centroids

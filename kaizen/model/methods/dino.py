@@ -5,7 +5,7 @@ temperatures 0.1 and 0.04 to 0.07 over the first epochs of a task. Needs from ot
 twin's scores over the global batch, after the loss (centre).
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from kaizen.config.schema import Count, Positive
 from kaizen.losses import dino
 from kaizen.model.methods.base import Method, Outputs, TwinSettings, drop_gradients
-from kaizen.model.networks.heads import Prototypes, mlp
+from kaizen.model.networks.heads import Prototypes
 from kaizen.parallel import Batch
 
 FROZEN, TRAINED = "last layer frozen", "last layer trained"
@@ -51,6 +51,8 @@ class DINO(Method):
     distiller = "knowledge"
     twin_views = (0, 1)
     has_prototypes = True
+    hidden_layers = 2
+    projector_form: ClassVar = {"norm": True, "activation": nn.GELU}
     center: Tensor
 
     def __init__(self, settings: DINOSettings) -> None:
@@ -58,10 +60,9 @@ class DINO(Method):
         self.twin_head = _LastLayer(settings.prototypes, settings.projector_out)
         self.register_buffer("center", torch.zeros(1, settings.prototypes))
 
-    @staticmethod
-    def build_projector(settings: DINOSettings, feature_dim: int) -> nn.Module:
-        sizes = (feature_dim, *[settings.projector_hidden] * 2, settings.projector_out)
-        projector = mlp(sizes, norm=True, activation=nn.GELU)
+    @classmethod
+    def build_projector(cls, settings: DINOSettings, feature_dim: int) -> nn.Sequential:
+        projector = super().build_projector(settings, feature_dim)
         for layer in projector:
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)

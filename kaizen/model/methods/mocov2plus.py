@@ -4,17 +4,16 @@ The negatives of each view's queries are a queue of earlier keys of the other vi
 Needs from other processes: the keys of the global batch in global order, after the loss (queue).
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from kaizen.config.schema import Count, Positive
 from kaizen.losses import info_nce
 from kaizen.model.methods.base import Method, Outputs, TwinSettings
 from kaizen.model.methods.queue import KeyQueue
-from kaizen.model.networks.heads import mlp
 from kaizen.parallel import Batch
 
 
@@ -29,15 +28,12 @@ class MoCoV2Plus(Method):
     Settings = MoCoV2PlusSettings
     distiller = "contrastive"
     twin_views = (0, 1)
+    projector_form: ClassVar = {}
 
     def __init__(self, settings: MoCoV2PlusSettings) -> None:
         super().__init__(settings)
         self.queue1 = KeyQueue(settings.queue_size, settings.projector_out)
         self.queue2 = KeyQueue(settings.queue_size, settings.projector_out)
-
-    @staticmethod
-    def build_projector(settings: MoCoV2PlusSettings, feature_dim: int) -> nn.Module:
-        return mlp((feature_dim, settings.projector_hidden, settings.projector_out))
 
     def distill_input(self, projections: Tensor) -> Tensor:
         return F.normalize(projections, dim=1)

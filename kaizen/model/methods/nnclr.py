@@ -5,10 +5,10 @@ looked up and gives no negatives. Needs from other processes: the predictions of
 gradient, and its first view's projections in global order, after the look-up (queue).
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from kaizen.config.schema import Count, MethodSettings, Positive
@@ -30,17 +30,14 @@ class NNCLRSettings(MethodSettings):
 class NNCLR(Method):
     Settings = NNCLRSettings
     distiller = "contrastive"
+    hidden_layers = 2
+    projector_form: ClassVar = {"norm": True, "last_norm": "affine"}
 
     def __init__(self, settings: NNCLRSettings) -> None:
         super().__init__(settings)
         out = settings.projector_out
         self.predictor = mlp((out, settings.predictor_hidden, out), norm=True)
         self.queue = KeyQueue(settings.queue_size, out)
-
-    @staticmethod
-    def build_projector(settings: NNCLRSettings, feature_dim: int) -> nn.Module:
-        sizes = (feature_dim, *[settings.projector_hidden] * 2, settings.projector_out)
-        return mlp(sizes, norm=True, last_norm="affine")
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         n1, n2 = (self.queue.nearest(z.detach()) for z in outputs.projections)

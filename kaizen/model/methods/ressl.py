@@ -4,17 +4,16 @@ Projector Linear-ReLU-Linear, momentum twin; one direction: query = view 1, key 
 weakly; temperatures 0.1 and 0.04. Needs from other processes: the keys of the global batch in global order (queue).
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from kaizen.config.schema import Count, Positive
 from kaizen.losses import relational
 from kaizen.model.methods.base import Method, Outputs, TwinSettings
 from kaizen.model.methods.queue import KeyQueue
-from kaizen.model.networks.heads import mlp
 from kaizen.parallel import Batch
 
 
@@ -30,14 +29,11 @@ class ReSSL(Method):
     Settings = ReSSLSettings
     distiller = "contrastive"
     twin_views = (1,)
+    projector_form: ClassVar = {}
 
     def __init__(self, settings: ReSSLSettings) -> None:
         super().__init__(settings)
         self.queue = KeyQueue(settings.queue_size, settings.projector_out)
-
-    @staticmethod
-    def build_projector(settings: ReSSLSettings, feature_dim: int) -> nn.Module:
-        return mlp((feature_dim, settings.projector_hidden, settings.projector_out))
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         query, key = F.normalize(outputs.projections[0], dim=1), F.normalize(outputs.twin[0], dim=1)

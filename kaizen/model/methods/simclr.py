@@ -4,15 +4,14 @@ Projector Linear-ReLU-Linear; temperature 0.1. Needs from other processes: the p
 with gradient (negatives).
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from kaizen.config.schema import MethodSettings, Positive
 from kaizen.losses import nt_xent
 from kaizen.model.methods.base import Method, Outputs
-from kaizen.model.networks.heads import mlp
 from kaizen.parallel import Batch
 
 
@@ -24,10 +23,7 @@ class SimCLRSettings(MethodSettings):
 class SimCLR(Method):
     Settings = SimCLRSettings
     distiller = "contrastive"
-
-    @staticmethod
-    def build_projector(settings: SimCLRSettings, feature_dim: int) -> nn.Module:
-        return mlp((feature_dim, settings.projector_hidden, settings.projector_out))
+    projector_form: ClassVar = {}
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         z1, z2 = (batch.gather(z) for z in outputs.projections)

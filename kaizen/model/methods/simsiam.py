@@ -4,7 +4,7 @@ Projector Linear-BN-ReLU-Linear-BN-ReLU-Linear-BN, the last BN without scale and
 whose learning rate is constant; no biases before a BN. From other processes it needs only the mean.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ class SimSiam(Method):
     Settings = SimSiamSettings
     distiller = "predictive"
     constant_rate = ("predictor.",)
+    hidden_layers = 2
+    projector_form: ClassVar = {"norm": True, "bias": False, "last_norm": "plain"}
 
     def __init__(self, settings: SimSiamSettings) -> None:
         super().__init__(settings)
@@ -32,11 +34,6 @@ class SimSiam(Method):
         self.predictor = nn.Sequential(
             *mlp((out, hidden), bias=False, last_norm="affine"), nn.ReLU(inplace=True), nn.Linear(hidden, out)
         )
-
-    @staticmethod
-    def build_projector(settings: SimSiamSettings, feature_dim: int) -> nn.Module:
-        hidden = settings.projector_hidden
-        return mlp((feature_dim, hidden, hidden, settings.projector_out), norm=True, bias=False, last_norm="plain")
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         z1, z2 = outputs.projections

@@ -4,15 +4,14 @@ An image without a label is a class of its own. Projector Linear-ReLU-Linear; te
 processes: projections, gathered with gradient, and labels of the global batch.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from kaizen.config.schema import MethodSettings, Positive
 from kaizen.losses import sup_con
 from kaizen.model.methods.base import Method, Outputs
-from kaizen.model.networks.heads import mlp
 from kaizen.parallel import Batch
 
 
@@ -24,10 +23,7 @@ class SupConSettings(MethodSettings):
 class SupCon(Method):
     Settings = SupConSettings
     distiller = "contrastive"
-
-    @staticmethod
-    def build_projector(settings: SupConSettings, feature_dim: int) -> nn.Module:
-        return mlp((feature_dim, settings.projector_hidden, settings.projector_out))
+    projector_form: ClassVar = {}
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         z1, z2 = (batch.gather(z) for z in outputs.projections)

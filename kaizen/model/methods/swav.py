@@ -16,7 +16,7 @@ from kaizen.config.schema import Count, MethodSettings, Positive
 from kaizen.losses import sinkhorn_knopp, swapped_prediction
 from kaizen.model.methods.base import Method, Outputs, drop_gradients
 from kaizen.model.methods.queue import GrowingQueue
-from kaizen.model.networks.heads import Prototypes, mlp
+from kaizen.model.networks.heads import Prototypes
 from kaizen.parallel import Batch
 
 
@@ -50,10 +50,6 @@ class SwAV(Method):
         self.heads = Prototypes(settings.prototypes, settings.projector_out)
         size, out = settings.queue_size, settings.projector_out
         self.queues = nn.ModuleList([GrowingQueue(size, out) for _ in range(2 if size else 0)])
-
-    @staticmethod
-    def build_projector(settings: SwAVSettings, feature_dim: int) -> nn.Module:
-        return mlp((feature_dim, settings.projector_hidden, settings.projector_out), norm=True)
 
     def prototypes(self) -> Tensor:
         return self.heads.weight().detach()[None]

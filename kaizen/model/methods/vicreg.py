@@ -7,12 +7,11 @@ global batch, gathered with gradient (variances, covariances).
 from typing import Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from kaizen.config.schema import Count, MethodSettings, NonNegative
 from kaizen.losses import vicreg
 from kaizen.model.methods.base import Method, Outputs
-from kaizen.model.networks.heads import mlp
 from kaizen.parallel import Batch
 
 
@@ -27,10 +26,7 @@ class VICRegSettings(MethodSettings):
 class VICReg(Method):
     Settings = VICRegSettings
     distiller = "predictive_mse"
-
-    @staticmethod
-    def build_projector(settings: VICRegSettings, feature_dim: int) -> nn.Module:
-        return mlp((feature_dim, *[settings.projector_hidden] * 2, settings.projector_out), norm=True)
+    hidden_layers = 2
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         z1, z2 = (batch.gather(z) for z in outputs.projections)

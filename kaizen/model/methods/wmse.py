@@ -9,14 +9,13 @@ from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from kaizen.config.schema import Count, MethodSettings, Probability
 from kaizen.data.random import permutation
 from kaizen.errors import ConfigError
 from kaizen.losses import w_mse
 from kaizen.model.methods.base import Method, Outputs
-from kaizen.model.networks.heads import mlp
 from kaizen.parallel import Batch
 
 
@@ -55,10 +54,6 @@ def whiten(rows: Tensor, eps: float) -> Tensor:
 class WMSE(Method):
     Settings = WMSESettings
     distiller = "predictive_mse"
-
-    @staticmethod
-    def build_projector(settings: WMSESettings, feature_dim: int) -> nn.Module:
-        return mlp((feature_dim, settings.projector_hidden, settings.projector_out), norm=True)
 
     @classmethod
     def check_task(cls, settings: WMSESettings, images: int, batch: int) -> None:
