@@ -18,26 +18,3 @@ from kaizen.parallel.layout import memory_format
 from kaizen.parallel.norm import GlobalBatchNorm
 from kaizen.parallel.processes import Parallel
 from kaizen.parallel.sharding import check_alike, check_encoder, full_tensors, local, norms, shard_like
-
-__all__ = [
-    "ONE_PROCESS",
-    "Batch",
-    "Branches",
-    "CudaGraph",
-    "CudaLanes",
-    "GlobalBatchNorm",
-    "Group",
-    "Parallel",
-    "accumulation",
-    "add_scaled_",
-    "check_alike",
-    "check_encoder",
-    "full_tensors",
-    "local",
-    "memory_format",
-    "norms",
-    "shard",
-    "shard_like",
-    "synchronize",
-    "usable_cores",
-]
