@@ -1,7 +1,7 @@
 """Encoders: images (n, 3, h, w), normalised -> features (n, d)."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Union
 
 from einops import rearrange
@@ -71,35 +71,33 @@ class ResNet(nn.Module):
     plain: tuple[str, ...] = ()
     """Names of parameters that are neither decayed nor adapted by LARS, in addition to one-dimensional ones."""
 
-    def __init__(
-        self,
-        block: type[BasicBlock | Bottleneck],
-        layers: Sequence[int],
-        *,
-        stem: str = "cifar",
-        stem_padding: int = 1,
-        norm: str = "batch",
-        width: int = 64,
-    ) -> None:
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        make_norm: Callable[..., nn.Module] = nn.BatchNorm2d if norm == "batch" else group_norm
-        if stem == "cifar":
-            self.conv1 = nn.Conv2d(3, width, 3, stride=1, padding=stem_padding, bias=False)
+        block, layers = RESNETS[config.name]
+        make_norm: Callable[..., nn.Module] = nn.BatchNorm2d if config.norm == "batch" else group_norm
+        channels = config.width
+        if config.stem == "cifar":
+            self.conv1 = nn.Conv2d(3, channels, 3, stride=1, padding=config.stem_padding, bias=False)
             self.maxpool: nn.Module = nn.Identity()
         else:
-            self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+            self.conv1 = nn.Conv2d(3, channels, 7, stride=2, padding=3, bias=False)
             self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.bn1 = make_norm(width)
-        channels = width
+        self.bn1 = make_norm(channels)
         stages = []
         for index, depth in enumerate(layers):
-            planes = width * 2**index
-            stages.append(_stage(block, channels, planes, depth, 1 if index == 0 else 2, make_norm))
-            channels = planes * block.expansion
+            planes, stride = config.width * 2**index, 1 if index == 0 else 2
+            out = planes * block.expansion
+            downsample = None
+            if stride != 1 or channels != out:
+                downsample = nn.Sequential(conv1x1(channels, out, stride), make_norm(out))
+            blocks = [block(channels, planes, stride, downsample, norm_layer=make_norm)]
+            blocks += [block(out, planes, norm_layer=make_norm) for _ in range(1, depth)]
+            stages.append(nn.Sequential(*blocks))
+            channels = out
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.feature_dim = channels
-        self.mixes_images = norm == "batch"
+        self.mixes_images = config.norm == "batch"
         self.block_names = (block.__name__,)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -112,40 +110,17 @@ class ResNet(nn.Module):
         return rearrange(self.avgpool(x), "n c 1 1 -> n c")
 
 
-def _stage(
-    block: type[BasicBlock | Bottleneck],
-    channels: int,
-    planes: int,
-    depth: int,
-    stride: int,
-    make_norm: Callable[..., nn.Module],
-) -> nn.Sequential:
-    out = planes * block.expansion
-    downsample = None
-    if stride != 1 or channels != out:
-        downsample = nn.Sequential(conv1x1(channels, out, stride), make_norm(out))
-    blocks = [block(channels, planes, stride, downsample, norm_layer=make_norm)]
-    blocks += [block(out, planes, norm_layer=make_norm) for _ in range(1, depth)]
-    return nn.Sequential(*blocks)
-
-
 def build_encoder(config: EncoderConfig, image_size: int | None = None) -> Union[ResNet, "ViT"]:
     """The encoder that the configuration names, freshly initialised from torch's global generator.
 
     Args:
         config: a ViT's has its patch, as a resolved configuration does.
         image_size: side of the images in pixels; ResNets take any.
-
-    Raises:
-        ValueError: a ViT without a patch or an image size.
     """
     if is_vit(config.name):
-        if config.patch is None or image_size is None:
-            raise ValueError(f"{config.name} is built for a patch and an image size, not {config.patch}, {image_size}")
+        assert config.patch is not None
+        assert image_size is not None
         from kaizen.model.networks.vit import ViT
 
         return ViT(config.name, image_size, config.patch)
-    block, layers = RESNETS[config.name]
-    return ResNet(
-        block, layers, stem=config.stem, stem_padding=config.stem_padding, norm=config.norm, width=config.width
-    )
+    return ResNet(config)
