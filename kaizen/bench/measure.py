@@ -49,7 +49,7 @@ Say = Callable[[str], None]
 @contextmanager
 def workplace(parallel: Parallel) -> Iterator[Path]:
     """A temporary directory shared by all processes, deleted afterwards; on several nodes TMPDIR must be shared."""
-    path = Path(parallel.broadcast(tempfile.mkdtemp(prefix="kaizen-bench-") if parallel.is_main else ""))
+    path = Path(parallel.on_main(lambda: tempfile.mkdtemp(prefix="kaizen-bench-")))
     try:
         yield path
     finally:
@@ -85,7 +85,7 @@ def measure(recipe: str, config: Config, options: Options, parallel: Parallel, s
     for name in options.against:
         say(f"views against {name}, {options.repetitions} turns on one thread")
         work = partial(compare_views, name, config, stream, options.repetitions)
-        found["views"][name] = parallel.from_main(work)
+        found["views"][name] = parallel.on_main(work)
     return _described(recipe, config, data, session, parallel) | found
 
 

@@ -106,7 +106,7 @@ class Evaluator:
                 found[reader] = self._accuracies(guesses, self._taught(reader, task))
             return Measured(found, rankme(test))
 
-        return self.parallel.from_main(read)
+        return self.parallel.on_main(read)
 
     @staticmethod
     def _learning(readers: Sequence[str]) -> bool:

@@ -253,12 +253,8 @@ class Parallel:
             problem = f"{path} is not seen by every process{where}; allowed: a directory that all nodes share"
             raise ConfigError("run.dir", problem)
 
-    def on_main(self, work: Callable[[], None]) -> None:
-        """Do work (on files) on the main process while the others wait; its error is raised on all."""
-        self._agreed(work, self.is_main)
-
-    def from_main(self, work: Callable[[], T]) -> T:
-        """The result of work on the main process, on every process; its error is raised on all."""
+    def on_main(self, work: Callable[[], T]) -> T:
+        """Do work (on files) on the main process while the others wait; its result, or its error, on every process."""
         return self.broadcast(self._agreed(work, self.is_main))
 
     def _agreed(self, work: Callable[[], Any], mine: bool, otherwise: Any = None) -> Any:

@@ -36,19 +36,18 @@ class RunDirectory:
 
     def __init__(self, path: Path, config: Config, parallel: Parallel) -> None:
         self.path, self.config, self.parallel = path, config, parallel
-        self.position = (0, 0)
         self.seconds_left: float | None = None
-        self._ours = self._ended = False
+        self._ended = False
         self._lock: RunLock | None = None
         self._token: str | None = None
         self._made: list[Path] = []
         self._next_update = 0.0
         self._update: Future[None] | None = None
         self._updates = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kaizen-status")
-        parallel.on_main(self._inspect)
-        self._ours, self.position = parallel.broadcast((self._ours, self.position))
+        self._ours, self.position = parallel.on_main(self._inspect)
 
-    def _inspect(self) -> None:
+    def _inspect(self) -> tuple[bool, tuple[int, int]]:
+        """Whether the directory contains this run, and the task and step where it stands."""
         file, resume = self.path / "config.yaml", self.config.run.resume
         try:
             held = file.exists() or any(self.path.glob("tasks/task-*"))
@@ -60,10 +59,10 @@ class RunDirectory:
             )
         if not held and resume == "must":
             raise ConfigError("run.resume", f"is 'must', but {self.path} contains no run; allowed: auto, never")
-        if file.exists():
-            self._compare(file)
-            self._ours = True
-            self.position = read_position(self.path)
+        if not file.exists():
+            return False, (0, 0)
+        self._compare(file)
+        return True, read_position(self.path)
 
     def claim(self, recipe: str, preset: str | None, data: str) -> None:
         """Write the configuration and the status "running".
@@ -164,12 +163,12 @@ class RunDirectory:
                 done += 1
             return done
 
-        return self.parallel.from_main(count)
+        return self.parallel.on_main(count)
 
     def train_seconds(self, task: int) -> float:
         """Seconds that a finished task trained, the same on every process."""
         file = task_directory(self.path, task) / STATE
-        return self.parallel.from_main(lambda: float(json.loads(file.read_text(encoding="utf-8"))["train_seconds"]))
+        return self.parallel.on_main(lambda: float(json.loads(file.read_text(encoding="utf-8"))["train_seconds"]))
 
     def world_size(self, task: int) -> int:
         """Number of processes that trained a finished task."""
@@ -178,7 +177,7 @@ class RunDirectory:
     def find_checkpoint(self, task: int) -> tuple[Path, dict[str, Any]] | None:
         """The newest intact checkpoint of a task, the same on every process."""
         folder = self.path / "checkpoints"
-        return self.parallel.from_main(lambda: newest_intact(folder, task, self._read_checkpoint))
+        return self.parallel.on_main(lambda: newest_intact(folder, task, self._read_checkpoint))
 
     def prune_checkpoints(self, task: int) -> None:
         """Delete the oldest checkpoints beyond run.keep_checkpoints, and any of tasks after this one."""
@@ -195,22 +194,22 @@ class RunDirectory:
             ConfigError: another process trains here, the directory cannot be written, or a process does not see it.
         """
         try:
-            self.parallel.on_main(self._take)
-            self._token = self.parallel.broadcast(self._lock.token if self._lock else None)
-            self._ours, self.position = self.parallel.broadcast((self._ours, self.position))
+            self._token, self._ours, self.position = self.parallel.on_main(self._take)
             self.parallel.await_file(self.path / LOCK)
         except BaseException:
             self.release()
             raise
 
-    def _take(self) -> None:
+    def _take(self) -> tuple[str, bool, tuple[int, int]]:
+        """Create and lock the directory; the lock's token, and what `_inspect` finds."""
         self._made = [folder for folder in (self.path, *self.path.parents) if not os.path.lexists(folder)]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError("run.dir", f"{self.path} cannot be written ({error.strerror})") from None
         self._lock = RunLock(self.path)
-        self._inspect()  # another run may have begun and ended here since the first look
+        # Again, as another run may have begun and ended here since the first look.
+        return self._lock.token, *self._inspect()
 
     def check_lock(self) -> None:
         """Raise a TrainingFailed if another process has taken the directory over."""

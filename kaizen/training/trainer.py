@@ -145,9 +145,9 @@ class Trainer:
         self.directory.claim(self.recipe, self.preset, self.source.digest())
         self.stop.defer()
         origin = {"recipe": self.recipe, "preset": self.preset, "config_hash": config.hash()}
-        results = Results(self.path / "results.json", origin, config, self.stream)
+        file = self.path / "results.json"
         # One process reads for all: `kaizen eval` may replace the file between two reads.
-        self.results = self.parallel.broadcast(results)
+        self.results = self.parallel.on_main(lambda: Results(file, origin, config, self.stream))
         self.parallel.announce(f"run directory       {self.path}")
         described = [*self.stream.describe(), *describe(config, self.plan, *sizes), *chosen]
         for line in (*self.notes, *described, *filter(None, [recording])):
