@@ -29,7 +29,7 @@ def begin_run(config: Config, stream: Stream, plan: Plan, run: Path, parallel: P
     stepper = Stepper(config, stream, plan, state, weights, parallel, recording=False)
     stepper.close()
     state.save_task_end(task_directory(run, 0), stepper.remember(), stepper.image, {"task": 0, "step": 0})
-    parallel.release()
+    parallel.accelerator.free_memory()
     return 1
 
 

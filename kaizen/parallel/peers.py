@@ -30,7 +30,7 @@ from kaizen.errors import KaizenError, TrainingFailed
 
 T = TypeVar("T")
 
-LOOK_SECONDS = 2.0
+LOOK_SECONDS = float(os.environ.get("KAIZEN_LOOK_SECONDS") or 2.0)  # tests shorten it
 # The limits count looks, not seconds, so that processes that were suspended together do not take each other for dead.
 LOST = 20  # without a sign of life: far longer than any call that holds the interpreter's lock, and well under a minute
 HURRIED = 7  # the same after a signal: torchrun sends SIGTERM when a process has died, and kills the others 30 s later
@@ -82,11 +82,6 @@ def group_store(name: str) -> dist.Store:
     if isinstance(store, dist.TCPStore):
         store = dist.TCPStore(store.host, store.port, is_master=False, wait_for_workers=False)
     return dist.PrefixStore(name, store)
-
-
-def look_seconds() -> float:
-    """Seconds between two looks; tests shorten them through the environment."""
-    return float(os.environ.get("KAIZEN_LOOK_SECONDS") or LOOK_SECONDS)
 
 
 class StoreThread:

@@ -26,7 +26,7 @@ from kaizen.parallel.device import choose_kernels
 from kaizen.parallel.launch import check_launch, threads
 from kaizen.parallel.layout import memory_format
 from kaizen.parallel.norm import global_batch_norms
-from kaizen.parallel.peers import Failure, Peers, describe, group_store, look_seconds
+from kaizen.parallel.peers import LOOK_SECONDS, Failure, Peers, describe, group_store
 from kaizen.parallel.sharding import full_tensors, is_sharded, shard_follower, shard_units
 from kaizen.parallel.wrapping import wrapped
 
@@ -78,7 +78,7 @@ class Parallel:
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
             # A unique name per start: a launcher's store may still contain the failure of an earlier start.
             store = group_store(f"kaizen/{self.broadcast(uuid.uuid4().hex)}")
-            self._peers = Peers(store, self.rank, self.world, look_seconds())
+            self._peers = Peers(store, self.rank, self.world, LOOK_SECONDS)
 
     @property
     def fuses(self) -> bool:
@@ -127,10 +127,6 @@ class Parallel:
     def gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors with their shards put together, on the main process; without FSDP2 as they are, on every process."""
         return full_tensors(tensors, keep=self.is_main or not self.sharded)
-
-    def release(self) -> None:
-        """Free what was prepared, at the end of a task."""
-        self.accelerator.free_memory()
 
     def watch(self, write: Callable[[Failure], None], hurried: Callable[[], bool]) -> None:
         """From now on, when another process dies, record the failure and end this process.

@@ -217,7 +217,7 @@ class Trainer:
         self.log.sync()
         stepper.close()
         state.save_task_end(path, stepper.remember(), stepper.image, position)
-        self.parallel.release()
+        self.parallel.accelerator.free_memory()
 
     def evaluate(self, task: int, readers: Sequence[str]) -> None:
         """Write these readers' accuracies after a task (-1: untrained network), from its snapshot, to results.json."""

@@ -147,7 +147,7 @@ def training_gaps(parallel: Parallel, *method: str) -> dict[str, float]:
     found["state"] = gap(alone.state(), together.state())
     features = alone.learner.encoder(random(6, 3, 8, 8, seed=9))
     assert features.std(dim=0).mean() > 0.01, "identical features prove nothing"
-    parallel.release()
+    parallel.accelerator.free_memory()
     return found
 
 
