@@ -28,7 +28,6 @@ from kaizen.parallel.layout import memory_format
 from kaizen.parallel.norm import global_batch_norms
 from kaizen.parallel.peers import LOOK_SECONDS, Failure, Peers, describe, group_store
 from kaizen.parallel.sharding import full_tensors, is_sharded, shard_follower, shard_units
-from kaizen.parallel.wrapping import wrapped
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
@@ -116,8 +115,22 @@ class Parallel:
         """
         if self.sharded:
             shard_units(learner, self.accelerator, block_names)
-        with self.compiler.left_out():
-            return wrapped(learner, build(), self.accelerator, one_process=self.world == 1 and not self.sharded)
+        accelerator, optimizer = self.accelerator, build()
+        names = {p: name for name, p in learner.named_parameters()}
+        groups = [[names[p] for p in group["params"]] for group in optimizer.param_groups]
+        with self.compiler.left_out(), warnings.catch_warnings():
+            # torch 2.14 has a new name for broadcast_buffers, which earlier versions do not know.
+            warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+            if self.world == 1 and not self.sharded:  # without DDP, even in a distributed launch
+                module = accelerator.prepare_model(learner, evaluation_mode=True)
+                prepared = accelerator.prepare(optimizer)
+            else:
+                module, prepared = accelerator.prepare(learner, optimizer)
+        # Accelerate identifies shards by their address, which is the same for all that have no row on this process.
+        held = dict(learner.named_parameters())
+        for group, members in zip(optimizer.param_groups, groups, strict=True):
+            group["params"] = [held[name] for name in members]
+        return module, prepared
 
     def spread(self, follower: nn.Module, block_names: Sequence[str]) -> None:
         """Shard a network that no optimizer trains as the student is sharded; without FSDP2 it stays as it is."""
