@@ -26,7 +26,7 @@ def begin_run(config: Config, stream: Stream, plan: Plan, run: Path, parallel: P
         return 0
     weights = term_weights(config, stream.tasks, 0)
     state = TaskState(config, stream.source.num_classes, 0, plan.tasks[0].images, plan.lr, weights, run, parallel)
-    stepper = Stepper(config, stream, plan, state, weights, parallel, recording=False)
+    stepper = Stepper(stream, plan, state, recording=False)
     stepper.close()
     state.save_task_end(task_directory(run, 0), stepper.remember(), stepper.image, {"task": 0, "step": 0})
     parallel.accelerator.free_memory()
@@ -59,7 +59,7 @@ class Session:
         self.weights = term_weights(config, stream.tasks, task)
         sizes = self.num_classes, task, plan.tasks[task].images
         self.state = TaskState(config, *sizes, plan.lr, self.weights, run, parallel)
-        self.stepper = Stepper(config, stream, plan, self.state, self.weights, parallel, recording=recording)
+        self.stepper = Stepper(stream, plan, self.state, recording=recording)
         self.clock, self.done = Clock(0.0), 0
         logs.mkdir(parents=True, exist_ok=True)
         self.log = RunLog(logs, config, parallel, steps=plan.tasks[task].steps, done=0, lines=False)

@@ -12,13 +12,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kaizen.config.schema import Config
 from kaizen.data.feed import HostBatch
 from kaizen.data.packing import StepData, unpack
 from kaizen.data.views import augment
 from kaizen.model.learner import TERMS, TeacherOutputs, total
 from kaizen.model.methods.base import Outputs
-from kaizen.parallel import Batch, Branches, Parallel, memory_format
+from kaizen.parallel import Batch, Branches, memory_format
 from kaizen.training.optim import set_rates
 from kaizen.training.state import TaskState
 
@@ -55,26 +54,16 @@ class DeviceStep:
     """Steps of one task on the device.
 
     Args:
-        weights: weights of the four terms.
         moments: mean and std (3,) of the data set.
         size: side of the images in pixels.
         store: the task's and the memory's images on the device, or None where each step brings its own.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        state: TaskState,
-        weights: dict[str, float],
-        parallel: Parallel,
-        moments: tuple[Tensor, Tensor],
-        size: int,
-        store: Tensor | None,
-    ) -> None:
-        self.config, self.state, self.weights, self.parallel, self.size = config, state, weights, parallel, size
-        self.mean, self.std = (moment.to(parallel.device) for moment in moments)
-        self.store = store
-        self._layout = memory_format(state.learner.encoder, parallel.device)
+    def __init__(self, state: TaskState, moments: tuple[Tensor, Tensor], size: int, store: Tensor | None) -> None:
+        self.config, self.state, self.weights, self.parallel = state.config, state, state.weights, state.parallel
+        self.mean, self.std = (moment.to(self.parallel.device) for moment in moments)
+        self.size, self.store = size, store
+        self._layout = memory_format(state.learner.encoder, self.parallel.device)
 
     def step(self, host_batches: Sequence[HostBatch], phase: Hashable, branches: Branches | None = None) -> Done:
         """An ordinary step: one optimizer step on a batch that comes in these parts."""

@@ -60,6 +60,7 @@ class TaskState:
         parallel: Parallel,
     ) -> None:
         self.config, self.num_classes, self.task, self.parallel = config, num_classes, task, parallel
+        self.weights = weights
         distiller = build_distiller(config.distill) if task else None
         self.learner = parallel.placed(Learner(config, num_classes, distiller)).train()
         self.learner.method.begin_task(images)

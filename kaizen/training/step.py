@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from kaizen.config.schema import Config
 from kaizen.data.feed import Feed, resident
 from kaizen.data.load import Stream
 from kaizen.data.random import Purpose, fold, hash_rows
@@ -16,7 +15,7 @@ from kaizen.data.sampler import Sampler
 from kaizen.evaluation.features import extract_features
 from kaizen.losses import promote
 from kaizen.model.networks.heads import forget_running_statistics, forward_all
-from kaizen.parallel import Batch, Parallel
+from kaizen.parallel import Batch
 from kaizen.training.device_step import DeviceStep, Done
 from kaizen.training.optim import momentum_tau
 from kaizen.training.plan import Plan
@@ -28,23 +27,12 @@ class Stepper:
     """Trains a task's state step by step; a step is a function of its number and of that state.
 
     Args:
-        weights: weights of the four terms.
         recording: whether to record steps (see `kaizen.training.recording`); False leaves all steps ordinary.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        stream: Stream,
-        plan: Plan,
-        state: TaskState,
-        weights: dict[str, float],
-        parallel: Parallel,
-        *,
-        recording: bool = True,
-    ) -> None:
-        self.config, self.source, self.plan, self.weights = config, stream.source, plan, weights
-        self.labels = stream.labels
+    def __init__(self, stream: Stream, plan: Plan, state: TaskState, *, recording: bool = True) -> None:
+        config, parallel = state.config, state.parallel
+        self.config, self.source, self.plan, self.labels = config, stream.source, plan, stream.labels
         self.state, self.parallel = state, parallel
         _, channels, height, width = self.source.train.images.shape
         self.image = channels, height, width
@@ -52,7 +40,7 @@ class Stepper:
         self.ids = stream.tasks[state.task].train
         images = self.source.train.images
         store = resident(images, self.ids, self.memory, parallel.device)
-        self.device_step = DeviceStep(config, state, weights, parallel, stream.moments, self.source.image_size, store)
+        self.device_step = DeviceStep(state, stream.moments, self.source.image_size, store)
         sampler = Sampler(
             config.run.seed,
             state.task,

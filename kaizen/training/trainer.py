@@ -187,7 +187,7 @@ class Trainer:
             path, position = checkpoint
             state.restore(path)
         self.parallel.set_scaler(position.get("scaler"))
-        stepper = Stepper(self.config, self.stream, self.plan, state, weights, self.parallel)
+        stepper = Stepper(self.stream, self.plan, state)
         clock = Clock(position["train_seconds"], sum(map(self.directory.train_seconds, range(task))))
         for step in range(position["step"] - plan.first_step, plan.steps):
             terms = stepper.step(step)
@@ -206,11 +206,11 @@ class Trainer:
             if last:
                 break
             if number % STOP_STEPS == 0 and self._stop_asked():
-                self._save(state, terms, weights, clock)
+                self._save(state, terms, clock)
                 self._wait_for_save()
                 self._stop_if_asked()
             elif (every := self.config.run.checkpoint_every) and number % every == 0:
-                self._save(state, terms, weights, clock)
+                self._save(state, terms, clock)
         self._wait_for_save()
         path, position = task_directory(self.path, task), self._position(clock)
         self.parallel.on_main(self.directory.check_lock)
@@ -238,7 +238,7 @@ class Trainer:
 
     def _log(self, task: int, step: int, terms: dict[str, Tensor], stepper: Stepper, clock: Clock) -> None:
         plan = self.plan.tasks[task]
-        losses = self._check_finite(terms, stepper.weights)
+        losses = self._check_finite(terms, stepper.state.weights)
         rate = clock.lap()
         record = {
             "step": plan.first_step + step + 1,
@@ -280,9 +280,9 @@ class Trainer:
         where = {"task": task, "step": step, "train_seconds": clock.task_seconds()}
         return where | setting | {"scaler": self.parallel.scaler_state()}
 
-    def _save(self, state: TaskState, terms: dict[str, Tensor], weights: dict[str, float], clock: Clock) -> None:
+    def _save(self, state: TaskState, terms: dict[str, Tensor], clock: Clock) -> None:
         """Start to write a checkpoint of this step; `_wait_for_save` finishes it."""
-        self._check_finite(terms, weights)
+        self._check_finite(terms, state.weights)
         self._wait_for_save()
         path, position = checkpoint_directory(self.path, *self.directory.position), self._position(clock)
         write = state.checkpoint(path, position)

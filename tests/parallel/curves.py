@@ -45,7 +45,7 @@ def curve(method: str, run: Path, cache: str, parallel: Parallel) -> list[dict[s
     found = []
     for task, steps in enumerate((FIRST, SECOND)):
         state = TaskState(config, 10, task, plan.tasks[task].images, plan.lr, WEIGHTS, run, parallel)
-        stepper = Stepper(config, stream, plan, state, WEIGHTS, parallel)
+        stepper = Stepper(stream, plan, state)
         for step in range(steps):
             found.append(parallel.mean(stepper.step(step)) | {"projection_std": stepper.projection_std()})
         state.save_task_end(task_directory(run, task), stepper.remember(), stepper.image, {"task": task, "step": 0})
