@@ -16,10 +16,9 @@ from kaizen.config.yaml import dump_yaml, parse_yaml
 from kaizen.errors import ConfigError, DamagedError
 from kaizen.parallel import Parallel
 from kaizen.parallel.peers import Failure
-from kaizen.run.checkpoint import STATE, newest_intact, prune, read_state, tidy, write_text
-from kaizen.run.environment import read_environment, record_start
+from kaizen.run.checkpoint import STATE, newest_intact, read_state, tidy, write_text
+from kaizen.run.environment import read_environment
 from kaizen.run.lock import LOCK, RunLock, holds
-from kaizen.run.log import cut_log
 from kaizen.run.places import CHECKPOINT, TASK_END, checkpoint_directory, task_directory
 from kaizen.run.status import STATUS_SECONDS, read_position, write_status
 
@@ -89,15 +88,6 @@ class RunDirectory:
             raise ConfigError("run.dir", f"{self.path} cannot be written ({error.strerror})") from None
         self._ours, self._made = True, []
         self.write_status("running")
-
-    def record_start(self, data: str) -> None:
-        """Record a start that trains in environment.json; one that trains nothing is not recorded.
-
-        Args:
-            data: digest of the images and labels it trains on.
-        """
-        file = self.path / "environment.json"
-        self.parallel.on_main(lambda: record_start(file, self.parallel, data, self.position[1]))
 
     def _tidy(self) -> None:
         """Remove what a killed run left half written."""
@@ -178,14 +168,6 @@ class RunDirectory:
         """The newest intact checkpoint of a task, the same on every process."""
         folder = self.path / "checkpoints"
         return self.parallel.on_main(lambda: newest_intact(folder, task, self._read_checkpoint))
-
-    def prune_checkpoints(self, task: int) -> None:
-        """Delete the oldest checkpoints beyond run.keep_checkpoints, and any of tasks after this one."""
-        prune(self.path / "checkpoints", self.config.run.keep_checkpoints, task)
-
-    def cut_log(self, step: int) -> None:
-        """Drop the log lines of steps that will be repeated."""
-        self.parallel.on_main(lambda: cut_log(self.path / "log.jsonl", step))
 
     def lock(self) -> None:
         """Create the directory and keep other processes from training in it until `release`.

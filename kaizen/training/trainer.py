@@ -20,9 +20,10 @@ from kaizen.model.learner import total
 from kaizen.model.networks.encoders import build_encoder
 from kaizen.model.networks.fit import check_deterministic
 from kaizen.parallel import Parallel, check_encoder, synchronize
+from kaizen.run.checkpoint import prune
 from kaizen.run.directory import RunDirectory
-from kaizen.run.environment import versions
-from kaizen.run.log import FIRST_STEP, RunLog
+from kaizen.run.environment import record_start, versions
+from kaizen.run.log import FIRST_STEP, RunLog, cut_log
 from kaizen.run.places import checkpoint_directory, task_directory
 from kaizen.run.progress import Clock
 from kaizen.run.stop import STOP_STEPS, StopRequest
@@ -145,9 +146,8 @@ class Trainer:
         self.directory.claim(self.recipe, self.preset, self.source.digest())
         self.stop.defer()
         origin = {"recipe": self.recipe, "preset": self.preset, "config_hash": config.hash()}
-        file = self.path / "results.json"
         # One process reads for all: `kaizen eval` may replace the file between two reads.
-        self.results = self.parallel.on_main(lambda: Results(file, origin, config, self.stream))
+        self.results = self.parallel.on_main(lambda: Results(self.path / "results.json", origin, config, self.stream))
         self.parallel.announce(f"run directory       {self.path}")
         described = [*self.stream.describe(), *describe(config, self.plan, *sizes), *chosen]
         for line in (*self.notes, *described, *filter(None, [recording])):
@@ -157,13 +157,13 @@ class Trainer:
         done, readers = self.directory.tasks_done(), self.config.eval.readers
         self.results.keep(done)
         steps_done = self.plan.tasks[done].first_step if done < len(self.tasks) else self.plan.steps
-        found = self.directory.find_checkpoint(done)
-        if found:
+        if found := self.directory.find_checkpoint(done):
             steps_done = found[1]["step"]
         self.directory.position = (min(done, len(self.tasks) - 1), steps_done)
-        self.directory.cut_log(steps_done)
+        self.parallel.on_main(lambda: cut_log(self.path / "log.jsonl", steps_done))
         if done < len(self.tasks):
-            self.directory.record_start(self.source.digest())
+            start = self.path / "environment.json", self.parallel, self.source.digest(), steps_done
+            self.parallel.on_main(lambda: record_start(*start))
         self.log = RunLog(self.path, self.config, self.parallel, steps=self.plan.steps, done=steps_done)
         try:
             for task in range(len(self.tasks)):
@@ -291,7 +291,7 @@ class Trainer:
             self.directory.check_lock()
             self.log.sync()
             write()
-            self.directory.prune_checkpoints(position["task"])
+            prune(self.path / "checkpoints", self.config.run.keep_checkpoints, position["task"])
 
         self.parallel.on_main(lambda: self.writer.submit(work))
 
