@@ -20,7 +20,7 @@ from kaizen.run.checkpoint import STATE, newest_intact, read_state, tidy, write_
 from kaizen.run.environment import read_environment
 from kaizen.run.lock import LOCK, RunLock, holds
 from kaizen.run.places import CHECKPOINT, TASK_END, checkpoint_directory, task_directory
-from kaizen.run.status import STATUS_SECONDS, read_position, write_status
+from kaizen.run.status import STATUS_SECONDS, read_position, timestamp, write_status
 
 LEFT_SECONDS = 60
 """Age from which temporary results count as left by a killed process; newer ones may be those of `kaizen eval`."""
@@ -218,14 +218,14 @@ class RunDirectory:
         self._end_updates(2)  # a disk that hangs must not keep a failed process
         if failure.reports and self._is_held():
             with suppress(OSError):
-                self._write("failed", exit_code=failure.code, reason=failure.reason)
+                self._write("failed", failure.code, failure.reason)
 
     def write_status(self, state: str, exit_code: int | None = None, reason: str | None = None) -> None:
         """Write status.json if the directory belongs to this run; "stopped" also deletes the request to stop."""
         if state != "running":
             self._end_updates()
         if self.parallel.is_main and self._is_held():
-            self._write(state, exit_code=exit_code, reason=reason)
+            self._write(state, exit_code, reason)
             if state == "stopped":
                 (self.path / "stop").unlink(missing_ok=True)
 
@@ -252,6 +252,7 @@ class RunDirectory:
         if self._update:
             wait([self._update], timeout=seconds)
 
-    def _write(self, state: str, **rest: Any) -> None:
-        task, step = self.position
-        write_status(self.path, state, task=task, step=step, seconds_left=self.seconds_left, **rest)
+    def _write(self, state: str, exit_code: int | None = None, reason: str | None = None) -> None:
+        (task, step), left = self.position, self.seconds_left
+        content = {"state": state, "exit_code": exit_code, "task": task, "step": step, "updated": timestamp()}
+        write_status(self.path, content | {"seconds_left": None if left is None else round(left), "reason": reason})

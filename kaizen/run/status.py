@@ -3,6 +3,7 @@
 import json
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from kaizen.run.checkpoint import write_json, writing
 
@@ -15,24 +16,8 @@ def timestamp() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
-def write_status(
-    directory: Path,
-    state: str,
-    *,
-    exit_code: int | None = None,
-    task: int,
-    step: int,
-    reason: str | None = None,
-    seconds_left: float | None = None,
-) -> None:
-    """Replace status.json atomically.
-
-    Args:
-        seconds_left: estimated seconds until the run is done; None if unknown.
-    """
-    left = None if seconds_left is None else round(seconds_left)
-    content = {"state": state, "exit_code": exit_code, "task": task, "step": step, "updated": timestamp()}
-    content |= {"seconds_left": left, "reason": reason}
+def write_status(directory: Path, content: dict[str, Any]) -> None:
+    """Replace status.json atomically."""
     file = directory / "status.json"
     try:
         write_json(file, content)
