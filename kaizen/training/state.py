@@ -64,15 +64,11 @@ class TaskState:
         distiller = build_distiller(config.distill) if task else None
         self.learner = parallel.placed(Learner(config, num_classes, distiller)).train()
         self.learner.method.begin_task(images)
+        self.twin = MomentumTwin(self.learner) if self.learner.method.twin_views else None
         before = task_directory(run, task - 1) if task else None
         if before:
             parallel.await_file(before / "student.safetensors")
-        method = read_tensors(before / "method.safetensors") if before else {}
-        if before:
-            self._load_student(read_tensors(before / "student.safetensors"), method, before, self._kept())
-        self.twin = MomentumTwin(self.learner) if self.learner.method.twin_views else None
-        if before and self.twin is not None:
-            _load_twin(self.twin, method, before)
+            self._load(before, self._kept())
         self.teacher = None
         if before and (distiller is not None or weights["classifier_distill"] > 0):
             # At a task's beginning the method's prototypes are those that the teacher ended with.
@@ -121,7 +117,7 @@ class TaskState:
 
         That function raises a TrainingFailed if something in the state is not finite.
         """
-        optimizer = optimizer_tensors(self._plain_optimizer(), self.learner)
+        optimizer = optimizer_tensors(self.optimizer, self.learner)
         files = self.tensors() | {"optimizer": self.parallel.gathered(optimizer)}
         held: dict[str, dict[str, Tensor]] = {}
         self.parallel.on_main(lambda: held.update(cpu_copies(files)))
@@ -161,14 +157,10 @@ class TaskState:
         Raises:
             ConfigError: its tensors do not fit.
         """
-        self.parallel.await_file(path / "optimizer.safetensors")
-        method = read_tensors(path / "method.safetensors")
-        own = tuple(name for name in self.learner.state_dict() if name.startswith("method."))
-        self._load_student(read_tensors(path / "student.safetensors"), method, path, own)
-        if self.twin is not None:
-            _load_twin(self.twin, method, path)
         file = path / "optimizer.safetensors"
-        load_optimizer(self._plain_optimizer(), self.learner, read_tensors(file), file)
+        self.parallel.await_file(file)
+        self._load(path, tuple(name for name in self.learner.state_dict() if name.startswith("method.")))
+        load_optimizer(self.optimizer, self.learner, read_tensors(file), file)
 
     def _kept(self) -> tuple[str, ...]:
         """Names of the method's state that outlives a task."""
@@ -176,18 +168,17 @@ class TaskState:
         own = [name for name in self.learner.state_dict() if name.startswith("method.")]
         return tuple(name for name in own if not (gone and name.startswith(gone)))
 
-    def _load_student(
-        self, student: dict[str, Tensor], method: dict[str, Tensor], path: Path, names: tuple[str, ...]
-    ) -> None:
+    def _load(self, path: Path, names: tuple[str, ...]) -> None:
+        """Load student, twin and the method's state of these names from a directory."""
+        student, method = (read_tensors(path / f"{file}.safetensors") for file in ("student", "method"))
         # At task 1 the distillation predictor is new: the snapshot of task 0 has none, so it keeps its initial values.
         held = tuple(part for part in STUDENT if any(name.startswith(part) for name in student))
         load_into(self.learner, student, held, path / "student.safetensors")
         own = {name: t for name, t in method.items() if name.startswith("method.")}
-        if names:
-            load_into(self.learner, own, names, path / "method.safetensors")
-
-    def _plain_optimizer(self) -> torch.optim.Optimizer:
-        return getattr(self.optimizer, "optimizer", self.optimizer)
+        load_into(self.learner, own, names, path / "method.safetensors")
+        if self.twin is not None:
+            tensors = {name.removeprefix("twin."): t for name, t in method.items() if name.startswith("twin.")}
+            load_into(self.twin, tensors, ("",), path / "method.safetensors")
 
 
 def _check_finite(files: dict[str, dict[str, Tensor]], position: dict[str, Any]) -> None:
@@ -197,8 +188,3 @@ def _check_finite(files: dict[str, dict[str, Tensor]], position: dict[str, Any])
             if not torch.isfinite(tensor).all():
                 where = f"task {position['task']}, step {position['step']}"
                 raise TrainingFailed(f"{where}: {name} ({file}) is not finite; the last checkpoint is kept")
-
-
-def _load_twin(twin: nn.Module, method: dict[str, Tensor], path: Path) -> None:
-    tensors = {name.removeprefix("twin."): t for name, t in method.items() if name.startswith("twin.")}
-    load_into(twin, tensors, ("",), path / "method.safetensors")

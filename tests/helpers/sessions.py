@@ -60,7 +60,7 @@ def changed_by_steps(session: Session) -> list[Tensor]:
     state = session.state
     tensors = [*state.learner.state_dict().values()]
     tensors += [*state.twin.state_dict().values()] if state.twin is not None else []
-    held = state._plain_optimizer().state.values()
+    held = state.optimizer.state.values()
     return tensors + [value for one in held for value in one.values() if isinstance(value, Tensor)]
 
 
