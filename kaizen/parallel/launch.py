@@ -24,16 +24,10 @@ def _quota(groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/
     with suppress(OSError):
         for line in groups.read_text(encoding="utf-8").splitlines():
             _, controllers, path = line.split(":", 2)
-            if not controllers:  # version 2
-                paths |= {mounted / part for part in _with_parents(path)}
-            elif "cpu" in controllers.split(","):
-                paths |= {mounted / "cpu" / part for part in _with_parents(path)}
+            if not controllers or "cpu" in controllers.split(","):  # version 2 or 1
+                top, relative = mounted / ("cpu" if controllers else ""), Path(path.lstrip("/"))
+                paths |= {top / part for part in (relative, *relative.parents)}
     return min(map(_limit, paths), default=math.inf)
-
-
-def _with_parents(path: str) -> list[Path]:
-    relative = Path(path.lstrip("/"))
-    return [relative, *relative.parents]
 
 
 def _limit(group: Path) -> float:
@@ -76,7 +70,9 @@ def check_launch(world: int, device: str, precision: str) -> None:
             f"started {started} processes, but Accelerate sees {world}, so each would train alone; "
             f"allowed on a CPU: {SEVERAL_ON_CPU}",
         )
-    if world == 1 and _asked_for_several():
+    # Asked for several, `accelerate launch` sets MASTER_ADDR; it alone sets the variable of torch.compile.
+    several = {"MASTER_ADDR", "ACCELERATE_DYNAMO_USE_FULLGRAPH"} <= os.environ.keys()
+    if world == 1 and several and "WORLD_SIZE" not in os.environ:
         raise ConfigError(
             "--num_processes",
             "is above 1, but accelerate launch started one process, as it does with --cpu or without --multi_gpu; "
@@ -86,12 +82,3 @@ def check_launch(world: int, device: str, precision: str) -> None:
     for key, found in (("KAIZEN_DEVICE", device), ("KAIZEN_PROCESSES", str(world))):
         if (asked := os.environ.get(key)) and asked != found:
             raise ConfigError(key, f"is {asked!r}, but this launch has {found!r}; allowed: what it has, or unset")
-
-
-def _asked_for_several() -> bool:
-    """Whether `accelerate launch` was asked for several processes but started only this one.
-
-    It then sets the main address but not the number of processes. Only the launcher sets the variable of torch.compile.
-    """
-    names = os.environ.keys()
-    return {"MASTER_ADDR", "ACCELERATE_DYNAMO_USE_FULLGRAPH"} <= names and "WORLD_SIZE" not in names
