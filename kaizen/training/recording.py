@@ -17,7 +17,6 @@ from kaizen.data.packing import unpack
 from kaizen.errors import ConfigError
 from kaizen.parallel import Branches, CudaLanes, Parallel
 from kaizen.training.device_step import DeviceStep, Done, Inputs
-from kaizen.training.optim import TENSOR_RATE
 
 WARM_UP = 3
 """Ordinary steps before one is recorded: optimizers make their state, libraries choose their kernels."""
@@ -56,16 +55,9 @@ def check_recording(config: Config, parallel: Parallel) -> str | None:
     return f"steps               ordinary, not recorded as a CUDA graph: {reason}"
 
 
-def make_recorder(device_step: DeviceStep) -> "Recorder | None":
-    """A recorder of a task's steps, or None where they are ordinary ones."""
-    if why_ordinary(device_step.config, device_step.parallel):
-        return None
-    return Recorder(device_step, *_streams(device_step.parallel.device))
-
-
-# Made once, as libraries keep a workspace for each stream that they have seen.
 @lru_cache
-def _streams(device: torch.device) -> tuple[CudaLanes, Branches]:
+def streams(device: torch.device) -> tuple[CudaLanes, Branches]:
+    """Streams of recorded steps, made once, as libraries keep a workspace for each stream that they have seen."""
     return CudaLanes(device), Branches(device, 2)
 
 
@@ -78,9 +70,6 @@ class Recorder:
     """
 
     def __init__(self, device_step: DeviceStep, lanes: Any, branches: Branches | None = None) -> None:
-        groups = device_step.state.optimizer.param_groups
-        if not all(group.get(TENSOR_RATE) for group in groups):
-            raise ValueError("a recorded step takes its rates from tensors; this optimizer takes numbers")
         self.device_step, self.lanes, self.branches = device_step, lanes, branches
         self._phase: Hashable = None
         self._ordinary = 0
@@ -93,8 +82,7 @@ class Recorder:
     @property
     def refused(self) -> str | None:
         """Why steps are ordinary, if a recording has failed in this process."""
-        refused: str | None = self.lanes.refused
-        return refused
+        return self.lanes.refused
 
     @property
     def recorded(self) -> bool:
@@ -131,8 +119,7 @@ class Recorder:
         self._training.replay()
         if following is not None:
             self._prepare(step + 1, following(step + 1)[0])
-        done: Done = self._training.result
-        return done
+        return self._training.result
 
     def close(self) -> None:
         """Give back the memory of what was recorded."""

@@ -19,7 +19,7 @@ from kaizen.parallel import Batch
 from kaizen.training.device_step import DeviceStep, Done
 from kaizen.training.optim import momentum_tau
 from kaizen.training.plan import Plan
-from kaizen.training.recording import make_recorder
+from kaizen.training.recording import Recorder, streams, why_ordinary
 from kaizen.training.state import TaskState
 
 
@@ -62,7 +62,8 @@ class Stepper:
             numbers=self._numbers,
             pinned=parallel.device.type == "cuda",
         )
-        self.recorder = make_recorder(self.device_step) if recording else None
+        ordinary = not recording or why_ordinary(config, parallel)
+        self.recorder = None if ordinary else Recorder(self.device_step, *streams(parallel.device))
         self._done: Done | None = None
 
     def step(self, step: int) -> dict[str, Tensor]:
