@@ -59,10 +59,8 @@ def _scaled_gradients(group: dict[str, Any], params: list[Tensor]) -> list[Tenso
     held, g = [local(params[i]) for i in adapted], [gradients[i] for i in adapted]
     decay = group["weight_decay"]
     # Norms of whole parameters: norms of shards would give each process a different rate.
-    p_norm, g_norm = (
-        norms([params[i] for i in adapted]),
-        norms([p.grad for i in adapted if (p := params[i]).grad is not None]),
-    )
+    p_norm = norms([params[i] for i in adapted])
+    g_norm = norms([p.grad for i in adapted if (p := params[i]).grad is not None])
     scale = group["eta"] * p_norm / (g_norm + decay * p_norm + 1e-8)
     if group["clip"]:
         scale = (scale / group["lr"]).clamp(max=1)
@@ -142,12 +140,12 @@ def parameter_groups(
         constant: prefixes of the names of parameters whose rate follows no schedule.
         plain: names of parameters that are treated as one-dimensional ones.
     """
-    settings = {
-        "body": (lr, weight_decay, True, True),
-        "body_plain": (lr, 0.0, True, False),
-        "constant": (lr, weight_decay, False, True),
-        "constant_plain": (lr, 0.0, False, False),
-        "classifier": (classifier_lr, 0.0, True, True),
+    settings: dict[str, dict[str, Any]] = {
+        "body": {"lr": lr, "weight_decay": weight_decay, "scheduled": True, "adapt": True},
+        "body_plain": {"lr": lr, "weight_decay": 0.0, "scheduled": True, "adapt": False},
+        "constant": {"lr": lr, "weight_decay": weight_decay, "scheduled": False, "adapt": True},
+        "constant_plain": {"lr": lr, "weight_decay": 0.0, "scheduled": False, "adapt": False},
+        "classifier": {"lr": classifier_lr, "weight_decay": 0.0, "scheduled": True, "adapt": True},
     }
     parts: dict[str, list[nn.Parameter]] = {group: [] for group in settings}
     for name, p in model.named_parameters():
@@ -159,16 +157,8 @@ def parameter_groups(
             kind = "constant" if constant and name.startswith(constant) else "body"
             parts[f"{kind}_plain" if p.ndim < 2 or name in plain else kind].append(p)
     return [
-        {
-            "params": parts[name],
-            "name": name,
-            "lr": rate,
-            "base_lr": rate,
-            "weight_decay": decay,
-            "scheduled": scheduled,
-            "adapt": adapt,
-        }
-        for name, (rate, decay, scheduled, adapt) in settings.items()
+        {"params": parts[name], "name": name, "base_lr": own["lr"], **own}
+        for name, own in settings.items()
         if parts[name]
     ]
 
