@@ -36,7 +36,7 @@ def check_tasks(config: Config, tasks: int) -> None:
 def small_tasks(config: Config, steps: int, synthetic: bool, parallel: Parallel) -> tuple[Config, Stream, str]:
     """A configuration whose tasks have equal batches and a minimum number of steps, its data, and their description."""
     stream, data = parallel.main_first(lambda: choose_stream(config, synthetic, most_bytes=0))
-    config = suit(config, Facts.of(stream)).config
+    config = suit(config, Facts.of(stream))[0]
     batch = min(config.optim.batch, *stream.train_sizes)
     epochs = max(1, -(-steps // min(images // batch for images in stream.train_sizes)))
     changed = {

@@ -64,7 +64,7 @@ def measure(recipe: str, config: Config, options: Options, parallel: Parallel, s
         ConfigError: data or stream do not fit the configuration.
     """
     stream, data = parallel.main_first(lambda: choose_stream(config, options.synthetic))
-    config = suit(config, Facts.of(stream)).config
+    config = suit(config, Facts.of(stream))[0]
     plan = make_plan(config, stream.train_sizes, parallel.world, parallel.accumulation)
     if problem := check_recording(config, parallel):
         say(problem)

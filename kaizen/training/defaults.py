@@ -4,7 +4,7 @@ They depend only on the keys and the data, so every process and every start find
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -44,15 +44,8 @@ class Facts:
         return Facts(tuple(stream.train_sizes), min(found, default=0), stream.source.image_size)
 
 
-class Suited(NamedTuple):
-    """A configuration without `auto`, and a line for each number that is not the published one."""
-
-    config: Config
-    lines: list[str]
-
-
-def suit(config: Config, facts: Facts) -> Suited:
-    """Replace each `auto` by a number.
+def suit(config: Config, facts: Facts) -> tuple[Config, list[str]]:
+    """Replace each `auto` by a number; also a line for each number that is not the published one.
 
     Raises:
         ConfigError: a key does not fit these numbers.
@@ -98,13 +91,10 @@ def suit(config: Config, facts: Facts) -> Suited:
     if kind == AUTO and config.replay.policy != "none" and facts.smallest and few_images < AUTO_LEAST:
         few = f"{part:.0%} of the smallest class's {facts.smallest} images is {few_images}"
         lines.append(f"{'auto':19} replay at least {AUTO_LEAST} images per class: {few}; published: {part:.0%}")
-    update = {
-        "optim": optim.model_copy(update=chosen),
-        "encoder": encoder.model_copy(update={"stem": stem}),
-    }
-    suited = config.model_copy(update=update)
+    optim, encoder = optim.model_copy(update=chosen), encoder.model_copy(update={"stem": stem})
+    suited = config.model_copy(update={"optim": optim, "encoder": encoder})
     check_pairs(suited)
-    return Suited(suited, lines)
+    return suited, lines
 
 
 def _batch(smallest: int) -> int:

@@ -47,7 +47,7 @@ def begin(
     _, config = resolve(*parse_arguments([recipe, *arguments]))
     parallel = parallel or Parallel()
     stream = choose_stream(config, True)[0]
-    config = suit(config, Facts.of(stream)).config
+    config = suit(config, Facts.of(stream))[0]
     plan = make_plan(config, stream.train_sizes, parallel.world, parallel.accumulation)
     run = place / "run"
     if task and not run.exists():
