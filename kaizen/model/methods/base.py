@@ -116,9 +116,3 @@ class Method(nn.Module, ABC):
     def count_step(self, images: int) -> None:
         """Count a step on so many images of all processes, on the host; a replayed step calls nothing else."""
         return
-
-
-def drop_gradients(module: nn.Module) -> None:
-    """Leave the module's parameters out of the next optimizer step."""
-    for parameter in module.parameters():
-        parameter.grad = None

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from kaizen.config.schema import Count, Positive
 from kaizen.losses import dino
-from kaizen.model.methods.base import Method, Outputs, TwinSettings, drop_gradients
+from kaizen.model.methods.base import Method, Outputs, TwinSettings
 from kaizen.model.networks.heads import Prototypes
 from kaizen.parallel import Batch
 
@@ -91,7 +91,7 @@ class DINO(Method):
 
     def after_backward(self, batch: Batch) -> None:
         if batch.phase == FROZEN:
-            drop_gradients(self.twin_head)
+            self.twin_head.zero_grad()
 
     def after_step(self, outputs: Outputs, batch: Batch) -> None:
         scores = torch.cat(outputs.twin)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from kaizen.config.schema import Count, MethodSettings, Positive
 from kaizen.losses import sinkhorn_knopp, swapped_prediction
-from kaizen.model.methods.base import Method, Outputs, drop_gradients
+from kaizen.model.methods.base import Method, Outputs
 from kaizen.model.methods.queue import GrowingQueue
 from kaizen.model.networks.heads import Prototypes
 from kaizen.parallel import Batch
@@ -82,7 +82,7 @@ class SwAV(Method):
     def after_backward(self, batch: Batch) -> None:
         assert isinstance(batch.phase, Phase)
         if batch.phase.frozen:
-            drop_gradients(self.heads)
+            self.heads.zero_grad()
 
     def after_step(self, outputs: Outputs, batch: Batch) -> None:
         for view in range(len(self.queues)):
