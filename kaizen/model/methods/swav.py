@@ -5,7 +5,7 @@ epsilon 0.05 and 3 rounds; views beyond the first two are small crops. Needs fro
 scores of the global batch (assignments) and its projections in global order, after the loss (queues).
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -49,7 +49,7 @@ class SwAV(Method):
         super().__init__(settings)
         self.heads = Prototypes(settings.prototypes, settings.projector_out)
         size, out = settings.queue_size, settings.projector_out
-        self.queues = nn.ModuleList([GrowingQueue(size, out) for _ in range(2 if size else 0)])
+        self.queues: Any = nn.ModuleList([GrowingQueue(size, out) for _ in range(2 if size else 0)])
 
     def prototypes(self) -> Tensor:
         return self.heads.weight().detach()[None]
@@ -65,19 +65,14 @@ class SwAV(Method):
         mine, rows, group = scores, batch.size, batch.group
         assert isinstance(batch.phase, Phase)
         if batch.phase.rows:
-            queue = self._queue(view).keys[: batch.phase.rows]
+            queue = self.queues[view].keys[: batch.phase.rows]
             mine, rows = torch.cat([scores, self.heads(queue[group.shard(len(queue))])]), rows + len(queue)
         s = self.settings
         return sinkhorn_knopp(mine, s.epsilon, s.iterations, rows, group.sum, group.max)[: len(scores)]
 
     def phase(self, epoch: int) -> Phase:
         joined = len(self.queues) > 0 and epoch >= self.settings.queue_epoch
-        return Phase(epoch < self.settings.freeze_epochs, self._queue(0).filled() if joined else 0)
-
-    def _queue(self, view: int) -> GrowingQueue:
-        queue = self.queues[view]
-        assert isinstance(queue, GrowingQueue)
-        return queue
+        return Phase(epoch < self.settings.freeze_epochs, self.queues[0].filled() if joined else 0)
 
     def after_backward(self, batch: Batch) -> None:
         assert isinstance(batch.phase, Phase)
@@ -85,9 +80,9 @@ class SwAV(Method):
             self.heads.zero_grad()
 
     def after_step(self, outputs: Outputs, batch: Batch) -> None:
-        for view in range(len(self.queues)):
-            self._queue(view).push(F.normalize(batch.gather(outputs.projections[view]), dim=1))
+        for view, queue in enumerate(self.queues):
+            queue.push(F.normalize(batch.gather(outputs.projections[view]), dim=1))
 
     def count_step(self, images: int) -> None:
-        for view in range(len(self.queues)):
-            self._queue(view).count(images)
+        for queue in self.queues:
+            queue.count(images)
