@@ -24,11 +24,6 @@ def in_float32(function: Callable[P, R]) -> Callable[P, R]:
     return computed
 
 
-def identity(tensor: Tensor) -> Tensor:
-    """The tensor itself: what a sum or maximum over processes is when there is only one."""
-    return tensor
-
-
 def promote(tensor: Tensor) -> Tensor:
     """Half types to float32; wider types as they are."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

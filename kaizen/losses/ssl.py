@@ -7,7 +7,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 from torch.nn import functional as F
 
-from kaizen.losses.basics import both_views, cosine, identity, in_float32, promote, unit
+from kaizen.losses.basics import both_views, cosine, in_float32, promote, unit
 from kaizen.losses.classifier import labelled_cross_entropy
 
 
@@ -160,8 +160,8 @@ def sinkhorn_knopp(
     epsilon: float,
     iterations: int,
     rows: int | None = None,
-    total: Callable[[Tensor], Tensor] = identity,
-    largest: Callable[[Tensor], Tensor] = identity,
+    total: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+    largest: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> Tensor:
     """Assignments (n, k) of rows to prototypes that use each prototype equally (arXiv 2006.09882, eq. 3 to 5).
 
