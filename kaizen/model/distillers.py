@@ -140,21 +140,18 @@ def resolve_distiller(config: Config) -> DistillConfig:
     """
     distill = config.distill
     name = method_class(config.method.name).distiller if distill.name == "auto" else distill.name
-    if name != "none" and name not in REGISTRY:
+    if name == "none":
+        return distill.model_copy(update={"name": name, "weight": 0.0})
+    if name not in REGISTRY:
         raise ConfigError("distill.name", f"is {name!r}; allowed: auto, none, {', '.join(REGISTRY)}")
-    if name != "none" and REGISTRY[name].needs_prototypes and not method_class(config.method.name).has_prototypes:
+    kind = REGISTRY[name]
+    if kind.needs_prototypes and not method_class(config.method.name).has_prototypes:
         fitting = [method for method in METHODS if method_class(method).has_prototypes]
         other = method_class(config.method.name).distiller
         problem = f"is {name!r}, which needs a method with prototypes ({', '.join(fitting)})"
         raise ConfigError("distill.name", f"{problem}; allowed with {config.method.name}: {other} and all the rest")
-    weight = distill.weight
-    if name == "none":
-        weight = 0.0
-    elif weight is None:
-        weight = REGISTRY[name].default_weight
-    temperature = distill.temperature
-    if temperature is None and name != "none":
-        temperature = REGISTRY[name].default_temperature
+    weight = kind.default_weight if distill.weight is None else distill.weight
+    temperature = distill.temperature or kind.default_temperature
     return distill.model_copy(update={"name": name, "weight": weight, "temperature": temperature})
 
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 # torch.distributed.fsdp and .tensor take most of a second to load, so only launches that shard import them.
-HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
@@ -63,7 +62,7 @@ def shard_units(module: nn.Module, accelerator: Accelerator, block_names: Sequen
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     settings: dict[str, Any] = {"reshard_after_forward": reshard or accelerator.state.fsdp_plugin.reshard_after_forward}
-    half = HALF.get(accelerator.mixed_precision)
+    half = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, output_dtype=torch.float32)
     for part in list(module.modules()):
         if type(part).__name__ in block_names:

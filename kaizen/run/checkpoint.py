@@ -175,9 +175,7 @@ def newest_intact(
 
     A damaged checkpoint is renamed to NAME.broken and reported, never deleted; one that cannot be read is an error.
     """
-    for of, _, path in reversed(checkpoints(directory)):
-        if of != task:
-            continue
+    for path in [path for of, _, path in reversed(checkpoints(directory)) if of == task]:
         try:
             return path, read(path)
         except DamagedError as error:

@@ -103,13 +103,9 @@ class RunDirectory:
             held = flatten(parse_yaml(file.read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise ConfigError(str(file), f"cannot be read ({error})") from None
-        wanted = self.config.fixed()
+        wanted, known = self.config.fixed(), flatten(self.config.model_dump(mode="json"))
         differ = [key for key, value in wanted.items() if key not in held or value not in (held[key], AUTO)]
-        differ += [
-            key
-            for key in held
-            if key.split(".")[0] != "log" and key not in flatten(self.config.model_dump(mode="json"))
-        ]
+        differ += [key for key in held if key.split(".")[0] != "log" and key not in known]
         if differ:
             found = "; ".join(f"{key} was {held.get(key)!r} and is now {wanted.get(key)!r}" for key in differ[:5])
             more = f" (and {len(differ) - 5} more)" if len(differ) > 5 else ""

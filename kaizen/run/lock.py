@@ -41,7 +41,8 @@ class RunLock:
     def __init__(self, directory: Path, *, beat: float = BEAT, stale: float = STALE) -> None:
         self._file = directory / LOCK
         self.token = uuid.uuid4().hex
-        self._mine = {"token": self.token, "machine": _machine(), "host": socket.gethostname(), **_process()}
+        self._mine = {"token": self.token, "machine": _machine(), "host": socket.gethostname(), "pid": os.getpid()}
+        self._mine |= {"began": _start_time(os.getpid()), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         self._count, self._beat, self._stale = 0, beat, stale
         self._ended = threading.Event()
         try:
@@ -156,11 +157,6 @@ def _machine() -> str:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return boot + os.readlink("/proc/self/ns/pid")
     return socket.gethostname()
-
-
-def _process() -> dict[str, Any]:
-    since = time.strftime("%Y-%m-%d %H:%M:%S")
-    return {"pid": os.getpid(), "began": _start_time(os.getpid()), "since": since}
 
 
 def _start_time(pid: int) -> str | None:

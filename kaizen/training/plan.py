@@ -53,8 +53,7 @@ def make_plan(config: Config, images: Sequence[int], world: int, accumulation: i
         accumulation: number of parts of a global batch.
 
     Raises:
-        ConfigError: the warm-up leaves no step for the cosine, a process has no image of the task in some step, or a
-            task does not fit the method.
+        ConfigError: a process has no image of the task in some step, or a task does not fit the method.
     """
     tasks, first = [], 0
     for count in images:
@@ -71,8 +70,6 @@ def make_plan(config: Config, images: Sequence[int], world: int, accumulation: i
         per_epoch = count // batch
         steps = per_epoch * config.optim.epochs
         warmup = per_epoch * config.optim.warmup_epochs
-        if warmup >= steps:
-            raise ConfigError("optim.warmup_epochs", f"gives {warmup} steps of {steps}; allowed: fewer than all")
         # A warm-up of one step has no slope; it is left out.
         tasks.append(TaskPlan(count, batch, per_epoch, steps, warmup if warmup >= 2 else 0, first))
         first += steps

@@ -59,8 +59,7 @@ def fuses(dtype: torch.dtype, device: torch.device) -> bool:
                 y.backward(maps)
                 held = [y.detach(), x.grad, added.grad, norm.weight.grad, norm.bias.grad]
                 found.append([t.float() for t in (*held, norm.running_mean, norm.running_var) if t is not None])
-            gaps = [float((one - other).norm() / other.norm()) for one, other in zip(*found, strict=True)]
-            apart = max(gaps)
+            apart = max(float((one - other).norm() / other.norm()) for one, other in zip(*found, strict=True))
         problem = None if apart < 0.05 else f"they are {apart:.3g} from torch's"
     except Exception as error:  # a compiler that is missing, a GPU that Triton does not know
         problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
