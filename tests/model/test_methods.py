@@ -18,7 +18,7 @@ from kaizen.losses import info_nce, w_mse
 from kaizen.model.methods import REGISTRY, method_class
 from kaizen.model.methods.base import Outputs
 from kaizen.model.methods.deepclusterv2 import spherical_kmeans
-from kaizen.model.methods.mocov2plus import MoCoV2Plus, MoCoV2PlusSettings
+from kaizen.model.methods.mocov2plus import MoCoV2Plus
 from kaizen.model.methods.queue import GrowingQueue, KeyQueue
 from kaizen.model.methods.wmse import whiten
 from kaizen.model.networks.heads import Prototypes
@@ -57,7 +57,7 @@ def test_queue_starts_as_unit_rows() -> None:
 
 
 def test_moco_loss_meets_the_other_views_keys_and_pushes_each_views_own() -> None:
-    method = MoCoV2Plus(MoCoV2PlusSettings(projector_out=4, queue_size=6, temperature=0.2))
+    method = MoCoV2Plus(MoCoV2Plus.Settings(projector_out=4, queue_size=6, temperature=0.2))
     z, k = ([torch.randn(3, 4) for _ in range(2)] for _ in range(2))
     outputs, batch = Outputs(z, k, torch.zeros(3, dtype=torch.int64)), Batch(3, 0, 3)
     q1, q2, k1, k2 = (F.normalize(t, dim=1) for t in (*z, *k))
@@ -227,13 +227,11 @@ from kaizen.config.schema import MethodSettings, Positive
 from kaizen.model.methods.base import Method
 
 
-class ToySettings(MethodSettings):
-    name: Literal["toy"] = "toy"
-    pull: Positive = Field(1.0, description="strength")
-
-
 class Toy(Method):
-    Settings = ToySettings
+    class Settings(MethodSettings):
+        name: Literal["toy"] = "toy"
+        pull: Positive = Field(1.0, description="strength")
+
     distiller = "predictive"
     projector_form = {}
 

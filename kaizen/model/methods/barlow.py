@@ -15,15 +15,13 @@ from kaizen.model.methods.base import Method, Outputs
 from kaizen.parallel import Batch
 
 
-class BarlowSettings(MethodSettings):
-    name: Literal["barlow"] = "barlow"
-    projector_out: Count = Field(2048, description="size of the projections")
-    off_diagonal: NonNegative = Field(0.005, description="weight of the correlations off the diagonal")
-    scale: Positive = Field(0.025, description="scale of the whole loss")
-
-
 class Barlow(Method):
-    Settings = BarlowSettings
+    class Settings(MethodSettings):
+        name: Literal["barlow"] = "barlow"
+        projector_out: Count = Field(2048, description="size of the projections")
+        off_diagonal: NonNegative = Field(0.005, description="weight of the correlations off the diagonal")
+        scale: Positive = Field(0.025, description="scale of the whole loss")
+
     distiller = "decorrelative"
     hidden_layers = 2
 

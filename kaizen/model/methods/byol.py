@@ -16,19 +16,17 @@ from kaizen.model.networks.heads import forward_all, mlp
 from kaizen.parallel import Batch
 
 
-class BYOLSettings(TwinSettings):
-    name: Literal["byol"] = "byol"
-    projector_hidden: Count = Field(4096, description="hidden size of the projector")
-    projector_out: Count = Field(256, description="size of the projections")
-    predictor_hidden: Count = Field(512, description="hidden size of the predictor")
-
-
 class BYOL(Method):
-    Settings = BYOLSettings
+    class Settings(TwinSettings):
+        name: Literal["byol"] = "byol"
+        projector_hidden: Count = Field(4096, description="hidden size of the projector")
+        projector_out: Count = Field(256, description="size of the projections")
+        predictor_hidden: Count = Field(512, description="hidden size of the predictor")
+
     distiller = "predictive"
     twin_views = (0, 1)
 
-    def __init__(self, settings: BYOLSettings) -> None:
+    def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         out = settings.projector_out
         self.predictor = mlp((out, settings.predictor_hidden, out), norm=True)

@@ -20,15 +20,6 @@ from kaizen.losses import deepcluster
 from kaizen.model.methods.base import Method, Outputs
 from kaizen.parallel import ONE_PROCESS, Batch, Group
 
-
-class DeepClusterV2Settings(MethodSettings):
-    name: Literal["deepclusterv2"] = "deepclusterv2"
-    prototypes: Count = Field(3000, description="clusters of each head; no more than a task has images")
-    heads: Count = Field(3, description="independent clusterings")
-    temperature: Positive = Field(0.1, description="temperature of the predictions")
-    iterations: Count = Field(10, description="rounds of k-means")
-
-
 SUMMED = 4096
 """Points summed per chunk."""
 
@@ -53,7 +44,13 @@ def spherical_kmeans(
 
 
 class DeepClusterV2(Method):
-    Settings = DeepClusterV2Settings
+    class Settings(MethodSettings):
+        name: Literal["deepclusterv2"] = "deepclusterv2"
+        prototypes: Count = Field(3000, description="clusters of each head; no more than a task has images")
+        heads: Count = Field(3, description="independent clusterings")
+        temperature: Positive = Field(0.1, description="temperature of the predictions")
+        iterations: Count = Field(10, description="rounds of k-means")
+
     distiller = "knowledge"
     of_one_task = ("memory", "assignments")
     has_prototypes = True
@@ -61,7 +58,7 @@ class DeepClusterV2(Method):
     memory: Tensor
     assignments: Tensor
 
-    def __init__(self, settings: DeepClusterV2Settings) -> None:
+    def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         shape = (settings.heads, settings.prototypes, settings.projector_out)
         self.register_buffer("centroids", F.normalize(torch.randn(shape), dim=2))
@@ -70,7 +67,7 @@ class DeepClusterV2(Method):
         return self.centroids
 
     @classmethod
-    def check_task(cls, settings: DeepClusterV2Settings, images: int, batch: int) -> None:
+    def check_task(cls, settings: Settings, images: int, batch: int) -> None:
         if settings.prototypes > images:
             problem = f"is {settings.prototypes}; allowed: at most {images}, the training images of a task"
             raise ConfigError("method.prototypes", problem)

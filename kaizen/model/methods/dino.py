@@ -22,19 +22,6 @@ FROZEN, TRAINED = "last layer frozen", "last layer trained"
 """Phases."""
 
 
-class DINOSettings(TwinSettings):
-    name: Literal["dino"] = "dino"
-    projector_out: Count = Field(256, description="size of the bottleneck")
-    prototypes: Count = Field(4096, description="outputs of the last layer")
-    temperature: Positive = Field(0.1, description="temperature of the student")
-    teacher_temperature: tuple[Positive, Positive] = Field(
-        (0.04, 0.07), description="of the twin: at the start and at the end of its rise"
-    )
-    teacher_temperature_epochs: Count = Field(50, description="epochs over which the twin's temperature rises")
-    center_momentum: float = Field(0.9, ge=0, lt=1, description="momentum of the centre")
-    freeze_epochs: int = Field(1, ge=0, description="first epochs of each task in which the last layer is frozen")
-
-
 class _LastLayer(nn.Module):
     """Scores (n, k) of bottleneck outputs (n, d), which are L2-normalised first."""
 
@@ -47,7 +34,18 @@ class _LastLayer(nn.Module):
 
 
 class DINO(Method):
-    Settings = DINOSettings
+    class Settings(TwinSettings):
+        name: Literal["dino"] = "dino"
+        projector_out: Count = Field(256, description="size of the bottleneck")
+        prototypes: Count = Field(4096, description="outputs of the last layer")
+        temperature: Positive = Field(0.1, description="temperature of the student")
+        teacher_temperature: tuple[Positive, Positive] = Field(
+            (0.04, 0.07), description="of the twin: at the start and at the end of its rise"
+        )
+        teacher_temperature_epochs: Count = Field(50, description="epochs over which the twin's temperature rises")
+        center_momentum: float = Field(0.9, ge=0, lt=1, description="momentum of the centre")
+        freeze_epochs: int = Field(1, ge=0, description="first epochs of each task in which the last layer is frozen")
+
     distiller = "knowledge"
     twin_views = (0, 1)
     has_prototypes = True
@@ -55,13 +53,13 @@ class DINO(Method):
     projector_form: ClassVar = {"norm": True, "activation": nn.GELU}
     center: Tensor
 
-    def __init__(self, settings: DINOSettings) -> None:
+    def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self.twin_head = _LastLayer(settings.prototypes, settings.projector_out)
         self.register_buffer("center", torch.zeros(1, settings.prototypes))
 
     @classmethod
-    def build_projector(cls, settings: DINOSettings, feature_dim: int) -> nn.Sequential:
+    def build_projector(cls, settings: Settings, feature_dim: int) -> nn.Sequential:
         projector = super().build_projector(settings, feature_dim)
         for layer in projector:
             if isinstance(layer, nn.Linear):

@@ -17,20 +17,18 @@ from kaizen.model.methods.queue import KeyQueue
 from kaizen.parallel import Batch
 
 
-class MoCoV2PlusSettings(TwinSettings):
-    name: Literal["mocov2plus"] = "mocov2plus"
-    temperature: Positive = Field(0.1, description="temperature of InfoNCE")
-    queue_size: Count = Field(65536, description="keys in each of the two queues")
-    tau_final: float = Field(0.999, ge=0, le=1, description="momentum of the twin at the end of a task")
-
-
 class MoCoV2Plus(Method):
-    Settings = MoCoV2PlusSettings
+    class Settings(TwinSettings):
+        name: Literal["mocov2plus"] = "mocov2plus"
+        temperature: Positive = Field(0.1, description="temperature of InfoNCE")
+        queue_size: Count = Field(65536, description="keys in each of the two queues")
+        tau_final: float = Field(0.999, ge=0, le=1, description="momentum of the twin at the end of a task")
+
     distiller = "contrastive"
     twin_views = (0, 1)
     projector_form: ClassVar = {}
 
-    def __init__(self, settings: MoCoV2PlusSettings) -> None:
+    def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self.queue1 = KeyQueue(settings.queue_size, settings.projector_out)
         self.queue2 = KeyQueue(settings.queue_size, settings.projector_out)

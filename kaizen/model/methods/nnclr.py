@@ -19,21 +19,19 @@ from kaizen.model.networks.heads import forward_all, mlp
 from kaizen.parallel import Batch
 
 
-class NNCLRSettings(MethodSettings):
-    name: Literal["nnclr"] = "nnclr"
-    projector_out: Count = Field(256, description="size of the projections")
-    predictor_hidden: Count = Field(4096, description="hidden size of the predictor")
-    temperature: Positive = Field(0.2, description="temperature of the contrastive loss")
-    queue_size: Count = Field(65536, description="projections in the queue")
-
-
 class NNCLR(Method):
-    Settings = NNCLRSettings
+    class Settings(MethodSettings):
+        name: Literal["nnclr"] = "nnclr"
+        projector_out: Count = Field(256, description="size of the projections")
+        predictor_hidden: Count = Field(4096, description="hidden size of the predictor")
+        temperature: Positive = Field(0.2, description="temperature of the contrastive loss")
+        queue_size: Count = Field(65536, description="projections in the queue")
+
     distiller = "contrastive"
     hidden_layers = 2
     projector_form: ClassVar = {"norm": True, "last_norm": "affine"}
 
-    def __init__(self, settings: NNCLRSettings) -> None:
+    def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         out = settings.projector_out
         self.predictor = mlp((out, settings.predictor_hidden, out), norm=True)

@@ -17,21 +17,19 @@ from kaizen.model.methods.queue import KeyQueue
 from kaizen.parallel import Batch
 
 
-class ReSSLSettings(TwinSettings):
-    name: Literal["ressl"] = "ressl"
-    projector_out: Count = Field(256, description="size of the projections")
-    temperature: Positive = Field(0.1, description="temperature of the queries")
-    temperature_key: Positive = Field(0.04, description="temperature of the keys, the lower one")
-    queue_size: Count = Field(65536, description="keys in the queue")
-
-
 class ReSSL(Method):
-    Settings = ReSSLSettings
+    class Settings(TwinSettings):
+        name: Literal["ressl"] = "ressl"
+        projector_out: Count = Field(256, description="size of the projections")
+        temperature: Positive = Field(0.1, description="temperature of the queries")
+        temperature_key: Positive = Field(0.04, description="temperature of the keys, the lower one")
+        queue_size: Count = Field(65536, description="keys in the queue")
+
     distiller = "contrastive"
     twin_views = (1,)
     projector_form: ClassVar = {}
 
-    def __init__(self, settings: ReSSLSettings) -> None:
+    def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self.queue = KeyQueue(settings.queue_size, settings.projector_out)
 

@@ -15,13 +15,11 @@ from kaizen.model.methods.base import Method, Outputs
 from kaizen.parallel import Batch
 
 
-class SimCLRSettings(MethodSettings):
-    name: Literal["simclr"] = "simclr"
-    temperature: Positive = Field(0.1, description="temperature of NT-Xent")
-
-
 class SimCLR(Method):
-    Settings = SimCLRSettings
+    class Settings(MethodSettings):
+        name: Literal["simclr"] = "simclr"
+        temperature: Positive = Field(0.1, description="temperature of NT-Xent")
+
     distiller = "contrastive"
     projector_form: ClassVar = {}
 

@@ -16,19 +16,17 @@ from kaizen.model.networks.heads import forward_all, mlp
 from kaizen.parallel import Batch
 
 
-class SimSiamSettings(MethodSettings):
-    name: Literal["simsiam"] = "simsiam"
-    predictor_hidden: Count = Field(512, description="hidden size of the predictor")
-
-
 class SimSiam(Method):
-    Settings = SimSiamSettings
+    class Settings(MethodSettings):
+        name: Literal["simsiam"] = "simsiam"
+        predictor_hidden: Count = Field(512, description="hidden size of the predictor")
+
     distiller = "predictive"
     constant_rate = ("predictor.",)
     hidden_layers = 2
     projector_form: ClassVar = {"norm": True, "bias": False, "last_norm": "plain"}
 
-    def __init__(self, settings: SimSiamSettings) -> None:
+    def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         out, hidden = settings.projector_out, settings.predictor_hidden
         self.predictor = nn.Sequential(

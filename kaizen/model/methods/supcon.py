@@ -15,13 +15,11 @@ from kaizen.model.methods.base import Method, Outputs
 from kaizen.parallel import Batch
 
 
-class SupConSettings(MethodSettings):
-    name: Literal["supcon"] = "supcon"
-    temperature: Positive = Field(0.1, description="temperature of the contrastive loss")
-
-
 class SupCon(Method):
-    Settings = SupConSettings
+    class Settings(MethodSettings):
+        name: Literal["supcon"] = "supcon"
+        temperature: Positive = Field(0.1, description="temperature of the contrastive loss")
+
     distiller = "contrastive"
     projector_form: ClassVar = {}
 

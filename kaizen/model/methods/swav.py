@@ -20,17 +20,6 @@ from kaizen.model.networks.heads import Prototypes
 from kaizen.parallel import Batch
 
 
-class SwAVSettings(MethodSettings):
-    name: Literal["swav"] = "swav"
-    prototypes: Count = Field(3000, description="number of prototypes")
-    temperature: Positive = Field(0.1, description="temperature of the predictions")
-    epsilon: Positive = Field(0.05, description="entropy of the assignments")
-    iterations: Count = Field(3, description="rounds of Sinkhorn-Knopp")
-    queue_size: int = Field(3840, ge=0, description="projections in each of the two queues; 0: none")
-    queue_epoch: int = Field(15, ge=0, description="epoch of a task from which the queues take part")
-    freeze_epochs: int = Field(1, ge=0, description="first epochs of each task in which the prototypes are frozen")
-
-
 class Phase(NamedTuple):
     """frozen: the prototypes stay; rows: of each queue that take part in the assignments."""
 
@@ -39,13 +28,22 @@ class Phase(NamedTuple):
 
 
 class SwAV(Method):
-    Settings = SwAVSettings
+    class Settings(MethodSettings):
+        name: Literal["swav"] = "swav"
+        prototypes: Count = Field(3000, description="number of prototypes")
+        temperature: Positive = Field(0.1, description="temperature of the predictions")
+        epsilon: Positive = Field(0.05, description="entropy of the assignments")
+        iterations: Count = Field(3, description="rounds of Sinkhorn-Knopp")
+        queue_size: int = Field(3840, ge=0, description="projections in each of the two queues; 0: none")
+        queue_epoch: int = Field(15, ge=0, description="epoch of a task from which the queues take part")
+        freeze_epochs: int = Field(1, ge=0, description="first epochs of each task in which the prototypes are frozen")
+
     distiller = "knowledge"
     most_views = 16
     of_one_task = ("queues.",)
     has_prototypes = True
 
-    def __init__(self, settings: SwAVSettings) -> None:
+    def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self.heads = Prototypes(settings.prototypes, settings.projector_out)
         size, out = settings.queue_size, settings.projector_out

@@ -15,16 +15,14 @@ from kaizen.model.methods.base import Method, Outputs
 from kaizen.parallel import Batch
 
 
-class VICRegSettings(MethodSettings):
-    name: Literal["vicreg"] = "vicreg"
-    projector_out: Count = Field(2048, description="size of the projections")
-    invariance: NonNegative = Field(25.0, description="weight of the distance of both views")
-    variance: NonNegative = Field(25.0, description="weight of the hinge on each dimension's standard deviation")
-    covariance: NonNegative = Field(1.0, description="weight of the covariances off the diagonal")
-
-
 class VICReg(Method):
-    Settings = VICRegSettings
+    class Settings(MethodSettings):
+        name: Literal["vicreg"] = "vicreg"
+        projector_out: Count = Field(2048, description="size of the projections")
+        invariance: NonNegative = Field(25.0, description="weight of the distance of both views")
+        variance: NonNegative = Field(25.0, description="weight of the hinge on each dimension's standard deviation")
+        covariance: NonNegative = Field(1.0, description="weight of the covariances off the diagonal")
+
     distiller = "predictive_mse"
     hidden_layers = 2
 

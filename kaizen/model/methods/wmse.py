@@ -5,7 +5,7 @@ slices of 128 rows; each is whitened by the Cholesky factor of its covariance. N
 projections of the global batch, gathered with gradient.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -17,22 +17,6 @@ from kaizen.errors import ConfigError
 from kaizen.losses import w_mse
 from kaizen.model.methods.base import Method, Outputs
 from kaizen.parallel import Batch
-
-
-class WMSESettings(MethodSettings):
-    name: Literal["wmse"] = "wmse"
-    projector_hidden: Count = Field(1024, description="hidden size of the projector")
-    projector_out: Count = Field(64, description="size of the projections")
-    whitening_size: Count = Field(128, description="rows whitened together; more than projector_out")
-    whitening_eps: Probability = Field(1e-3, description="part of the identity in the covariance")
-
-    @model_validator(mode="after")
-    def _enough_rows(self) -> "WMSESettings":
-        if self.whitening_size <= self.projector_out:
-            raise ValueError(
-                f"whitening_size is {self.whitening_size}; allowed: more than projector_out ({self.projector_out})"
-            )
-        return self
 
 
 def whiten(rows: Tensor, eps: float) -> Tensor:
@@ -52,11 +36,25 @@ def whiten(rows: Tensor, eps: float) -> Tensor:
 
 
 class WMSE(Method):
-    Settings = WMSESettings
+    class Settings(MethodSettings):
+        name: Literal["wmse"] = "wmse"
+        projector_hidden: Count = Field(1024, description="hidden size of the projector")
+        projector_out: Count = Field(64, description="size of the projections")
+        whitening_size: Count = Field(128, description="rows whitened together; more than projector_out")
+        whitening_eps: Probability = Field(1e-3, description="part of the identity in the covariance")
+
+        @model_validator(mode="after")
+        def _enough_rows(self) -> Self:
+            if self.whitening_size <= self.projector_out:
+                raise ValueError(
+                    f"whitening_size is {self.whitening_size}; allowed: more than projector_out ({self.projector_out})"
+                )
+            return self
+
     distiller = "predictive_mse"
 
     @classmethod
-    def check_task(cls, settings: WMSESettings, images: int, batch: int) -> None:
+    def check_task(cls, settings: Settings, images: int, batch: int) -> None:
         if batch <= settings.projector_out:
             problem = f"is {batch} in a task of {images} images; allowed: more than method.projector_out"
             raise ConfigError("optim.batch", f"{problem} ({settings.projector_out}), or whitening is meaningless")
