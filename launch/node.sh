@@ -17,7 +17,8 @@ port=$KAIZEN_MAIN_PORT
     trap '' TERM
     python -m accelerate.commands.launch -q --config_file "${KAIZEN_ACCELERATE:-accelerate_configs/multi_node.yaml}" \
         --num_machines "$SLURM_JOB_NUM_NODES" --num_processes "$KAIZEN_PROCESSES" --machine_rank "$SLURM_PROCID" \
-        --main_process_ip "$KAIZEN_MAIN_ADDRESS" --main_process_port "$port" "$@"
+        --main_process_ip "$KAIZEN_MAIN_ADDRESS" --main_process_port "$port" \
+        ${ACCELERATE_MIXED_PRECISION:+--mixed_precision "$ACCELERATE_MIXED_PRECISION"} "$@" # the file would win otherwise
 ) &
 launcher=$!
 while kill -0 "$launcher" 2>/dev/null; do sleep 1; done

@@ -11,6 +11,8 @@ from kaizen.bench.synthetic import choose_stream
 from kaizen.config.schema import Config
 from kaizen.config.types import AUTO
 from kaizen.data.load import Stream
+from kaizen.data.source import KNOWN_SOURCES
+from kaizen.errors import ConfigError
 from kaizen.parallel import Parallel
 from kaizen.run.stop import StopRequest
 from kaizen.training.trainer import Trainer
@@ -20,9 +22,12 @@ def measure_whole(recipe: str, config: Config, epochs: int, synthetic: bool, par
     """Train a recipe's tasks for a few epochs each (2 or more), and evaluate them, in a temporary directory.
 
     Raises:
-        ConfigError: the recipe's data cannot be used, or random images cannot be cut into its tasks.
+        ConfigError: the recipe's data cannot be used, or random images were asked for and their number is unknown.
         TrainingFailed: a loss is not finite.
     """
+    if synthetic and config.data.source not in KNOWN_SOURCES:
+        problem = f"has no use here, as the number of images in {config.data.source} decides the hours"
+        raise ConfigError("--synthetic", f"{problem}; allowed: no --synthetic, or one of {', '.join(KNOWN_SOURCES)}")
     warmup = config.optim.warmup_epochs
     warmup = warmup if warmup == AUTO else min(warmup, epochs - 1)
     optim = config.optim.model_copy(update={"epochs": epochs, "warmup_epochs": warmup})
@@ -76,7 +81,7 @@ def whole_lines(found: dict[str, Any]) -> Iterator[str]:
     for number, task in enumerate(found["tasks"]):
         yield (
             f"{f'task {number}':19} {1000 * task['step']:.2f} ms per step, {task['images_per_second']:.0f} images/s, "
-            f"start {task['start']:.1f} s, evaluation {task['evaluate']:.1f} s"
+            f"start {task['start']:.1f} s, evaluation {task['evaluate']:.1f} s, in all {task['whole'] / 60:.2f} min"
         )
     yield f"{'peak memory':19} {found['peak_memory_bytes'] / 2**20:.0f} MiB"
     yield (

@@ -25,6 +25,7 @@ from kaizen.cli.resolve import parse_arguments, resolve
 from kaizen.commands import COMMANDS, run
 from kaizen.config.schema import Config
 from kaizen.data.load import make_stream
+from kaizen.errors import ConfigError
 from kaizen.model.distillers import build_distiller
 from kaizen.model.learner import Learner
 from kaizen.parallel import Parallel
@@ -251,6 +252,8 @@ def test_a_whole_recipe_tells_the_hours_of_its_own_epochs(tmp_path: Path) -> Non
         assert task["whole"] == pytest.approx(task["start"] + steps * task["step"] + task["evaluate"], rel=0.02)
     assert found["hours"] == pytest.approx(sum(task["whole"] for task in found["tasks"]) / 3600)
     assert "for 50 epochs per task" in list(whole_lines(found))[-1]
+    with pytest.raises(ConfigError, match="--synthetic: has no use here"):
+        measure_whole("own", resolve("digits", {"data.source": f"parquet:{tmp_path}"})[1], 2, True, Parallel())
 
 
 def test_small_tasks_of_random_images(cache: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,6 +109,13 @@ def test_every_node_starts_its_processes_and_they_meet_at_the_first_node(job: Jo
     environment = (job.folder / "env").read_text().splitlines()
     assert {"KAIZEN_PROCESSES=8", "KAIZEN_DEVICE=cuda", "HF_HUB_OFFLINE=1"} <= set(environment)
     assert "ACCELERATE_USE_CPU=1" not in environment
+    assert "--mixed_precision" not in command
+
+
+def test_a_precision_set_before_the_job_goes_above_that_of_the_file(job: Job) -> None:
+    job.environment["ACCELERATE_MIXED_PRECISION"] = "bf16"
+    assert job.end("status done 0 null") == 0
+    assert "--mixed_precision bf16 -m kaizen.commands.train" in (job.folder / "command").read_text()
 
 
 def test_the_setup_may_use_variables_that_are_not_set(job: Job) -> None:
