@@ -45,7 +45,7 @@ def choose_stream(config: Config, synthetic: bool, *, most_bytes: int = MOST_BYT
     return make_stream(config, source), f"{images}, {why}"
 
 
-def make_source(config: Config, most_bytes: int = 0) -> Source:
+def make_source(config: Config, most_bytes: int) -> Source:
     """Random images, as many as the known source has: at most `most_bytes`, at least BATCHES batches per task."""
     known = KNOWN_SOURCES.get(config.data.source)
     classes = known.classes if known else max(UNKNOWN_CLASSES, config.stream.tasks)

@@ -41,7 +41,9 @@ def run(tokens: Sequence[str], commands: Mapping[str, str]) -> int:
         except KaizenError as error:
             print(f"error: {error}", file=sys.stderr)
             return error.exit_code
-        except SystemExit as ended:  # argparse has printed the help
-            return int(ended.code or 0)
+        except SystemExit as ended:
+            if ended.code:
+                raise
+            return 0  # argparse has printed the help
         except KeyboardInterrupt:
             return 128 + signal.SIGINT

@@ -4,7 +4,7 @@ import argparse
 import shlex
 import shutil
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from kaizen.errors import ConfigError
 
@@ -20,6 +20,13 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, but --help comes before any error."""
+        if {"-h", "--help"} & set(args or ()):
+            self.print_help()
+            self.exit()
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse would print below its usage as a ConfigError."""

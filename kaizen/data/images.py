@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 CHUNK_BYTES = 1 << 22
-MOST_ROWS = 1024
+MOST_ROWS = 256
 """Images read per chunk."""
 THIN = 16
 """Images whose longer side exceeds this multiple of the shorter are cropped before resizing, the rest afterwards."""
@@ -53,7 +53,9 @@ def file_stamp(path: str) -> list[Any]:
 
 def _held(row: Any) -> tuple[bytes | None, str | None]:
     """The encoded image of a row, and the file that it names."""
-    return (row["bytes"], row["path"]) if isinstance(row, dict) else (row, None)
+    if isinstance(row, dict):
+        return row.get("bytes"), row.get("path")
+    return (None, row) if isinstance(row, str) else (row, None)
 
 
 def _open(row: Any) -> "Image.Image":

@@ -60,7 +60,8 @@ class Sampler:
         self.batch = min(batch, len(sample_ids))
         self.replay = replay if len(memory_ids) else 0
         # Cached, as a pass over the images takes many steps.
-        self._order = lru_cache(maxsize=16)(permutation)
+        self._order = lru_cache(maxsize=2)(permutation)
+        self._replay_order = lru_cache(maxsize=16)(permutation)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -105,4 +106,4 @@ class Sampler:
             return torch.empty(0, dtype=torch.int64)
         first, last = start // size, (end - 1) // size
         keys = [fold(self.seed, Purpose.REPLAY, self.task, lap) for lap in range(first, last + 1)]
-        return torch.cat([self._order(size, key) for key in keys])[start - first * size : end - first * size]
+        return torch.cat([self._replay_order(size, key) for key in keys])[start - first * size : end - first * size]

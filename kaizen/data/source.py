@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pydantic import ValidationError
+
 from kaizen.data import cache as caches
 from kaizen.data import origins, store
 from kaizen.data.columns import read_columns
@@ -52,7 +54,13 @@ def load_source(source: str, *, check: Callable[[], None] = lambda: None, **keys
 
     `keys` are those of section `data`. `check` is called regularly while images are decoded, and may raise.
     """
-    request = _resolved(Request(source=source, **keys))
+    try:
+        request = _resolved(Request(source=source, **keys))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(
+            ".".join(map(str, ("data", *first["loc"]))), f"is {first['input']!r}: {first['msg']}"
+        ) from None
     cache = caches.cache_folder(request.cache_dir)
     # Stamps come from the files and not from the library, whose fingerprints miss some changes in place. So a run with
     # decoded images never opens the data set at all.

@@ -209,8 +209,12 @@ def publish(entry: Path, final: Path) -> None:
 
 def read_entry(entry: Path) -> Source | None:
     """The stored source, mapped read only; None if it is missing, or damaged or outdated (reported in one line)."""
-    if not os.path.exists(entry):
+    try:
+        entry.stat()
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        raise ConfigError("data.cache_dir", f"{entry.parent} cannot be read ({error.strerror})") from None
     try:
         return _read(entry)
     except Outdated as error:

@@ -93,5 +93,7 @@ def _read_file(file: Path, column: str, rows: int) -> Iterator[list[Any]]:
         with file.open("rb") as opened:
             for batch in parquet.ParquetFile(opened).iter_batches(rows, columns=[column]):
                 yield batch.column(column).to_pylist()
+    except MemoryError:  # Arrow's is an ArrowException too
+        raise
     except (OSError, pa.ArrowException) as error:
         raise ConfigError("data.source", f"{file} cannot be read: {' '.join(str(error).split())[:300]}") from error

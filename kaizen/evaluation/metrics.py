@@ -55,9 +55,10 @@ def summarize(matrix: Sequence[Row], untrained: Row | None) -> dict[str, float |
         earlier = range(tasks - 1)
         found["forgetting"] = mean([max(row[i] for row in rows[:-1]) - last[i] for i in earlier])
         found["backward_transfer"] = mean([last[i] - rows[i][i] for i in earlier])
-        before = [row[task] for task, row in enumerate(matrix[:-1], start=1)]
-        if untrained is not None and None not in (*before, *untrained[1:]):
-            found["forward_transfer"] = mean(before) - mean(untrained[1:])
+        pairs = [(row[i], (untrained or row)[i]) for i, row in enumerate(matrix[:-1], start=1)]
+        gains = [before - start for before, start in pairs if before is not None and start is not None]
+        if untrained is not None and len(gains) == len(pairs):
+            found["forward_transfer"] = mean(gains)
     return found
 
 

@@ -73,7 +73,7 @@ class RunDirectory:
             ConfigError: the run began with different data, or the directory cannot be written.
         """
         self.parallel.on_main(lambda: self._claim(recipe, preset, data))
-        self._ours = True
+        self._ours = self._began = True
 
     def _claim(self, recipe: str, preset: str | None, data: str) -> None:
         try:

@@ -165,7 +165,7 @@ def test_other_pipelines_make_views_like_ours(name: str) -> None:
         pytest.importorskip("kornia")
     plain = ["--views.crop_scale", "[1, 1]", "--views.crop_ratio", "[1, 1]", "--views.jitter_p", "0"]
     config = configured("simclr", *plain, "--views.flip_p", "0", "--views.solarize_p", "0")
-    source = make_source(config)
+    source = make_source(config, most_bytes=0)
     images, moments = np.array(source.train.images[:5]), (torch.tensor([0.5] * 3), torch.tensor([0.29] * 3))
     views = PIPELINES[name](images, config.views[:2], 8, moments)()
     for view in views:

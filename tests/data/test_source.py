@@ -7,7 +7,9 @@ from types import SimpleNamespace
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 from small_sources import encoded, load, no_hub, picture, refusal, table, write_parquet
 
 from kaizen.data import images as images_module
@@ -71,6 +73,28 @@ def test_parquet_gives_pixels_as_pil_reads_them_and_numpys_moments(tmp_path: Pat
     scaled = expected.astype(np.float64) / 255
     assert source.mean == pytest.approx(scaled.mean((0, 2, 3)), rel=1e-12)
     assert source.std == pytest.approx(scaled.std((0, 2, 3)), rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["bytes alone", "paths alone", "paths as strings"])
+def test_a_declared_image_may_be_stored_in_part_or_as_a_path(kind: str, tmp_path: Path) -> None:
+    files = [str(tmp_path / f"{number}.png") for number in range(6)]
+    for number, file in enumerate(files):
+        picture(number).save(file)
+    if kind == "bytes alone":
+        held = pa.array([{"bytes": Path(file).read_bytes()} for file in files])
+    else:
+        held = pa.array([{"path": file} for file in files] if kind == "paths alone" else files)
+    name = write_parquet(tmp_path / "data")
+    file = tmp_path / "data" / "train-00000.parquet"
+    whole = parquet.read_table(file)
+    parquet.write_table(whole.set_column(0, "image", held).replace_schema_metadata(whole.schema.metadata), file)
+    assert np.array_equal(
+        load(tmp_path, name).train.images, load(tmp_path, write_parquet(tmp_path / "whole")).train.images
+    )
+
+
+def test_keys_of_the_wrong_type_are_named(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "digits", image_size=2).key == "data.image_size"
 
 
 def test_moments_and_order_hold_over_several_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
