@@ -20,7 +20,7 @@ from kaizen.run.checkpoint import STATE, newest_intact, read_state, tidy, write_
 from kaizen.run.environment import read_environment
 from kaizen.run.lock import LOCK, RunLock, holds
 from kaizen.run.places import CHECKPOINT, TASK_END, checkpoint_directory, task_directory
-from kaizen.run.status import STATUS_SECONDS, read_status, timestamp, write_status
+from kaizen.run.status import STATUS_SECONDS, read_position, timestamp, write_status
 
 LEFT_SECONDS = 60
 """Age from which temporary results count as left by a killed process; newer ones may be those of `kaizen eval`."""
@@ -36,7 +36,7 @@ class RunDirectory:
     def __init__(self, path: Path, config: Config, parallel: Parallel) -> None:
         self.path, self.config, self.parallel = path, config, parallel
         self.seconds_left: float | None = None
-        self._began = self._ended = False
+        self._ended = False
         self._lock: RunLock | None = None
         self._token: str | None = None
         self._made: list[Path] = []
@@ -61,7 +61,7 @@ class RunDirectory:
         if not file.exists():
             return False, (0, 0)
         self._compare(file)
-        return True, read_status(self.path)[1]
+        return True, read_position(self.path)
 
     def claim(self, recipe: str, preset: str | None, data: str) -> None:
         """Write the configuration and the status "running".
@@ -73,7 +73,7 @@ class RunDirectory:
             ConfigError: the run began with different data, or the directory cannot be written.
         """
         self.parallel.on_main(lambda: self._claim(recipe, preset, data))
-        self._ours = self._began = True
+        self._ours = True
 
     def _claim(self, recipe: str, preset: str | None, data: str) -> None:
         try:
@@ -86,7 +86,7 @@ class RunDirectory:
             write_text(self.path / "config.yaml", header(recipe, preset) + dumped)
         except OSError as error:
             raise ConfigError("run.dir", f"{self.path} cannot be written ({error.strerror})") from None
-        self._ours, self._began, self._made = True, True, []
+        self._ours, self._made = True, []
         self.write_status("running")
 
     def _tidy(self) -> None:
@@ -210,13 +210,9 @@ class RunDirectory:
         return False
 
     def write_failure(self, failure: Failure) -> None:
-        """Write the failure to status.json, on the process that reports it; a full disk does not hide the reason.
-
-        A run that is done stays done if it is started again and ends before it begins, as when its data were moved.
-        """
+        """Write the failure to status.json, on the process that reports it; a full disk does not hide the reason."""
         self._end_updates(2)  # a disk that hangs must not keep a failed process
-        is_done = not self._began and read_status(self.path)[0] == "done"
-        if failure.reports and self._is_held() and not is_done:
+        if failure.reports and self._is_held():
             with suppress(OSError):
                 self._write("failed", failure.code, failure.reason)
 

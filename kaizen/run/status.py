@@ -28,10 +28,10 @@ def write_status(directory: Path, content: dict[str, Any]) -> None:
             held.truncate()
 
 
-def read_status(directory: Path) -> tuple[str, tuple[int, int]]:
-    """State, and task and step, in status.json; "" and (0, 0) if it cannot be read."""
+def read_position(directory: Path) -> tuple[int, int]:
+    """Task and step in status.json; (0, 0) if it cannot be read."""
     try:
         status = json.loads((directory / "status.json").read_text(encoding="utf-8"))
-        return str(status["state"]), (int(status["task"]), int(status["step"]))
+        return int(status["task"]), int(status["step"])
     except (OSError, ValueError, KeyError, TypeError):
-        return "", (0, 0)
+        return 0, 0

@@ -109,23 +109,6 @@ def test_the_status_follows_the_run_every_ten_seconds(tmp_path: Path, monkeypatc
     directory.release()
 
 
-@pytest.mark.parametrize(("state", "kept"), [("done", "done"), ("stopped", "failed")])
-def test_a_run_that_is_done_stays_done_if_another_start_ends_before_it_begins(
-    state: str, kept: str, tmp_path: Path
-) -> None:
-    first = directory_at(tmp_path / "run")
-    first.claim("digits", None, "")
-    first.write_status(state, 0)
-    first.release()
-    again = directory_at(tmp_path / "run")
-    again.write_failure(Failure(2, "data.source: was not found"))
-    assert status_of(tmp_path / "run")["state"] == kept
-    again.claim("digits", None, "")
-    again.write_failure(Failure(3, "lost"))
-    assert status_of(tmp_path / "run")["state"] == "failed"
-    again.release()
-
-
 def test_a_full_disk_does_not_end_a_run_at_a_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = directory_at(tmp_path / "run")
     directory.claim("digits", None, "")
