@@ -55,10 +55,10 @@ def summarize(matrix: Sequence[Row], untrained: Row | None) -> dict[str, float |
         earlier = range(tasks - 1)
         found["forgetting"] = mean([max(row[i] for row in rows[:-1]) - last[i] for i in earlier])
         found["backward_transfer"] = mean([last[i] - rows[i][i] for i in earlier])
-        pairs = [(row[i], (untrained or row)[i]) for i, row in enumerate(matrix[:-1], start=1)]
-        gains = [before - start for before, start in pairs if before is not None and start is not None]
-        if untrained is not None and len(gains) == len(pairs):
-            found["forward_transfer"] = mean(gains)
+        if untrained is not None:
+            pairs = [(row[i], untrained[i]) for i, row in enumerate(matrix[:-1], start=1)]
+            gains = [before - start for before, start in pairs if before is not None and start is not None]
+            found["forward_transfer"] = mean(gains) if len(gains) == len(pairs) else None
     return found
 
 

@@ -99,7 +99,7 @@ class StoreThread:
         return future
 
     def ask(self, question: Callable[[dist.Store], T], seconds: float) -> T | None:
-        """The answer, or None if none came in this time."""
+        """The answer, or None if none came in this time or the store failed, which means the same to all callers."""
         try:
             return self.put(question).result(seconds)
         except Exception:
