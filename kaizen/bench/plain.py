@@ -58,7 +58,7 @@ class PlainLoop:
         self.twin = copy.deepcopy(state.twin).to(memory_format=layout) if state.twin is not None else None
         self.tau = config.method.tau_base if self.twin is not None else 0.0
         optim, lr = config.optim, session.plan.lr
-        groups = parameter_groups(self.net, lr, optim.classifier_lr, optim.weight_decay)
+        groups = parameter_groups(self.net, lr, optim.classifier_lr, optim.weight_decay, exclude_1d=optim.exclude_1d)
         for group in groups:
             group["lr"] = session.plan.rate(session.task, 0, group["base_lr"])
         fused = session.parallel.fuses

@@ -118,7 +118,8 @@ def _distiller(tree: dict[str, Any]) -> object:
 def _drop(tree: dict[str, Any], overrides: dict[str, str]) -> dict[str, dict[str, Any]]:
     """Drop the recipe's keys that no longer apply after the overrides, in place; returns them by section.
 
-    Keys of the method apply to the recipe's method alone, keys of the encoder to ResNets or to ViTs.
+    Keys of the method apply to the recipe's method alone, keys of the encoder to ResNets or to ViTs, and the padding
+    of a stem to the CIFAR stem.
     """
     dropped = {}
     method, encoder = tree.get("method", {}).get("name", "simclr"), tree.get("encoder", {}).get("name")
@@ -126,6 +127,8 @@ def _drop(tree: dict[str, Any], overrides: dict[str, str]) -> dict[str, dict[str
         dropped["method"] = tree.pop("method", {})
     if "encoder.name" in overrides and is_vit(overrides["encoder.name"]) != is_vit(str(encoder)):
         dropped["encoder"] = tree.pop("encoder", {})
+    elif overrides.get("encoder.stem") == "imagenet" and "stem_padding" in tree.get("encoder", {}):
+        dropped["encoder"] = {"stem_padding": tree["encoder"].pop("stem_padding")}
     return dropped
 
 
@@ -135,7 +138,8 @@ def left_out(recipe: str, overrides: dict[str, str], preset: str | None = None) 
     for section, keys in _drop(read_recipe(recipe)[1], overrides).items():
         others = [f"{key} {value}" for key, value in keys.items() if key != "name"]
         if others:
-            new, text = overrides[f"{section}.name"], ", ".join(others)
+            new = "stem imagenet" if list(keys) == ["stem_padding"] else overrides[f"{section}.name"]
+            text = ", ".join(others)
             lines.append(f"{'left out':19} {section} keys of the recipe, which do not apply to {new}: {text}")
     return lines
 

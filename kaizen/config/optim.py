@@ -21,11 +21,16 @@ class OptimConfig(Section):
     weight_decay: Auto[NonNegative] = Field(
         AUTO,
         examples=[1e-5],
-        description="weight decay (none on the classifier, 1-D parameters and embeddings); auto: 1e-5, and 0.05 for "
-        "ViTs with adamw",
+        description="weight decay (none on the classifier, embeddings and, with exclude_1d, 1-D parameters); auto: "
+        "1e-5, and 0.05 for ViTs with adamw",
     )
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="momentum of SGD and LARS")
     eta: Positive = Field(0.02, description="trust coefficient of LARS")
+    exclude_1d: bool = Field(
+        True,
+        description="leave 1-D parameters (biases, norms) out of weight decay and of LARS's adaptation; false: treat "
+        "them as the others",
+    )
     epochs: Count = Field(500, description="epochs per task")
     batch: Auto[Annotated[int, Field(ge=2)]] = Field(
         AUTO,

@@ -130,6 +130,8 @@ def parameter_groups(
     weight_decay: float,
     constant: tuple[str, ...] = (),
     plain: tuple[str, ...] = (),
+    *,
+    exclude_1d: bool = True,
 ) -> list[dict[str, Any]]:
     """Groups body, constant (no schedule), both also plain (no decay, not adapted by LARS), and classifier.
 
@@ -138,7 +140,9 @@ def parameter_groups(
 
     Args:
         constant: prefixes of the names of parameters whose rate follows no schedule.
-        plain: names of parameters that are treated as one-dimensional ones.
+        plain: names of parameters that are neither decayed nor adapted.
+        exclude_1d: one-dimensional parameters are plain too; if False, they are decayed and adapted by LARS as the
+            others, and the classifier's are adapted.
     """
     settings: dict[str, dict[str, Any]] = {
         "body": {"lr": lr, "weight_decay": weight_decay, "scheduled": True, "adapt": True},
@@ -155,9 +159,10 @@ def parameter_groups(
             parts["classifier"].append(p)
         else:
             kind = "constant" if constant and name.startswith(constant) else "body"
-            parts[f"{kind}_plain" if p.ndim < 2 or name in plain else kind].append(p)
+            is_plain = (exclude_1d and p.ndim < 2) or name in plain
+            parts[f"{kind}_plain" if is_plain else kind].append(p)
     return [
-        {"params": parts[name], "name": name, "base_lr": own["lr"], **own}
+        {"params": parts[name], "name": name, "base_lr": own["lr"], "exclude_1d": exclude_1d, **own}
         for name, own in settings.items()
         if parts[name]
     ]

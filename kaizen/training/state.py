@@ -79,7 +79,7 @@ class TaskState:
         plain = tuple(f"encoder.{name}" for name in self.learner.encoder.plain)
 
         def build() -> torch.optim.Optimizer:
-            groups = parameter_groups(self.learner, *rates, constant, plain)
+            groups = parameter_groups(self.learner, *rates, constant, plain, exclude_1d=config.optim.exclude_1d)
             momentum, eta = config.optim.momentum, config.optim.eta
             return build_optimizer(config.optim.name, groups, momentum, eta, lr, fused=parallel.fuses)
 

@@ -57,9 +57,9 @@ def session_of(config: Config, path: Path) -> Iterator[Session]:
     session.close()
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_step_of_the_plain_loop_is_a_step_of_ours(method: str, tmp_path: Path) -> None:
-    with session_of(configured(method), tmp_path) as session:
+@pytest.mark.parametrize(("method", "exclude_1d"), [*((name, "true") for name in METHODS), ("simclr", "false")])
+def test_a_step_of_the_plain_loop_is_a_step_of_ours(method: str, exclude_1d: str, tmp_path: Path) -> None:
+    with session_of(configured(method, "--optim.exclude_1d", exclude_1d), tmp_path) as session:
         assert lacking(session) is None
         plain = PlainLoop(session)
         before = {name: p.detach().clone() for name, p in plain.net.named_parameters()}

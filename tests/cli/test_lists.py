@@ -59,3 +59,5 @@ def test_keys_that_another_method_or_encoder_leaves_out_are_said() -> None:
     assert not left_out(*parse_arguments(["digits", "--method.name", "simclr", "--optim.lr", "1"]))
     [line] = left_out(*parse_arguments(["digits", "--encoder.name", "vit_tiny"]))
     assert line.endswith("encoder keys of the recipe, which do not apply to vit_tiny: stem cifar, width 16")
+    [line] = left_out(*parse_arguments(["cifar100-simclr", "--encoder.stem", "imagenet"]))
+    assert line.endswith("encoder keys of the recipe, which do not apply to stem imagenet: stem_padding 2")

@@ -169,6 +169,17 @@ def test_the_large_recipes_hold_the_published_values() -> None:
     assert [view.solarize_p for view in config_of("cifar100-swav").views] == [0, 0]
 
 
+def test_recipes_follow_their_released_scripts_in_stem_projections_and_one_dimensional_parameters() -> None:
+    adapts = {"cifar100-swav", "cifar100-10tasks-swav", "imagenet100-mocov2plus", "domainnet-mocov2plus"}
+    for recipe in shipped_recipes():
+        config = config_of(recipe)
+        assert config.optim.exclude_1d == (recipe not in adapts), recipe
+        assert config.encoder.stem_padding == (2 if recipe.startswith("cifar100-") else 1), recipe
+        if recipe.startswith(("imagenet100-", "domainnet-")) and config.method.name in ("simclr", "mocov2plus"):
+            assert config.method.projector_out == 128, recipe
+    assert config_of("cifar100-simclr", "--encoder.stem", "imagenet").encoder.stem_padding == 1
+
+
 def test_no_distiller_has_no_weight() -> None:
     assert config_of("--distill.name", "none", "--distill.weight", "3").distill.weight == 0
 

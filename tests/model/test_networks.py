@@ -36,6 +36,19 @@ def test_cifar_stem_keeps_the_resolution(norm: str, padding: int, size: int) -> 
     assert has_batchnorm == (norm == "batch")
 
 
+def test_a_cifar_stem_starts_as_torch_starts_it_and_every_other_convolution_by_its_outputs() -> None:
+    torch.manual_seed(0)
+    for stem, expected in (("cifar", (1 / (3 * 27)) ** 0.5), ("imagenet", (2 / (64 * 49)) ** 0.5)):
+        encoder = build_encoder(EncoderConfig(stem=stem))  # type: ignore[arg-type]
+        assert float(encoder.conv1.weight.detach().std()) == pytest.approx(expected, rel=0.05)
+        inner = encoder.layer1[0].conv1.weight.detach()
+        assert float(inner.std()) == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.05)
+    torch.manual_seed(1)
+    stem = build_encoder(EncoderConfig(stem="cifar")).conv1.weight
+    torch.manual_seed(1)
+    assert torch.equal(stem, nn.Conv2d(3, 64, 3, bias=False).weight)
+
+
 def test_mlp_forms() -> None:
     assert [type(layer) for layer in mlp((4, 2))] == [nn.Linear]
     assert [type(layer) for layer in mlp((4, 8, 8, 2))] == [nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear]

@@ -138,6 +138,42 @@ def test_every_trained_parameter_is_in_one_group_with_its_rate_and_decay() -> No
     assert all(p.ndim > 1 for p in groups["body"]["params"])
 
 
+def test_one_dimensional_parameters_are_decayed_and_adapted_where_the_key_says_so() -> None:
+    """The weights after one step, each written from its optimizer's equation; `plain` ones stay apart."""
+    lr, classifier_lr, decay, eta = 0.5, 0.1, 1e-2, 0.02
+
+    def model() -> nn.ModuleDict:
+        torch.manual_seed(0)
+        return nn.ModuleDict({"norm": nn.LayerNorm(4), "token": nn.LayerNorm(4), "classifier": nn.Linear(4, 2)})
+
+    for name in ("sgd", "lars", "adamw"):
+        module = model()
+        plain = ("token.weight", "token.bias")
+        groups = parameter_groups(module, lr, classifier_lr, decay, (), plain, exclude_1d=False)
+        assert [group["name"] for group in groups] == ["body", "body_plain", "classifier"]
+        optimizer = build_optimizer(name, groups, 0.9, eta, lr)
+        with torch.no_grad():
+            module["norm"].bias.fill_(0.3)
+        before = {key: p.detach().clone() for key, p in module.named_parameters()}
+        for p in module.parameters():
+            p.grad = torch.linspace(0.1, 0.7, p.numel()).view_as(p)
+        gradients = {key: p.grad.clone() for key, p in module.named_parameters()}
+        optimizer.step()
+        for key, p in module.named_parameters():
+            rate = classifier_lr if key.startswith("classifier") else lr
+            own = decay if key.startswith("norm") else 0.0
+            w, g = before[key], gradients[key]
+            if name == "adamw":
+                expected = w - rate * own * w - rate * g.sign()
+            else:
+                step = g + own * w
+                if name == "lars" and key not in plain:
+                    s = eta * w.norm() / (g.norm() + own * w.norm() + 1e-8)
+                    step = step * min(float(s) / rate, 1.0)
+                expected = w - rate * step
+            torch.testing.assert_close(p.detach(), expected, rtol=1e-5, atol=1e-6, msg=f"{name} {key}")
+
+
 @pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
 def test_optimizers_lower_a_loss_by_their_groups(name: str) -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))

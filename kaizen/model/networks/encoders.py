@@ -100,7 +100,8 @@ class ResNet(nn.Module):
         self.mixes_images = config.norm == "batch"
         self.block_names = (block.__name__,)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            # A CIFAR stem keeps torch's own start, of standard deviation 0.11, as in the released code.
+            if isinstance(module, nn.Conv2d) and not (config.stem == "cifar" and module is self.conv1):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
