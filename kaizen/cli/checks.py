@@ -27,6 +27,8 @@ def check_pairs(config: Config) -> None:
     if len(set(config.eval.readers)) != len(config.eval.readers):
         raise ConfigError("eval.readers", f"is {list(config.eval.readers)}; each reader may be named once")
     _check_stream(config)
+    if config.classifier.align == "statistics" and not config.statistics.keep:
+        raise ConfigError("classifier.align", "is 'statistics', but statistics.keep is false; allowed: none")
     kind, _ = config.replay_budget()
     if config.replay.policy == "reservoir" and kind != "total":
         given = "no budget is given" if kind == AUTO else f"replay.{kind} is given"

@@ -14,14 +14,13 @@ from kaizen.cli.checks import check_pairs
 from kaizen.cli.explain import explained, similar, suggestion
 from kaizen.cli.lists import alternatives, make_lists
 from kaizen.cli.shipped import read_preset, read_recipe
+from kaizen.config.memory import BUDGETS
 from kaizen.config.schema import Config
 from kaizen.config.yaml import YamlError, parse_yaml
 from kaizen.data.source import KNOWN_SOURCES
 from kaizen.errors import ConfigError
 from kaizen.model.methods import method_class
 from kaizen.model.networks.fit import fit_encoder, is_vit
-
-BUDGETS = ("per_class", "fraction", "total")
 
 
 class Arguments(NamedTuple):

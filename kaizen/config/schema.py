@@ -10,6 +10,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 
 from pydantic import Field, SerializeAsAny, model_validator
 
+from kaizen.config.memory import BUDGETS, ReplayConfig, StatisticsConfig
 from kaizen.config.optim import OptimConfig
 from kaizen.config.types import AUTO, Count, NonNegative, Positive, Probability, Section, Seed, Text
 
@@ -136,6 +137,13 @@ class ClassifierConfig(Section):
         description="weight of the cross-entropy to the old classifier; class_ratio: old classes / new classes",
     )
     stop_gradient: bool = Field(True, description="false lets the classifier losses train the encoder too")
+    align: Literal["none", "statistics"] = Field(
+        "none",
+        description="statistics: after each task, train the classifier further on features and on draws from the "
+        "statistics of past classes",
+    )
+    align_passes: Count = Field(20, description="passes of align over the features and draws")
+    align_lr: Positive = Field(0.001, description="learning rate of align (AdamW, falls to 0 by cosine)")
 
 
 class TeacherConfig(Section):
@@ -143,31 +151,6 @@ class TeacherConfig(Section):
         "batch", description="the teacher's BatchNorm uses batch statistics, or its frozen running statistics"
     )
     shard: bool = Field(False, description="under FSDP, shard the teacher's weights over the processes")
-
-
-class ReplayConfig(Section):
-    policy: Literal["none", "random", "first", "herding", "reservoir"] = Field(
-        "random",
-        description="images kept: none, random (class-balanced), first (of each class), herding (images whose "
-        "mean features follow those of their class), reservoir (uniform over all images seen, needs total)",
-    )
-    per_class: Count | None = Field(None, description="images kept per class")
-    fraction: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None,
-        description="fraction kept of each class, at least one image; without per_class, fraction and total: 0.01, at "
-        "least 5 images",
-    )
-    total: Count | None = Field(
-        None, description="images kept in total, divided evenly among the classes seen (not with reservoir)"
-    )
-    batch: int = Field(32, ge=1, le=65536, description="replay images per step, over all processes")
-
-    @model_validator(mode="after")
-    def _one_budget(self) -> "ReplayConfig":
-        given = [key for key in ("per_class", "fraction", "total") if getattr(self, key) is not None]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} are given; only one of per_class, fraction, total is allowed")
-        return self
 
 
 class ViewConfig(Section):
@@ -234,6 +217,7 @@ class Config(Section, Generic[M]):
     classifier: ClassifierConfig = ClassifierConfig()
     teacher: TeacherConfig = TeacherConfig()
     replay: ReplayConfig = ReplayConfig()
+    statistics: StatisticsConfig = StatisticsConfig()
     views: tuple[ViewConfig, ...] = Field((ViewConfig(), ViewConfig()), min_length=2, max_length=16)
     optim: OptimConfig = OptimConfig()
     eval: EvalConfig = EvalConfig()
@@ -251,7 +235,7 @@ class Config(Section, Generic[M]):
 
     def replay_budget(self) -> tuple[str, float]:
         """The replay budget's kind and size; auto: without a budget, a fraction of each class, at least 5 images."""
-        for kind in ("per_class", "fraction", "total"):
+        for kind in BUDGETS:
             if (size := getattr(self.replay, kind)) is not None:
                 return kind, size
         return AUTO, 0.01

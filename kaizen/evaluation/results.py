@@ -16,6 +16,7 @@ from kaizen.errors import ConfigError
 from kaizen.evaluation.evaluator import Measured
 from kaizen.evaluation.metrics import PROTOCOLS, summarize
 from kaizen.evaluation.schema import DAMAGED, SCHEMA, read_results
+from kaizen.model.statistics import FILE, statistics_bytes
 from kaizen.run.checkpoint import write_json
 from kaizen.run.places import task_directory
 
@@ -122,7 +123,8 @@ class Results:
         seconds["total"] = sum(seconds["train"]) + sum(seconds["evaluate"])
         done = range(len(seconds["train"]))
         images = [_image_bytes(task_directory(self.file.parent, task) / "replay.safetensors") for task in done]
-        self.content["memory_bytes"] = {"images": images, "statistics": [None for _ in done]}
+        statistics = [_statistics_bytes(task_directory(self.file.parent, task) / f"{FILE}.safetensors") for task in done]
+        self.content["memory_bytes"] = {"images": images, "statistics": statistics}
         self.content["world_size"] = world
         self.content["peak_memory_bytes"] = max(peak_memory, self.content["peak_memory_bytes"])
         write_json(self.file, self.content)
@@ -133,6 +135,17 @@ def _image_bytes(file: Path) -> int | None:
     try:
         with safe_open(file, "numpy") as held:
             return math.prod(held.get_slice("images").get_shape())  # uint8
+    except (OSError, SafetensorError):
+        return None
+
+
+def _statistics_bytes(file: Path) -> int | None:
+    """Bytes of statistics of past classes; 0 where none are kept, None if the file cannot be read."""
+    if not file.exists():
+        return 0
+    try:
+        with safe_open(file, "numpy") as held:
+            return statistics_bytes(*held.get_slice("means").get_shape())
     except (OSError, SafetensorError):
         return None
 

@@ -103,8 +103,8 @@ def cautions(config: Config, plan: Plan) -> list[str]:
     epochs = -(-SAFE_WARMUP // shortest.steps_per_epoch)
     return [
         f"caution             optim.classifier_lr {optim.classifier_lr:g} after {shortest.warmup_steps} steps of "
-        f"warm-up: a classifier with hidden layers may end with one class for all images; safer: less than {STEEP_RATE:g}, or "
-        f"{SAFE_WARMUP} steps (optim.warmup_epochs {epochs})"
+        f"warm-up: a classifier with hidden layers may end with one class for all images; safer: less than "
+        f"{STEEP_RATE:g}, or {SAFE_WARMUP} steps (optim.warmup_epochs {epochs})"
     ]
 
 
@@ -121,6 +121,8 @@ def describe(config: Config, plan: Plan, world: int, accumulation: int = 1) -> l
         kind, size = config.replay_budget()
         budget = f"{size:.0%} of each class, at least {AUTO_LEAST} images" if kind == AUTO else f"{kind} {size:g}"
         memory = f"{replay.policy}, {budget}, {replay.batch} images per step"
+    held = config.statistics
+    kept = f"means and covariance of each class's features, map held to the identity by {held.ridge:g}"
     encoder, grid = config.encoder.name, ""
     if (patch := config.encoder.patch) and (side := config.data.image_size):
         grid = f", {(side // patch) ** 2} patches of {patch} x {patch} pixels per image"
@@ -130,6 +132,7 @@ def describe(config: Config, plan: Plan, world: int, accumulation: int = 1) -> l
         f"global batch        {optim.batch} images per step, {-(-optim.batch // world)} per process{cut}",
         f"accumulation        {parts}",
         f"replay              {memory}",
+        f"statistics          {kept if held.keep else 'none'}",
         f"tasks               {len(images)}, training images {', '.join(map(str, images))}",
         f"steps per epoch     {', '.join(map(str, per_epoch))}; {optim.epochs} epochs per task",
         f"steps               {plan.steps}",

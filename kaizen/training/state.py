@@ -4,7 +4,7 @@ A task always begins from files (the task-end state of the task before), whether
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ from kaizen.run.places import task_directory
 from kaizen.run.tensors import cpu_copies, load_into, load_optimizer, optimizer_tensors, read_tensors
 from kaizen.training.optim import build_optimizer, parameter_groups
 
+Files = dict[str, dict[str, Tensor]]
+"""Tensors of files by the files' names without suffix."""
+Position = dict[str, Any]
 STUDENT = ("encoder.", "projector.", "classifier.", "distill_predictor.")
 
 
@@ -129,15 +132,22 @@ class TaskState:
         return write
 
     def save_task_end(
-        self, path: Path, memory: Callable[[], Memory], image: tuple[int, int, int], position: dict[str, Any]
+        self, path: Path, more: Callable[[Mapping[str, Tensor]], Files], image: tuple[int, int, int], position: Position
     ) -> None:
-        """Write the state at the task's end; all processes call this, one makes the memory (of images c, h, w)."""
+        """Write the state at the task's end; all processes call this.
+
+        Args:
+            more: makes the other files, and those that replace the state's, from the student's tensors, on one process.
+            image: shape (c, h, w) of the memory's images.
+        """
         files, kept = self.tensors(), self._kept()
         files["method"] = {name: t for name, t in files["method"].items() if name in kept or name.startswith("twin.")}
 
         def write() -> None:
             _check_finite(files, position)
-            write_directory(path, files | {"replay": memory().tensors()}, position)
+            made = more(files["student"])
+            _check_finite(made, position)
+            write_directory(path, files | made, position)
 
         self.parallel.on_main(write)
         read_memory(path, image, self.num_classes, self.parallel)

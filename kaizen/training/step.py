@@ -1,8 +1,5 @@
 """The host half of a step: chooses images and numbers. `DeviceStep` is the device half, which computes."""
 
-from collections.abc import Callable
-
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -10,9 +7,7 @@ from torch.nn.functional import normalize
 from kaizen.data.feed import Feed, resident
 from kaizen.data.load import Stream
 from kaizen.data.random import Purpose, fold, hash_rows
-from kaizen.data.replay import Memory, choose
 from kaizen.data.sampler import Sampler
-from kaizen.evaluation.features import extract_features
 from kaizen.losses import promote
 from kaizen.model.networks.heads import forget_running_statistics, forward_all
 from kaizen.parallel import Batch
@@ -20,6 +15,7 @@ from kaizen.training.device_step import DeviceStep, Done
 from kaizen.training.optim import momentum_tau
 from kaizen.training.plan import Plan
 from kaizen.training.recording import Recorder, streams, why_ordinary
+from kaizen.training.remember import TaskEnd
 from kaizen.training.state import TaskState
 
 
@@ -32,7 +28,7 @@ class Stepper:
 
     def __init__(self, stream: Stream, plan: Plan, state: TaskState, *, recording: bool = True) -> None:
         config, parallel = state.config, state.parallel
-        self.config, self.source, self.plan, self.labels = config, stream.source, plan, stream.labels
+        self.config, self.source, self.plan, self.stream = config, stream.source, plan, stream
         self.state, self.parallel = state, parallel
         _, channels, height, width = self.source.train.images.shape
         self.image = channels, height, width
@@ -56,7 +52,7 @@ class Stepper:
         self.feed = Feed(
             sampler,
             images if store is None else None,
-            self.labels,
+            stream.labels,
             self.memory,
             steps=plan.tasks[state.task].steps,
             numbers=self._numbers,
@@ -119,30 +115,9 @@ class Stepper:
         variance = group.sum((z - mean).square().sum(dim=1)) / rows
         return float(variance.sqrt().mean() * z.shape[2] ** 0.5)
 
-    def remember(self) -> Callable[[], Memory]:
-        """Choose what the replay memory holds after the task, on all processes; returns a function that builds it.
-
-        Raises:
-            TrainingFailed: names processes whose choice differs.
-        """
-        images, moments = self.source.train.images, (self.device_step.mean, self.device_step.std)
-
-        def features(ids: np.ndarray) -> np.ndarray:
-            encoder = self.state.copied("encoder")["encoder"]
-            return extract_features(encoder, [(images, ids)], moments, self.parallel).cpu().numpy()
-
-        choice = choose(
-            self.memory,
-            self.labels,
-            self.ids,
-            task=self.state.task,
-            seed=self.config.run.seed,
-            policy=self.config.replay.policy,
-            budget=self.config.replay_budget(),
-            features=features,
-        )
-        self.parallel.agree("the choice for the replay memory", choice.digest)
-        return lambda: choice.applied(self.memory, images, self.labels, self.state.task)
+    def task_end(self) -> TaskEnd:
+        """What the task leaves behind besides its networks."""
+        return TaskEnd(self.state, self.stream, self.memory, (self.device_step.mean, self.device_step.std))
 
     @torch.no_grad()
     def _project_task(self) -> list[Tensor]:

@@ -216,7 +216,7 @@ class Trainer:
         self.parallel.on_main(self.directory.check_lock)
         self.log.sync()
         stepper.close()
-        state.save_task_end(path, stepper.remember(), stepper.image, position)
+        state.save_task_end(path, stepper.task_end().files(), stepper.image, position)
         self.parallel.accelerator.free_memory()
 
     def evaluate(self, task: int, readers: Sequence[str]) -> None:

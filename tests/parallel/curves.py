@@ -48,7 +48,7 @@ def curve(method: str, run: Path, cache: str, parallel: Parallel) -> list[dict[s
         stepper = Stepper(stream, plan, state)
         for step in range(steps):
             found.append(parallel.mean(stepper.step(step)) | {"projection_std": stepper.projection_std()})
-        state.save_task_end(task_directory(run, task), stepper.remember(), stepper.image, {"task": task, "step": 0})
+        state.save_task_end(task_directory(run, task), stepper.task_end().files(), stepper.image, {"task": task, "step": 0})
         parallel.accelerator.free_memory()
     return found
 

@@ -1,0 +1,160 @@
+"""What a task leaves behind besides its networks: the replay memory, statistics of its classes, an aligned classifier.
+
+All processes compute the features together; the main process makes the files from them.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kaizen.data.load import Stream
+from kaizen.data.random import Purpose, fold
+from kaizen.data.replay import Choice, Memory, choose
+from kaizen.evaluation.features import extract_features, wide
+from kaizen.model.networks.heads import mlp
+from kaizen.model.statistics import FILE, Map, Statistics, fit_map, images_within, memory_weights
+from kaizen.model.teacher import read_network
+from kaizen.parallel import memory_format
+from kaizen.training.align import align
+from kaizen.training.state import TaskState
+
+HEAD = "classifier."
+
+
+@dataclass(frozen=True)
+class TaskEnd:
+    """The end of a task, on every process.
+
+    memory: the replay memory before it; moments: mean and std (3,) of the images, on the device.
+    """
+
+    state: TaskState
+    stream: Stream
+    memory: Memory
+    moments: tuple[Tensor, Tensor]
+
+    @cached_property
+    def ids(self) -> np.ndarray:
+        """Sample ids of the task's training images, ascending."""
+        return np.sort(self.stream.tasks[self.state.task].train)
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """Their labels int64 (n,), as far as the run may see them."""
+        return torch.from_numpy(self.stream.labels[self.ids])
+
+    @cached_property
+    def new(self) -> tuple[Tensor, Tensor]:
+        """Features of the task's images (n, d) and of the memory's (m, d) by the encoder as it ends the task."""
+        return self._features(self.state.copied("encoder")["encoder"])
+
+    @cached_property
+    def old(self) -> tuple[Tensor, Tensor]:
+        """The same by the encoder that the task began with."""
+        state, device = self.state, self.state.parallel.device
+        assert state.before is not None
+        network = read_network(state.before / "student.safetensors", state.config, state.num_classes)
+        return self._features(network.encoder.to(device).to(memory_format=memory_format(network, device)))
+
+    def _features(self, encoder: nn.Module) -> tuple[Tensor, Tensor]:
+        sets = [(self.stream.source.train.images, self.ids)]
+        if len(self.memory):
+            sets.append((self.memory.images.numpy(), np.arange(len(self.memory))))
+        found = extract_features(encoder, sets, self.moments, self.state.parallel)
+        return found[: len(self.ids)], found[len(self.ids) :]
+
+    def choice(self) -> Choice:
+        """What the replay memory holds after the task.
+
+        Raises:
+            TrainingFailed: names processes whose choice differs.
+        """
+        state, config = self.state, self.state.config
+        kind, size = config.replay_budget()
+        if kind == "bytes":
+            kept = self._classes() if config.statistics.keep else None
+            image = int(np.prod(self.stream.source.train.images.shape[1:]))
+            kind, size = "total", images_within(int(size), image, kept, state.learner.encoder.feature_dim)
+
+        def features(ids: np.ndarray) -> np.ndarray:
+            assert np.array_equal(ids, self.ids)
+            return self.new[0].cpu().numpy()
+
+        choice = choose(
+            self.memory,
+            self.stream.labels,
+            self.stream.tasks[state.task].train,
+            task=state.task,
+            seed=config.run.seed,
+            policy=config.replay.policy,
+            budget=(kind, size),
+            features=features,
+        )
+        state.parallel.agree("the choice for the replay memory", choice.digest)
+        return choice
+
+    def _classes(self) -> int:
+        """Number of classes with statistics after the task."""
+        tasks = self.stream.tasks[: self.state.task + 1]
+        seen = np.unique(np.concatenate([self.stream.labels[task.train] for task in tasks]))
+        return int((seen >= 0).sum())
+
+    def files(self) -> Callable[[Mapping[str, Tensor]], dict[str, dict[str, Tensor]]]:
+        """The work of all processes; returns a function that makes the files from the student's tensors."""
+        config, choice = self.state.config, self.choice()
+        if config.statistics.keep:
+            _ = self.new, self.old if self.state.before else None
+
+        def make(student: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+            images, labels = self.stream.source.train.images, self.stream.labels
+            made = {"replay": choice.applied(self.memory, images, labels, self.state.task).tensors()}
+            if config.statistics.keep:
+                statistics, map = self.statistics()
+                made[FILE] = statistics.tensors()
+                if map is not None:
+                    made[FILE] |= {"map.weight": map.weight.float(), "map.bias": map.bias.float()}
+                # From what is kept, so that the next task and every reader find the same.
+                statistics = Statistics.of(made[FILE])
+                weight, bias = statistics.classifier(config.statistics.shrinkage)
+                made[FILE] |= {"weight": weight.float(), "bias": bias.float()}
+                if config.classifier.align == "statistics" and len(statistics.classes) > 1:
+                    made["student"] = dict(student) | self._aligned(student, statistics)
+            return made
+
+        return make
+
+    def statistics(self) -> tuple[Statistics, Map | None]:
+        """Statistics of all classes seen, for the new encoder, and the map from the one before."""
+        config, (current, remembered) = self.state.config.statistics, (wide(part).cpu() for part in self.new)
+        found = Statistics.measured(current, self.labels)
+        if self.state.before is None:
+            return found, None
+        old, new = wide(torch.cat(self.old)).cpu(), torch.cat([current, remembered])
+        weights = memory_weights(len(current), len(remembered), config.memory_share)
+        map = fit_map(old, new, weights, config.ridge)
+        before = Statistics.read(self.state.before / f"{FILE}.safetensors", current.shape[1])
+        return before.carried(map).merged(found), map
+
+    def _aligned(self, student: Mapping[str, Tensor], statistics: Statistics) -> dict[str, Tensor]:
+        """The student's classifier, trained further on features and on draws from the statistics."""
+        config, device = self.state.config, self.state.parallel.device
+        held = {name.removeprefix(HEAD): t for name, t in student.items() if name.startswith(HEAD)}
+        classifier = mlp((statistics.means.shape[1], *config.classifier.hidden, self.state.num_classes))
+        classifier.load_state_dict(held)
+        current, remembered = self.new
+        labels = torch.cat([self.labels, self.memory.labels]).to(device)
+        known = labels >= 0
+        align(
+            classifier.to(device),
+            torch.cat([current, remembered])[known],
+            labels[known],
+            statistics,
+            current=Statistics.measured(wide(current).cpu(), self.labels),
+            settings=config.classifier,
+            seed=fold(config.run.seed, Purpose.ALIGN, self.state.task),
+        )
+        return {f"{HEAD}{name}": t.cpu() for name, t in classifier.state_dict().items()}
