@@ -30,9 +30,10 @@ def check_pairs(config: Config) -> None:
     if config.classifier.align == "statistics" and not config.statistics.keep:
         raise ConfigError("classifier.align", "is 'statistics', but statistics.keep is false; allowed: none")
     kind, _ = config.replay_budget()
-    if config.replay.policy == "reservoir" and kind != "total":
+    if config.replay.policy == "reservoir" and kind not in ("total", "bytes"):
         given = "no budget is given" if kind == AUTO else f"replay.{kind} is given"
-        raise ConfigError("replay.total", f"is needed by replay.policy reservoir, which knows no classes; {given}")
+        problem = f"is needed by replay.policy reservoir, which knows no classes, or replay.bytes; {given}"
+        raise ConfigError("replay.total", problem)
 
 
 def _check_stream(config: Config) -> None:

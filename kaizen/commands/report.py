@@ -1,8 +1,9 @@
 """`python -m kaizen report RUN ...`: compares runs, mean and spread over seeds, on the terminal and in files."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -97,9 +98,16 @@ def read_run(path: Path) -> RunRecord:
         if not all(isinstance(reader, dict) for reader in readers.values()):
             raise ValueError("a reader has no metrics")
         origin = str(results["recipe"]), results.get("preset")
-        return RunRecord(str(path), *origin, config, readers, provenance(path))
+        return RunRecord(str(path), *origin, config, readers, provenance(path), _memory(results))
     except DAMAGED as error:
         raise ConfigError(str(file), f"cannot be read ({type(error).__name__}: {error})") from None
+
+
+def _memory(results: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Bytes of images and statistics after the last task done, where both are known."""
+    held = results.get("memory_bytes", {})
+    last = [held[part][-1] for part in ("images", "statistics") if held.get(part)]
+    return (int(last[0]), int(last[1])) if len(last) == 2 and None not in last else None
 
 
 def _print(tables: Sequence[Sheet]) -> None:

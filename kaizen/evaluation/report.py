@@ -19,6 +19,8 @@ from kaizen.evaluation.metrics import DEFINITIONS
 from kaizen.evaluation.schema import SETTINGS
 
 SEED, SOURCE = "run.seed", "data.source"
+MEMORY = "memory_bytes"
+MEMORY_DEFINITION = "bytes that are kept of past tasks after the last one: replay images and statistics"
 CSV_COLUMNS = (
     *("group", "reader", "metric", "mean", "std", "n"),
     *("baseline", "difference_mean", "difference_std", "difference_n", "definition"),
@@ -38,6 +40,8 @@ class RunRecord:
     config: Mapping[str, Any]
     readers: Mapping[str, Mapping[str, Any]]
     provenance: Mapping[str, str] = field(default_factory=dict)
+    memory_bytes: tuple[int, int] | None = None
+    """Bytes of images and of statistics after the last task."""
 
     @property
     def label(self) -> str:
@@ -45,7 +49,9 @@ class RunRecord:
         return f"{self.recipe}-{self.preset}" if self.preset else self.recipe
 
     def value(self, reader: str, metric: str) -> float | None:
-        """A metric (fraction); None if it is undefined or not available yet."""
+        """A metric (fraction, or bytes); None if it is undefined or not available yet."""
+        if metric == MEMORY:
+            return None if self.memory_bytes is None else float(sum(self.memory_bytes))
         found = self.readers.get(reader, {}).get(metric)
         return float(found) if isinstance(found, int | float) and math.isfinite(found) else None
 
@@ -195,13 +201,16 @@ def summarise_groups(groups: Sequence[Group], baseline: str | None = None) -> li
     if baseline is not None and not any(bases.values()):
         raise ConfigError("--baseline", f"is {baseline!r}; allowed: {', '.join(map(repr, bases))}, or a preset of them")
     readers = dict.fromkeys(reader for group in groups for run in group.runs.values() for reader in run.readers)
+    known = any(run.memory_bytes is not None for group in groups for run in group.runs.values())
+    metrics = (*DEFINITIONS, *((MEMORY,) if known else ()))
     rows = []
     for reader in readers or ("classifier",):
         for group in groups:
             base = None if bases[group.name] is group else bases[group.name]
-            for metric in DEFINITIONS:
+            for metric in metrics:
                 value = describe_values([run.value(reader, metric) for run in group.runs.values()])
-                difference = paired_difference(group, base, reader, metric) if base else None
+                compared = base is not None and metric != MEMORY
+                difference = paired_difference(group, base, reader, metric) if base and compared else None
                 rows.append(Row(group.name, reader, metric, value, base.name if base else None, difference))
     return rows
 
@@ -212,14 +221,18 @@ def sheets(rows: Sequence[Row]) -> list[Sheet]:
     for reader in dict.fromkeys(row.reader for row in rows):
         mine = [row for row in rows if row.reader == reader]
         metrics = tuple(metric.replace("_", " ") for metric in DEFINITIONS)
+        memory = ("memory, kB",) if any(row.metric == MEMORY for row in mine) else ()
         lines: dict[str, list[str]] = {}
         compared: dict[str, list[str]] = {}
         for row in mine:
+            if row.metric == MEMORY:
+                lines[row.group].append("" if row.value.mean is None else f"{row.value.mean / 1000:.1f}")
+                continue
             lines.setdefault(row.group, [row.group]).append(_cell(row.value))
             if row.difference is not None and row.baseline is not None:
                 compared.setdefault(row.group, [row.group, row.baseline]).append(_cell(row.difference, sign="+"))
         title = f"{reader}: top-1 on the test images of all classes, in %: mean ± standard deviation over seeds (n)"
-        found.append(Sheet(title, ("group", *metrics), tuple(map(tuple, lines.values()))))
+        found.append(Sheet(title, ("group", *metrics, *memory), tuple(map(tuple, lines.values()))))
         if compared:
             title = f"{reader}: differences from the baseline, paired by seed, in points: mean ± standard deviation (n)"
             found.append(Sheet(title, ("group", "baseline", *metrics), tuple(map(tuple, compared.values()))))
@@ -235,7 +248,8 @@ def _cell(found: Statistics, sign: str = "") -> str:
 
 def definitions() -> list[str]:
     """Name and definition of every metric, one line each."""
-    return [f"{metric.replace('_', ' ')}: {definition}" for metric, definition in DEFINITIONS.items()]
+    told = {**DEFINITIONS, "memory": MEMORY_DEFINITION}
+    return [f"{metric.replace('_', ' ')}: {definition}" for metric, definition in told.items()]
 
 
 def markdown(tables: Sequence[Sheet]) -> str:
@@ -257,5 +271,5 @@ def csv_text(rows: Sequence[Row]) -> str:
         value, other = row.value, row.difference
         compared = ("", "", "") if other is None else (other.mean, other.std, other.n)
         numbers = (value.mean, value.std, value.n, row.baseline, *compared)
-        writer.writerow((row.group, row.reader, row.metric, *numbers, DEFINITIONS[row.metric]))
+        writer.writerow((row.group, row.reader, row.metric, *numbers, DEFINITIONS.get(row.metric, MEMORY_DEFINITION)))
     return file.getvalue()

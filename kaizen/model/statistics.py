@@ -88,7 +88,7 @@ class Statistics:
         total = torch.zeros_like(classes).index_add_(0, places, counts)
         weighted = means * counts[:, None]
         centre = means.new_zeros(len(classes), means.shape[1]).index_add_(0, places, weighted) / total[:, None]
-        apart = (means - centre[places]) * counts.sqrt()[:, None]
+        apart = (means - centre[places]) * counts.to(means.dtype).sqrt()[:, None]
         images, others = int(self.counts.sum()), int(other.counts.sum())
         within = images * self.covariance + others * other.covariance + apart.T @ apart
         return Statistics(classes, total, centre, within / max(images + others, 1))

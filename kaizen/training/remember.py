@@ -11,10 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kaizen.config.schema import Config
 from kaizen.data.load import Stream
 from kaizen.data.random import Purpose, fold
 from kaizen.data.replay import Choice, Memory, choose
+from kaizen.errors import ConfigError
 from kaizen.evaluation.features import extract_features, wide
+from kaizen.model.networks.encoders import build_encoder
 from kaizen.model.networks.heads import mlp
 from kaizen.model.statistics import FILE, Map, Statistics, fit_map, images_within, memory_weights
 from kaizen.model.teacher import read_network
@@ -23,6 +26,35 @@ from kaizen.training.align import align
 from kaizen.training.state import TaskState
 
 HEAD = "classifier."
+
+
+def images_affordable(config: Config, stream: Stream, task: int, features: int) -> int:
+    """Images that `replay.bytes` leaves room for after a task, for features of that size."""
+    assert config.replay.bytes is not None
+    seen = np.unique(np.concatenate([stream.labels[done.train] for done in stream.tasks[: task + 1]]))
+    classes = int((seen >= 0).sum()) if config.statistics.keep else None
+    image = int(np.prod(stream.source.train.images.shape[1:]))
+    return images_within(config.replay.bytes, image, classes, features)
+
+
+def check_budget(config: Config, stream: Stream) -> None:
+    """Refuse a `replay.bytes` that is too small, before any work.
+
+    Raises:
+        ConfigError: after some task it does not pay the statistics and an image of each class of each task.
+    """
+    if config.replay.bytes is None or config.replay.policy == "none":
+        return
+    with torch.device("meta"):
+        features = build_encoder(config.encoder, config.data.image_size).feature_dim
+    groups = 0
+    for number, task in enumerate(stream.tasks):
+        groups += 1 if config.replay.policy == "reservoir" else len(np.unique(stream.labels[task.train]))
+        if images_affordable(config, stream, number, features) < groups:
+            image = int(np.prod(stream.source.train.images.shape[1:]))
+            statistics = f"statistics of {features} features" if config.statistics.keep else "no statistics"
+            problem = f"is {config.replay.bytes}, too little after task {number} for {statistics} and {groups} images"
+            raise ConfigError("replay.bytes", f"{problem} of {image} bytes; allowed: more, or statistics.keep false")
 
 
 @dataclass(frozen=True)
@@ -76,9 +108,7 @@ class TaskEnd:
         state, config = self.state, self.state.config
         kind, size = config.replay_budget()
         if kind == "bytes":
-            kept = self._classes() if config.statistics.keep else None
-            image = int(np.prod(self.stream.source.train.images.shape[1:]))
-            kind, size = "total", images_within(int(size), image, kept, state.learner.encoder.feature_dim)
+            kind, size = "total", images_affordable(config, self.stream, state.task, state.learner.encoder.feature_dim)
 
         def features(ids: np.ndarray) -> np.ndarray:
             assert np.array_equal(ids, self.ids)
@@ -96,12 +126,6 @@ class TaskEnd:
         )
         state.parallel.agree("the choice for the replay memory", choice.digest)
         return choice
-
-    def _classes(self) -> int:
-        """Number of classes with statistics after the task."""
-        tasks = self.stream.tasks[: self.state.task + 1]
-        seen = np.unique(np.concatenate([self.stream.labels[task.train] for task in tasks]))
-        return int((seen >= 0).sum())
 
     def files(self) -> Callable[[Mapping[str, Tensor]], dict[str, dict[str, Tensor]]]:
         """The work of all processes; returns a function that makes the files from the student's tensors."""

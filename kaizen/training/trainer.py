@@ -31,6 +31,7 @@ from kaizen.run.writer import Writer
 from kaizen.training.defaults import Facts, suit
 from kaizen.training.plan import describe, make_plan, term_weights
 from kaizen.training.recording import check_recording
+from kaizen.training.remember import check_budget
 from kaizen.training.state import TaskState
 from kaizen.training.step import Stepper
 
@@ -142,6 +143,7 @@ class Trainer:
             check_encoder(build_encoder(config.encoder, config.data.image_size))
         elif config.teacher.shard:
             raise ConfigError("teacher.shard", "is true; allowed without FSDP (accelerate_configs/fsdp2.yaml): false")
+        check_budget(config, self.stream)
         self.evaluator = Evaluator(config, self.stream, self.parallel)
         self.directory.claim(self.recipe, self.preset, self.source.digest())
         self.stop.defer()

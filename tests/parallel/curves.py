@@ -48,7 +48,12 @@ def curve(method: str, run: Path, cache: str, parallel: Parallel) -> list[dict[s
         stepper = Stepper(stream, plan, state)
         for step in range(steps):
             found.append(parallel.mean(stepper.step(step)) | {"projection_std": stepper.projection_std()})
-        state.save_task_end(task_directory(run, task), stepper.task_end().files(), stepper.image, {"task": task, "step": 0})
+        end = stepper.task_end()
+        files, (statistics, _) = end.files(), end.statistics()
+        # Before they are rounded to float16, where the last bit of a feature can decide the last bit of a mean.
+        found[-1] |= {"statistics/means": float(statistics.means.norm())}
+        found[-1] |= {"statistics/covariance": float(statistics.covariance.norm())}
+        state.save_task_end(task_directory(run, task), files, stepper.image, {"task": task, "step": 0})
         parallel.accelerator.free_memory()
     return found
 
