@@ -121,11 +121,9 @@ class Results:
         """Replace the file."""
         seconds = self.content["seconds"]
         seconds["total"] = sum(seconds["train"]) + sum(seconds["evaluate"])
-        done = range(len(seconds["train"]))
-        images = [_image_bytes(task_directory(self.file.parent, task) / "replay.safetensors") for task in done]
-        statistics = [
-            _statistics_bytes(task_directory(self.file.parent, task) / f"{FILE}.safetensors") for task in done
-        ]
+        folders = [task_directory(self.file.parent, task) for task in range(len(seconds["train"]))]
+        images = [_image_bytes(folder / "replay.safetensors") for folder in folders]
+        statistics = [_statistics_bytes(folder / f"{FILE}.safetensors") for folder in folders]
         self.content["memory_bytes"] = {"images": images, "statistics": statistics}
         self.content["world_size"] = world
         self.content["peak_memory_bytes"] = max(peak_memory, self.content["peak_memory_bytes"])

@@ -47,7 +47,7 @@ def test_the_command_finds_runs_prints_and_writes_them(
     assert "| digits | 60.0 ± 10.0 (3) |" in text
     assert "| digits-replay |  |" in text
     held = list(csv.DictReader((tmp_path / "out/deep/report.csv").open()))
-    assert [line["mean"] for line in held if line["group"] == "digits-replay"] == [""] * len(DEFINITIONS)
+    assert [line["mean"] for line in held if line["group"] == "digits-replay"] == [""] * (len(DEFINITIONS) + 1)
     found = next(line for line in held if line["group"] == "digits" and line["metric"] == "final_accuracy")
     assert float(found["mean"]) == pytest.approx(0.6)
     assert not (runs / "report").exists()
@@ -78,9 +78,10 @@ def test_a_finished_run_of_ours_is_reported_as_its_results_say(
     undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["report", str(undisturbed), "--out", str(tmp_path)], COMMANDS) == 0
-    reader = json.loads((undisturbed / "results.json").read_text())["readers"]["classifier"]
+    results = json.loads((undisturbed / "results.json").read_text())
+    reader, memory = results["readers"]["classifier"], sum(part[-1] for part in results["memory_bytes"].values())
     for line in csv.DictReader((tmp_path / "report.csv").open()):
-        value = reader[line["metric"]]
+        value = float(memory) if line["metric"] == "memory_bytes" else reader[line["metric"]]
         assert (line["group"], line["std"]) == ("digits", "")
         assert (line["n"], line["mean"]) == (("0", "") if value is None else ("1", str(value)))
 
