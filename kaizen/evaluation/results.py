@@ -17,6 +17,7 @@ from kaizen.evaluation.evaluator import Measured
 from kaizen.evaluation.metrics import PROTOCOLS, summarize
 from kaizen.evaluation.schema import DAMAGED, SCHEMA, read_results
 from kaizen.run.checkpoint import write_json
+from kaizen.run.measures import MEASURES, task_means
 from kaizen.run.places import task_directory
 
 
@@ -52,6 +53,7 @@ class Results:
             "seconds": {"train": [], "evaluate": [], "total": 0.0},
             "images_per_second": [],
             "rankme": [],
+            **{name: [] for name in MEASURES},
             "memory_bytes": {"images": [], "statistics": []},
             "peak_memory_bytes": 0,
             "world_size": 0,
@@ -123,6 +125,8 @@ class Results:
         done = range(len(seconds["train"]))
         images = [_image_bytes(task_directory(self.file.parent, task) / "replay.safetensors") for task in done]
         self.content["memory_bytes"] = {"images": images, "statistics": [None for _ in done]}
+        means = [task_means(task_directory(self.file.parent, task)) for task in done]
+        self.content |= {name: [found[name] for found in means] for name in MEASURES}
         self.content["world_size"] = world
         self.content["peak_memory_bytes"] = max(peak_memory, self.content["peak_memory_bytes"])
         write_json(self.file, self.content)
