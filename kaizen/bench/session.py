@@ -69,7 +69,9 @@ class Session:
         plan = self.plan.tasks[self.task]
         step = self.done % plan.steps
         logged = logged or (self.done + 1) % self.config.log.every_steps == 0
-        terms = self.stepper.step(step, measured=logged)
+        if logged:
+            self.stepper.prepare_measures()
+        terms = self.stepper.step(step)
         self.done += 1
         self.clock.count(plan.batch)
         self.log.progress.advance(self.task, self.tasks, step // plan.steps_per_epoch, self.config.optim.epochs)

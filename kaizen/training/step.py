@@ -67,12 +67,12 @@ class Stepper:
         self._before: list[Tensor] = []
         self._sizes: list[int] = []
 
-    def step(self, step: int, *, measured: bool = False) -> dict[str, Tensor]:
-        """One optimizer step, number `step` of the task; returns the four terms, on the device until the next step.
+    def prepare_measures(self) -> None:
+        """Copy the parameters before a step after which `measures` is called."""
+        self._before = copies(self.state.optimizer)
 
-        Args:
-            measured: `measures` will be called after it.
-        """
+    def step(self, step: int) -> dict[str, Tensor]:
+        """One optimizer step, number `step` of the task; returns the four terms, on the device until the next step."""
         method = self.state.learner.method
         self._done = None  # makes room for this step's
         epoch, place = divmod(step, self.feed.sampler.steps_per_epoch)
@@ -80,7 +80,6 @@ class Stepper:
             key = fold(self.config.run.seed, Purpose.METHOD, self.state.task, -1, epoch)
             method.begin_epoch(key, self._project_task, self.parallel.group)
         host_batches, phase = self.feed.take(step), method.phase(epoch)
-        self._before = copies(self.state.optimizer) if measured else []
         self._sizes = [sum(sizes) for sizes in zip(*(part.batch.sizes for part in host_batches), strict=True)]
         if self.recorder is not None:
             following = self.feed.take if step + 1 < self.plan.tasks[self.state.task].steps else None
@@ -113,7 +112,7 @@ class Stepper:
         return [*rates, follow, share, *method.schedule(step // self.feed.sampler.steps_per_epoch)]
 
     def measures(self) -> dict[str, float | None]:
-        """What a log line tells of the last step, a measured one, beside its losses; all processes call it, once."""
+        """What a log line tells of the last step beside its losses; all processes call it, once."""
         assert self._done is not None
         before, self._before = self._before, []
         views, group = self._done.projections, self.parallel.group

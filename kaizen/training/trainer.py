@@ -193,7 +193,9 @@ class Trainer:
         for step in range(position["step"] - plan.first_step, plan.steps):
             number, last = plan.first_step + step + 1, step + 1 == plan.steps
             logged = last or number % self.config.log.every_steps == 0
-            terms = stepper.step(step, measured=logged)
+            if logged:
+                stepper.prepare_measures()
+            terms = stepper.step(step)
             if self._first:
                 self._first = False
                 synchronize(self.parallel.device)

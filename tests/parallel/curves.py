@@ -47,7 +47,8 @@ def curve(method: str, run: Path, cache: str, parallel: Parallel) -> list[dict[s
         state = TaskState(config, 10, task, plan.tasks[task].images, plan.lr, WEIGHTS, run, parallel)
         stepper = Stepper(stream, plan, state)
         for step in range(steps):
-            found.append(parallel.mean(stepper.step(step, measured=True)) | stepper.measures())
+            stepper.prepare_measures()
+            found.append(parallel.mean(stepper.step(step)) | stepper.measures())
         state.save_task_end(task_directory(run, task), stepper.remember(), stepper.image, {"task": task, "step": 0})
         parallel.accelerator.free_memory()
     return found

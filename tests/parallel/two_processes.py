@@ -51,7 +51,7 @@ KEYS = {
     "deepclusterv2": PROTOTYPES,
     "dino": PROTOTYPES,
     "ressl": QUEUE,
-    "lejepa": ("--method.directions", "12"),
+    "lejepa": ("--method.directions", "64"),
 }
 WEIGHTS = {"ssl": 1.0, "distill": 0.7, "classifier": 1.3, "classifier_distill": 2.0}
 STEPS = 5

@@ -46,7 +46,8 @@ def test_they_are_those_of_numpy(method: str, optimizer: str, tmp_path: Path, mo
     monkeypatch.setattr(session.state.optimizer, "step", watched)
     for number in range(3):
         before = parameters(session)
-        session.stepper.step(number, measured=True)
+        session.stepper.prepare_measures()
+        session.stepper.step(number)
         found, done = session.stepper.measures(), session.stepper._done
         assert done is not None
         assert found["gradient_norm"] == pytest.approx(np.linalg.norm(gradients[number]), rel=1e-5)
@@ -60,8 +61,9 @@ def test_they_are_those_of_numpy(method: str, optimizer: str, tmp_path: Path, mo
 def test_a_measured_step_is_the_same_step(tmp_path: Path) -> None:
     sessions = [begin(["--method.name", "byol", *small("byol")], tmp_path) for _ in range(2)]
     for number in range(4):
-        for session, measured in zip(sessions, (True, False), strict=True):
-            session.stepper.step(number, measured=measured)
+        sessions[0].stepper.prepare_measures()
+        for session in sessions:
+            session.stepper.step(number)
         sessions[0].stepper.measures()
     assert equal(*map(changed_by_steps, sessions))
     for session in sessions:
