@@ -68,11 +68,14 @@ class Session:
         """One step as in the trainer; a log line is written when it is due, and always if `logged`."""
         plan = self.plan.tasks[self.task]
         step = self.done % plan.steps
+        logged = logged or (self.done + 1) % self.config.log.every_steps == 0
+        if logged:
+            self.stepper.prepare_measures()
         terms = self.stepper.step(step)
         self.done += 1
         self.clock.count(plan.batch)
         self.log.progress.advance(self.task, self.tasks, step // plan.steps_per_epoch, self.config.optim.epochs)
-        if logged or self.done % self.config.log.every_steps == 0:
+        if logged:
             self.write_log(terms)
         if self.done % STOP_STEPS == 0:
             self.parallel.any(False)
@@ -107,7 +110,7 @@ class Session:
         rate = self.clock.lap()
         losses = {f"loss/{name}": value for name, value in values.items()}
         position = {"step": self.done, "task": self.task, "seconds": self.clock.seconds(), "images_per_second": rate}
-        self.log.line(position | losses | {"projection_std": self.stepper.projection_std()})
+        self.log.line(position | losses | self.stepper.measures())
         self.log.progress.show(values["total"], rate)
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 from kaizen.config.schema import Config
 from kaizen.config.types import AUTO
 from kaizen.errors import ConfigError
+from kaizen.model.methods import method_class
 
 
 def check_pairs(config: Config) -> None:
@@ -26,6 +27,9 @@ def check_pairs(config: Config) -> None:
             raise ConfigError(f"views.{number}.size", f"is {view.size}; allowed: {allowed}")
     if len(set(config.eval.readers)) != len(config.eval.readers):
         raise ConfigError("eval.readers", f"is {list(config.eval.readers)}; each reader may be named once")
+    if not config.labels.fraction and method_class(config.method.name).needs_labels:
+        problem = f"is 0, and method.name {config.method.name} learns from labels alone"
+        raise ConfigError("labels.fraction", f"{problem}; allowed: above 0 to 1, or another method.name")
     _check_stream(config)
     if config.classifier.align == "statistics" and not config.statistics.keep:
         raise ConfigError("classifier.align", "is 'statistics', but statistics.keep is false; allowed: none")

@@ -64,8 +64,8 @@ def rankme(features: Tensor) -> float:
     equation 2, without its epsilon); if there are more than RANK_IMAGES rows, evenly spaced rows are taken.
     """
     rows = wide(features[:: -(-len(features) // RANK_IMAGES) or 1])
-    # From the small square matrix, in a fraction of the time of a decomposition of all rows.
-    squares = torch.linalg.eigvalsh(rows.T @ rows)
+    # From the smaller square matrix, in a fraction of the time of a decomposition of all rows.
+    squares = torch.linalg.eigvalsh(rows.T @ rows if len(rows) >= rows.shape[1] else rows @ rows.T)
     values = squares[squares > torch.finfo(squares.dtype).eps * len(squares) * squares.amax()].sqrt()
     shares = values / values.sum()
     return float(torch.exp(-(shares * shares.log()).sum())) if len(values) else 0.0

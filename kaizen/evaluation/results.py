@@ -18,6 +18,7 @@ from kaizen.evaluation.metrics import PROTOCOLS, summarize
 from kaizen.evaluation.schema import DAMAGED, SCHEMA, read_results
 from kaizen.model.statistics import FILE, statistics_bytes
 from kaizen.run.checkpoint import write_json
+from kaizen.run.measures import MEASURES, task_means
 from kaizen.run.places import task_directory
 
 
@@ -53,6 +54,7 @@ class Results:
             "seconds": {"train": [], "evaluate": [], "total": 0.0},
             "images_per_second": [],
             "rankme": [],
+            **{name: [] for name in MEASURES},
             "memory_bytes": {"images": [], "statistics": []},
             "peak_memory_bytes": 0,
             "world_size": 0,
@@ -125,6 +127,8 @@ class Results:
         images = [_image_bytes(folder / "replay.safetensors") for folder in folders]
         statistics = [_statistics_bytes(folder / f"{FILE}.safetensors") for folder in folders]
         self.content["memory_bytes"] = {"images": images, "statistics": statistics}
+        means = [task_means(folder) for folder in folders]
+        self.content |= {name: [found[name] for found in means] for name in MEASURES}
         self.content["world_size"] = world
         self.content["peak_memory_bytes"] = max(peak_memory, self.content["peak_memory_bytes"])
         write_json(self.file, self.content)

@@ -16,6 +16,7 @@ from kaizen.losses.distillation import (
     predictive_mse_distillation,
     prototype_distillation,
 )
+from kaizen.losses.lejepa import sigreg, view_prediction
 from kaizen.losses.ssl import (
     barlow_twins,
     byol,
@@ -49,11 +50,13 @@ __all__ = [
     "promote",
     "prototype_distillation",
     "relational",
+    "sigreg",
     "simsiam",
     "sinkhorn_knopp",
     "soft_label_distillation",
     "sup_con",
     "swapped_prediction",
     "vicreg",
+    "view_prediction",
     "w_mse",
 ]

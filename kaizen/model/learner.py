@@ -70,6 +70,7 @@ class Learner(Network):
         super().__init__(config, num_classes)
         with seeded(config.run.seed, 3):
             self.method = method_class(config.method.name)(config.method)
+            self.method.build_heads(num_classes)
         self.distiller = distiller
         self.stop_gradient = config.classifier.stop_gradient
         if distiller is not None:

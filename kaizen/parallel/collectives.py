@@ -69,6 +69,10 @@ class Group:
         """Rows (n_r, ...) of all processes, in the order of ranks, with gradient; sizes: n_r of each process."""
         return local if self.world == 1 else _AllGather.apply(local, tuple(sizes), self.rank)
 
+    def sum_with_gradient(self, local: Tensor) -> Tensor:
+        """Sum over processes of tensors of equal shape, with gradient: for losses that every process computes whole."""
+        return local if self.world == 1 else self.gather(local[None], [1] * self.world).sum(dim=0)
+
     @torch.no_grad()
     def sum(self, local: Tensor) -> Tensor:
         """Sum over processes, without gradient."""

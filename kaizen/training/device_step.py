@@ -18,6 +18,7 @@ from kaizen.data.views import augment
 from kaizen.model.learner import TERMS, TeacherOutputs, total
 from kaizen.model.methods.base import Outputs
 from kaizen.parallel import Batch, Branches, memory_format
+from kaizen.training.measures import global_norm, gradients
 from kaizen.training.optim import set_rates
 from kaizen.training.state import TaskState
 
@@ -41,13 +42,15 @@ class Passed:
 
 @dataclass(frozen=True)
 class Done:
-    """Results of a step: the four terms, and projections (n, d) of the first two views.
+    """Results of a step: the four terms, projections (n, d) of the first two views, and the norm of the gradient.
 
     The next recorded step overwrites those of a recorded step.
     """
 
     terms: dict[str, Tensor]
     projections: list[Tensor]
+    gradient_norm: Tensor
+    """L2 norm () over everything trained, as the optimizer took it."""
 
 
 class DeviceStep:
@@ -146,7 +149,7 @@ class DeviceStep:
         if not whole.parts:
             return None
         method, parts = self.state.learner.method, dict.fromkeys(TERMS, batch.size / whole.size)
-        parts["ssl"] = method.counted(batch) / method.counted(whole)
+        parts["ssl"] = method.counted(batch) / max(method.counted(whole), 1)
         parts["classifier"] = batch.labelled / max(whole.labelled, 1)
         return parts
 
@@ -160,6 +163,9 @@ class DeviceStep:
         batch, outputs = Batch.joined([part.batch for part in passed]), _joined([part.outputs for part in passed])
         method.after_backward(batch)
         set_rates(state.optimizer, data.rates, rates)
+        # A gradient scaler's own step would do this next; without one it does nothing.
+        self.parallel.accelerator.unscale_gradients(state.optimizer)
+        gradient_norm = global_norm(gradients(state.optimizer))
         state.optimizer.step()
         state.optimizer.zero_grad()
         # A step that a gradient scaler skipped advances nothing.
@@ -171,7 +177,7 @@ class DeviceStep:
         terms = passed[0].terms
         if len(passed) > 1:
             terms = {name: torch.stack([part.terms[name] for part in passed]).sum() for name in TERMS}
-        return Done(terms, outputs.projections[:2])
+        return Done(terms, outputs.projections[:2], gradient_norm)
 
     @property
     def skipped(self) -> bool:

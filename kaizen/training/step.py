@@ -2,16 +2,15 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from kaizen.data.feed import Feed, resident
 from kaizen.data.load import Stream
 from kaizen.data.random import Purpose, fold, hash_rows
 from kaizen.data.sampler import Sampler
-from kaizen.losses import promote
 from kaizen.model.networks.heads import forget_running_statistics, forward_all
 from kaizen.parallel import Batch
 from kaizen.training.device_step import DeviceStep, Done
+from kaizen.training.measures import copies, finite, projection_rankme, projection_std, update_norm
 from kaizen.training.optim import momentum_tau
 from kaizen.training.plan import Plan
 from kaizen.training.recording import Recorder, streams, why_ordinary
@@ -61,6 +60,12 @@ class Stepper:
         ordinary = not recording or why_ordinary(config, parallel)
         self.recorder = None if ordinary else Recorder(self.device_step, *streams(parallel.device))
         self._done: Done | None = None
+        self._before: list[Tensor] = []
+        self._sizes: list[int] = []
+
+    def prepare_measures(self) -> None:
+        """Copy the parameters before a step after which `measures` is called."""
+        self._before = copies(self.state.optimizer)
 
     def step(self, step: int) -> dict[str, Tensor]:
         """One optimizer step, number `step` of the task; returns the four terms, on the device until the next step."""
@@ -71,6 +76,7 @@ class Stepper:
             key = fold(self.config.run.seed, Purpose.METHOD, self.state.task, -1, epoch)
             method.begin_epoch(key, self._project_task, self.parallel.group)
         host_batches, phase = self.feed.take(step), method.phase(epoch)
+        self._sizes = [sum(sizes) for sizes in zip(*(part.batch.sizes for part in host_batches), strict=True)]
         if self.recorder is not None:
             following = self.feed.take if step + 1 < self.plan.tasks[self.state.task].steps else None
             self._done = self.recorder.step(step, host_batches, phase, following)
@@ -101,19 +107,17 @@ class Stepper:
         share = batch.world / max(batch.labelled, 1)
         return [*rates, follow, share, *method.schedule(step // self.feed.sampler.steps_per_epoch)]
 
-    def projection_std(self) -> float:
-        """Spread of the last step's projections, small if they collapse; all processes call it and get the same.
-
-        The standard deviation over the global batch of L2-normalised projections, mean over dimensions and the first
-        two views, in units of 1 / sqrt(d): 1 for projections spread over the whole sphere, 0 if all are equal
-        (Chen & He 2021, arXiv 2011.10566, section 4.1).
-        """
+    def measures(self) -> dict[str, float | None]:
+        """What a log line tells of the last step beside its losses; all processes call it, once."""
         assert self._done is not None
-        group, z = self.parallel.group, normalize(promote(torch.stack(self._done.projections)), dim=2)
-        rows = group.sum(torch.tensor(float(z.shape[1]), device=z.device))
-        mean = group.sum(z.sum(dim=1, keepdim=True)) / rows
-        variance = group.sum((z - mean).square().sum(dim=1)) / rows
-        return float(variance.sqrt().mean() * z.shape[2] ** 0.5)
+        before, self._before = self._before, []
+        views, group = self._done.projections, self.parallel.group
+        return {
+            "projection_std": projection_std(views, group),
+            "projection_rankme": finite(projection_rankme(views, group, self._sizes)),
+            "gradient_norm": finite(float(self._done.gradient_norm)),
+            "update_norm": finite(update_norm(before, self.state.optimizer)),
+        }
 
     def task_end(self) -> TaskEnd:
         """What the task leaves behind besides its networks."""

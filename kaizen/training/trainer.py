@@ -1,6 +1,5 @@
 """A run from its first to its last task: train, choose the memory, save, evaluate."""
 
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +10,11 @@ from torch import Tensor
 import kaizen
 from kaizen.config.schema import Config
 from kaizen.data.load import Stream, load_stream
-from kaizen.errors import ConfigError, KaizenError, Stopped, TrainingFailed, explained
+from kaizen.errors import ConfigError, KaizenError, Stopped, explained
 from kaizen.evaluation.evaluator import Evaluator
 from kaizen.evaluation.metrics import mean
 from kaizen.evaluation.results import Results
 from kaizen.evaluation.table import show_results
-from kaizen.model.learner import total
 from kaizen.model.networks.encoders import build_encoder
 from kaizen.model.networks.fit import check_deterministic
 from kaizen.parallel import Parallel, check_encoder, synchronize
@@ -24,11 +22,13 @@ from kaizen.run.checkpoint import prune
 from kaizen.run.directory import RunDirectory
 from kaizen.run.environment import record_start, versions
 from kaizen.run.log import FIRST_STEP, RunLog, cut_log
+from kaizen.run.measures import TaskMeans
 from kaizen.run.places import checkpoint_directory, task_directory
 from kaizen.run.progress import Clock
 from kaizen.run.stop import STOP_STEPS, StopRequest
 from kaizen.run.writer import Writer
 from kaizen.training.defaults import Facts, suit
+from kaizen.training.measures import finite_losses
 from kaizen.training.plan import describe, make_plan, term_weights
 from kaizen.training.recording import check_recording
 from kaizen.training.remember import check_budget
@@ -184,26 +184,29 @@ class Trainer:
         plan, weights = self.plan.tasks[task], term_weights(self.config, self.tasks, task)
         sizes = self.source.num_classes, task, plan.images
         state = TaskState(self.config, *sizes, self.plan.lr, weights, self.path, self.parallel)
-        position: dict[str, Any] = {"step": plan.first_step, "train_seconds": 0.0}
+        position: dict[str, Any] = {"step": plan.first_step, "train_seconds": 0.0, "measures": {}}
         if checkpoint:
             path, position = checkpoint
             state.restore(path)
         self.parallel.set_scaler(position.get("scaler"))
         stepper = Stepper(self.stream, self.plan, state)
         clock = Clock(position["train_seconds"], sum(map(self.directory.train_seconds, range(task))))
+        self.means = TaskMeans(position.get("measures"))
         for step in range(position["step"] - plan.first_step, plan.steps):
+            number, last = plan.first_step + step + 1, step + 1 == plan.steps
+            logged = last or number % self.config.log.every_steps == 0
+            if logged:
+                stepper.prepare_measures()
             terms = stepper.step(step)
             if self._first:
                 self._first = False
                 synchronize(self.parallel.device)
                 self.log.say(FIRST_STEP.format(time.time() - kaizen.STARTED))
-            number = plan.first_step + step + 1
             self.directory.position = (task, number)
             clock.count(plan.batch)
             self.log.progress.advance(task, len(self.tasks), step // plan.steps_per_epoch, self.config.optim.epochs)
             self.directory.follow(self.log.progress.seconds_left())
-            last = step + 1 == plan.steps
-            if last or number % self.config.log.every_steps == 0:
+            if logged:
                 self._log(task, step, terms, stepper, clock)
             if last:
                 break
@@ -240,7 +243,7 @@ class Trainer:
 
     def _log(self, task: int, step: int, terms: dict[str, Tensor], stepper: Stepper, clock: Clock) -> None:
         plan = self.plan.tasks[task]
-        losses = self._check_finite(terms, stepper.state.weights)
+        losses = finite_losses(self.parallel, terms, stepper.state.weights, self.directory.position)
         rate = clock.lap()
         record = {
             "step": plan.first_step + step + 1,
@@ -250,19 +253,11 @@ class Trainer:
             "images_per_second": rate,
             "lr": self.plan.rate(task, step, self.plan.lr),
             **losses,
-            "projection_std": stepper.projection_std(),
+            **(measures := stepper.measures()),
         }
+        self.means.add(measures)
         self.log.line(record)
         self.log.progress.show(losses["loss/total"], rate)
-
-    def _check_finite(self, terms: dict[str, Tensor], weights: dict[str, float]) -> dict[str, float]:
-        """The global losses as numbers, by their names in the log."""
-        values = self.parallel.mean({**terms, "total": total(terms, weights)})
-        bad = [f"loss/{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
-        if bad:
-            task, step = self.directory.position
-            raise TrainingFailed(f"task {task}, step {step}: {', '.join(bad)}; the last checkpoint is kept")
-        return {f"loss/{name}": values[name] for name in ("total", *terms)}
 
     def _stop_asked(self) -> bool:
         """Whether any process was asked to stop; every process gets the same answer."""
@@ -279,12 +274,12 @@ class Trainer:
         """The position of the run, for state.json."""
         task, step = self.directory.position
         setting = {"config_hash": self.config.hash(), "versions": self.versions, **self.parallel.setting()}
-        where = {"task": task, "step": step, "train_seconds": clock.task_seconds()}
+        where = {"task": task, "step": step, "train_seconds": clock.task_seconds(), "measures": self.means.sums}
         return where | setting | {"scaler": self.parallel.scaler_state()}
 
     def _save(self, state: TaskState, terms: dict[str, Tensor], clock: Clock) -> None:
         """Start to write a checkpoint of this step; `_wait_for_save` finishes it."""
-        self._check_finite(terms, state.weights)
+        finite_losses(self.parallel, terms, state.weights, self.directory.position)
         self._wait_for_save()
         path, position = checkpoint_directory(self.path, *self.directory.position), self._position(clock)
         write = state.checkpoint(path, position)

@@ -133,6 +133,7 @@ BAD = {
         "method.prototypes",
     ),
     "distiller without prototypes": (["--distill.name", "knowledge"], "distill.name"),
+    "supervised without labels": (["--method.name", "supervised", "--labels.fraction", "0"], "labels.fraction"),
     "batch too small": (["--optim.batch", "1"], "optim.batch"),
     "run to be continued that is not there": (["--run.resume", "must"], "run.resume"),
 }

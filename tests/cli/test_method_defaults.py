@@ -42,11 +42,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "freeze_epochs": 1,
     },
     "ressl": {**TWIN, "projector_out": 256, "temperature": 0.1, "temperature_key": 0.04, "queue_size": 65536},
+    "lejepa": {"projector_out": 128, "sigreg_weight": 0.05, "directions": 1024, "knots": 17, "extent": 3.0},
+    "supervised": {"projector_hidden": 4096, "projector_out": 512},
 }
 PROJECTORS = {
     **dict.fromkeys(("simclr", "supcon", "mocov2plus", "ressl"), "L R L"),
-    **dict.fromkeys(("byol", "wmse", "swav", "deepclusterv2"), "L B R L"),
-    **dict.fromkeys(("barlow", "vicreg"), "L B R L B R L"),
+    **dict.fromkeys(("byol", "wmse", "swav", "deepclusterv2", "supervised"), "L B R L"),
+    **dict.fromkeys(("barlow", "vicreg", "lejepa"), "L B R L B R L"),
     "nnclr": "L B R L B R L B",
     "simsiam": "l B R l B R l b",
     "dino": "L B G L B G L",

@@ -21,6 +21,7 @@ from kaizen.commands.train import main
 from kaizen.errors import TrainingFailed
 from kaizen.model.methods import REGISTRY, method_class
 from kaizen.parallel import Parallel
+from kaizen.run.measures import MEASURES
 from kaizen.training.state import TaskState
 
 
@@ -50,8 +51,9 @@ def test_a_run_killed_five_times_ends_byte_for_byte_as_one_that_was_not(
     starts = json.loads((run / "environment.json").read_text())["starts"]
     assert [start["step"] for start in starts] == sorted(start["step"] for start in starts)
     assert len(starts) == 6
-    readers = [json.loads((r / "results.json").read_text())["readers"] for r in (run, undisturbed)]
-    assert readers[0] == readers[1]
+    results = [json.loads((r / "results.json").read_text()) for r in (run, undisturbed)]
+    for name in ("readers", "rankme", *MEASURES):
+        assert results[0][name] == results[1][name], name
 
 
 @pytest.mark.slow

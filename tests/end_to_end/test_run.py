@@ -25,6 +25,7 @@ from kaizen.evaluation.metrics import summarize
 from kaizen.model.learner import Learner, Network
 from kaizen.model.teacher import read_network
 from kaizen.parallel import Parallel
+from kaizen.run.measures import MEASURES
 
 
 def test_a_run_leaves_all_its_files(undisturbed: Path) -> None:
@@ -75,6 +76,10 @@ def test_results_hold_the_matrix_and_its_metrics(undisturbed: Path) -> None:
     }
     assert len(results["rankme"]) == TASKS
     assert all(1 <= rank <= 32 for rank in results["rankme"])
+    for name in MEASURES:
+        lines = [[line[name] for line in log_of(undisturbed) if line["task"] == task] for task in range(TASKS)]
+        assert results[name] == [sum(values) / STEPS for values in lines]
+        assert all(value > 0 for value in results[name])
 
 
 def test_log_has_all_four_terms_at_every_step(undisturbed: Path) -> None:

@@ -50,7 +50,7 @@ def sweep_file(tmp_path: Path, *lines: str) -> Path:
 
 def settings_of(name: str, **keys: Any) -> Any:
     small = {"projector_hidden": 16, "projector_out": 8}
-    for key in ("predictor_hidden", "queue_size", "prototypes"):
+    for key in ("predictor_hidden", "queue_size", "prototypes", "directions"):
         if key in method_class(name).Settings.model_fields:
             small[key] = 12
     if name == "wmse":

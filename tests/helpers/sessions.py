@@ -18,7 +18,7 @@ SMALL = ["--encoder.width", "2", "--method.projector_hidden", "12", "--method.pr
 SMALL += ["--distill.hidden", "10", "--classifier.hidden", "[7]", "--replay.batch", "8", "--replay.per_class", "2"]
 SMALL += ["--stream.tasks", "3", "--optim.batch", "64", "--optim.epochs", "4", "--optim.warmup_epochs", "1"]
 SMALL += ["--optim.name", "lars", "--optim.lr", "1", "--optim.classifier_lr", "0.1"]
-KEYS = {"predictor_hidden": 9, "queue_size": 64, "prototypes": 14, "whitening_size": 12}
+KEYS = {"predictor_hidden": 9, "queue_size": 64, "prototypes": 14, "whitening_size": 12, "directions": 16}
 
 
 def small(method: str) -> list[str]:

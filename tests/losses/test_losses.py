@@ -227,6 +227,8 @@ def small_call(name: str, dtype: torch.dtype) -> Tensor:
         "barlow_twins": (a, b, 0.005, 0.1),
         "vicreg": (a, b, 25.0, 25.0, 1.0),
         "w_mse": (a, b),
+        "view_prediction": (torch.stack([a, b, c]),),
+        "sigreg": (torch.stack([a, b]), F.normalize(c, dim=1)),
         "sinkhorn_knopp": (a, 0.05, 3),
         "swapped_prediction": ([a, b], [c.softmax(dim=1), d.softmax(dim=1)], 0.1),
         "deepcluster": (torch.stack([a, b])[None], torch.arange(6)[None], 0.1),

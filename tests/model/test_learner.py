@@ -15,9 +15,8 @@ from kaizen.losses import contrastive_distillation, nt_xent
 from kaizen.model.distillers import build_distiller
 from kaizen.model.learner import TERMS, Learner, TeacherOutputs, total
 from kaizen.model.teacher import MomentumTwin, Teacher
-from kaizen.parallel import Batch, Parallel
-from kaizen.training.device_step import Done
-from kaizen.training.step import Stepper
+from kaizen.parallel import ONE_PROCESS, Batch, Parallel
+from kaizen.training.measures import projection_std
 
 SMALL = ["--encoder.width", "4", "--method.projector_hidden", "16", "--method.projector_out", "8"]
 SMALL += ["--distill.hidden", "16", "--classifier.hidden", "[12]"]
@@ -164,12 +163,9 @@ def test_momentum_twin_follows_by_tau_and_keeps_buffers_of_its_own() -> None:
 
 
 def test_the_spread_of_projections_tells_of_collapse() -> None:
-    stepper = Stepper.__new__(Stepper)
-    stepper.parallel = Parallel()
     even, one = torch.randn(4000, 16), torch.ones(4000, 16)
     for views, expected in (([even, even], 1.0), ([one, one], 0.0), ([even, one], 0.5)):
-        stepper._done = Done({}, views)
-        assert stepper.projection_std() == pytest.approx(expected, abs=0.01)
+        assert projection_std(views, ONE_PROCESS) == pytest.approx(expected, abs=0.01)
     rows = F.normalize(even[:50] + 1, dim=1)
-    stepper._done = Done({}, [even[:50] + 1])
-    assert stepper.projection_std() == pytest.approx(float(rows.std(dim=0, correction=0).mean() * 4), rel=1e-5)
+    expected = float(rows.std(dim=0, correction=0).mean() * 4)
+    assert projection_std([even[:50] + 1], ONE_PROCESS) == pytest.approx(expected, rel=1e-5)

@@ -74,6 +74,7 @@ def outputs_of(name: str, n: int, views: int = 2) -> tuple[Any, Outputs, Batch]:
     """A method, and outputs of networks for a batch of n - 2 current and 2 replay images."""
     torch.manual_seed(0)
     method = method_class(name)(settings_of(name))
+    method.build_heads(4)
     method.begin_task(20)
     method.begin_epoch(1, lambda: [torch.randn(20, 8) for _ in range(2)])
     projections = [torch.randn(n, 8, requires_grad=True) for _ in range(views)]
@@ -204,7 +205,7 @@ def test_nearest_is_by_cosine() -> None:
     assert queue.nearest(torch.tensor([[0.1, 5.0], [-3, 1]])).tolist() == [[0, 1], [-1, 0]]
 
 
-def test_a_fourteenth_method_is_one_file_and_one_line(
+def test_another_method_is_one_file_and_one_line(
     tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "toy_method.py").write_text(TOY)

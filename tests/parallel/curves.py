@@ -47,7 +47,8 @@ def curve(method: str, run: Path, cache: str, parallel: Parallel) -> list[dict[s
         state = TaskState(config, 10, task, plan.tasks[task].images, plan.lr, WEIGHTS, run, parallel)
         stepper = Stepper(stream, plan, state)
         for step in range(steps):
-            found.append(parallel.mean(stepper.step(step)) | {"projection_std": stepper.projection_std()})
+            stepper.prepare_measures()
+            found.append(parallel.mean(stepper.step(step)) | stepper.measures())
         end = stepper.task_end()
         files, (statistics, _) = end.files(), end.statistics()
         # Before they are rounded to float16, where the last bit of a feature can decide the last bit of a mean.

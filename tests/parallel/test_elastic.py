@@ -12,6 +12,8 @@ from launches import train
 from runs import log_of
 from safetensors.torch import load_file
 
+from kaizen.run.measures import MEASURES
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 # A twin, a teacher, a memory chosen by features, and batches of 89 + 24 images, uneven over two and four processes.
@@ -61,6 +63,9 @@ def test_fsdp_gives_the_losses_of_ddp_and_each_process_has_half_of_the_state(who
     assert len(ddp) == len(fsdp) == STEPS
     for step, (one, other) in enumerate(zip(ddp, fsdp, strict=True)):
         assert other == pytest.approx(one, rel=1e-4, abs=1e-4), step
+    for one, other in zip(log_of(whole("2")), log_of(whole("fsdp")), strict=True):
+        for name in MEASURES:  # norms of whole parameters, not of a process' shards
+            assert other[name] == pytest.approx(one[name], rel=1e-2), (name, one["step"])
     printed = whole("fsdp").with_suffix(".txt").read_text()
     held = [list(map(int, found.split())) for found in re.findall(r"held ([\d ]+);", printed)]
     assert {tuple(line[:2]) for line in held} == {(rank, task) for rank in range(2) for task in range(2)}

@@ -65,7 +65,7 @@ def test_collectives(two: tuple[list[dict[str, Any]], Path]) -> None:
     for rank, found in enumerate(two[0]):
         assert found["rank"] == rank
         checks = {name: value for name, value in found.items() if isinstance(value, bool)}
-        assert len(checks) == 16
+        assert len(checks) == 17
         assert all(checks.values()), checks
 
 

@@ -30,6 +30,7 @@ from kaizen.model.methods.base import Outputs
 from kaizen.model.networks.heads import forward_all
 from kaizen.parallel import ONE_PROCESS, Batch, Parallel
 from kaizen.parallel.collectives import gather_alike
+from kaizen.training.measures import projection_rankme, projection_std
 from kaizen.training.optim import build_optimizer, parameter_groups
 
 SMALL = ["digits", "--encoder.width", "4", "--classifier.hidden", "[12]"]
@@ -50,6 +51,7 @@ KEYS = {
     "deepclusterv2": PROTOTYPES,
     "dino": PROTOTYPES,
     "ressl": QUEUE,
+    "lejepa": ("--method.directions", "64"),
 }
 WEIGHTS = {"ssl": 1.0, "distill": 0.7, "classifier": 1.3, "classifier_distill": 2.0}
 STEPS = 5
@@ -177,6 +179,16 @@ def norm_checks(parallel: Parallel) -> dict[str, bool]:
     }
 
 
+def measures_agree(parallel: Parallel) -> bool:
+    """Spread and rank of the projections are those of the global batch."""
+    batch = Batch(CURRENT, REPLAY, 0, parallel.rank, parallel.world)
+    whole = [random(CURRENT + REPLAY, 5, seed=view) for view in range(2)]
+    mine = [view[batch.rows(parallel.device)] for view in whole]
+    ranks = projection_rankme(mine, parallel.group, batch.sizes), projection_rankme(whole, ONE_PROCESS, [len(whole[0])])
+    spreads = projection_std(mine, parallel.group), projection_std(whole, ONE_PROCESS)
+    return abs(ranks[0] - ranks[1]) + abs(spreads[0] - spreads[1]) < 1e-9
+
+
 def messages_arrive(parallel: Parallel) -> bool:
     """Rows, sums and maxima of both processes, for any size, type and memory layout."""
     right = True
@@ -266,6 +278,7 @@ if __name__ == "__main__":
         **errors_reach_all(parallel),
         **norm_checks(parallel),
         "messages": messages_arrive(parallel),
+        "measures": measures_agree(parallel),
         "late files": late_files(parallel, out),
         "evaluation": evaluation_agrees(parallel, arguments),
         "methods": {name: training_gaps(parallel, "--method.name", name, *KEYS.get(name, ())) for name in REGISTRY},

@@ -25,6 +25,8 @@ REGISTRY = {
     "deepclusterv2": "kaizen.model.methods.deepclusterv2:DeepClusterV2",
     "dino": "kaizen.model.methods.dino:DINO",
     "ressl": "kaizen.model.methods.ressl:ReSSL",
+    "lejepa": "kaizen.model.methods.lejepa:LeJEPA",
+    "supervised": "kaizen.model.methods.supervised:Supervised",
 }
 
 

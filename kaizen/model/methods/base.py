@@ -49,6 +49,8 @@ class Method(nn.Module, ABC):
     constant_rate: ClassVar[tuple[str, ...]] = ()
     """Prefixes of the names of parameters whose learning rate stays constant."""
     has_prototypes: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = False
+    """Whether it learns from labels alone."""
     hidden_layers: ClassVar[int] = 1
     projector_form: ClassVar[dict[str, Any]] = {"norm": True}
     """Hidden layers of the projector, and its form (see `mlp`)."""
@@ -63,6 +65,10 @@ class Method(nn.Module, ABC):
         """The projector: features (n, feature_dim) -> projections (n, settings.projector_out)."""
         hidden = [settings.projector_hidden] * cls.hidden_layers
         return mlp((feature_dim, *hidden, settings.projector_out), **cls.projector_form)
+
+    def build_heads(self, num_classes: int) -> None:
+        """Make the heads whose size is the number of classes of the stream; called once, before anything else."""
+        return
 
     @abstractmethod
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
