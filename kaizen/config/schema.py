@@ -11,6 +11,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 from pydantic import Field, SerializeAsAny, model_validator
 
 from kaizen.config.optim import OptimConfig
+from kaizen.config.replay import ReplayConfig
 from kaizen.config.types import AUTO, Count, NonNegative, Positive, Probability, Section, Seed, Text
 
 Reader = Literal["classifier", "linear_probe_seen", "linear_probe_all", "knn"]
@@ -135,6 +136,11 @@ class ClassifierConfig(Section):
         2.0,
         description="weight of the cross-entropy to the old classifier; class_ratio: old classes / new classes",
     )
+    distill: Literal["soft_label", "stored_logits"] = Field(
+        "soft_label",
+        description="what keeps the classifier; soft_label: cross-entropy to the old classifier; stored_logits: mean "
+        "squared error, on replay images, to the logits stored with them at the end of their task",
+    )
     stop_gradient: bool = Field(True, description="false lets the classifier losses train the encoder too")
 
 
@@ -143,31 +149,6 @@ class TeacherConfig(Section):
         "batch", description="the teacher's BatchNorm uses batch statistics, or its frozen running statistics"
     )
     shard: bool = Field(False, description="under FSDP, shard the teacher's weights over the processes")
-
-
-class ReplayConfig(Section):
-    policy: Literal["none", "random", "first", "herding", "reservoir"] = Field(
-        "random",
-        description="images kept: none, random (class-balanced), first (of each class), herding (images whose "
-        "mean features follow those of their class), reservoir (uniform over all images seen, needs total)",
-    )
-    per_class: Count | None = Field(None, description="images kept per class")
-    fraction: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None,
-        description="fraction kept of each class, at least one image; without per_class, fraction and total: 0.01, at "
-        "least 5 images",
-    )
-    total: Count | None = Field(
-        None, description="images kept in total, divided evenly among the classes seen (not with reservoir)"
-    )
-    batch: int = Field(32, ge=1, le=65536, description="replay images per step, over all processes")
-
-    @model_validator(mode="after")
-    def _one_budget(self) -> "ReplayConfig":
-        given = [key for key in ("per_class", "fraction", "total") if getattr(self, key) is not None]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} are given; only one of per_class, fraction, total is allowed")
-        return self
 
 
 class ViewConfig(Section):

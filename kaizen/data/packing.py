@@ -20,7 +20,8 @@ class StepData(NamedTuple):
     labels: int64 (n,), -1 = not available; keys: int64 (n,), random keys of the images' views; places: int64 (n,), see
     `Batch`; rows: int64 (n,), rows of the images in the task's store; key: int64 (), random key of the step; rates:
     float64 (g,), learning rates of the optimizer's groups; follow: float64 (), 1 - tau of the twin; label_share:
-    float64 (), see `Batch`; method: float64 (k,), see `Method.schedule`.
+    float64 (), see `Batch`; mix_share: float64 (), see `kaizen.data.mixing`; method: float64 (k,), see
+    `Method.schedule`.
     """
 
     labels: Tensor
@@ -31,6 +32,7 @@ class StepData(NamedTuple):
     rates: Tensor
     follow: Tensor
     label_share: Tensor
+    mix_share: Tensor
     method: Tensor
 
 
@@ -38,7 +40,7 @@ def pack(columns: Sequence[Tensor], key: int, numbers: Sequence[float], *, pinne
     """One int64 buffer of labels, keys, places and rows, each (n,), the step's key, and the bits of its numbers.
 
     Args:
-        numbers: rates, follow, label_share and the method's, in this order.
+        numbers: rates, follow, label_share, mix_share and the method's, in this order.
         pinned: in pinned memory, from which a copy to a GPU waits for nothing.
     """
     n = len(columns[0])
@@ -53,6 +55,7 @@ def unpack(packed: Tensor, n: int, groups: int) -> StepData:
     """The buffer of n images and so many groups of parameters, as views of it."""
     columns, key = rearrange(packed[: COLUMNS * n], "(column n) -> column n", n=n), packed[COLUMNS * n]
     numbers = packed[COLUMNS * n + 1 :].view(torch.float64)
-    rates, follow, label_share, method = numbers.split([groups, 1, 1, len(numbers) - groups - 2])
+    rates, single, method = numbers.split([groups, 3, len(numbers) - groups - 3])
     labels, keys, places, rows = columns.unbind(0)
-    return StepData(labels, keys, places, rows, key, rates, follow[0], label_share[0], method)
+    follow, label_share, mix_share = single
+    return StepData(labels, keys, places, rows, key, rates, follow, label_share, mix_share, method)

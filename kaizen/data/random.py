@@ -29,6 +29,7 @@ class Purpose(IntEnum):
     STREAM = 8
     EVALUATION = 9
     METHOD = 10
+    MIX = 11
 
 
 def fold(*parts: int) -> int:

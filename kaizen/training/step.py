@@ -9,14 +9,15 @@ from torch.nn.functional import normalize
 
 from kaizen.data.feed import Feed, resident
 from kaizen.data.load import Stream
+from kaizen.data.mixing import draw_share
 from kaizen.data.random import Purpose, fold, hash_rows
 from kaizen.data.replay import Memory, choose
 from kaizen.data.sampler import Sampler
-from kaizen.evaluation.features import extract_features
+from kaizen.evaluation.features import extract_features, extract_logits
 from kaizen.losses import promote
 from kaizen.model.networks.heads import forget_running_statistics, forward_all
 from kaizen.parallel import Batch
-from kaizen.training.device_step import DeviceStep, Done
+from kaizen.training.device_step import DeviceStep, Done, Recall
 from kaizen.training.optim import momentum_tau
 from kaizen.training.plan import Plan
 from kaizen.training.recording import Recorder, streams, why_ordinary
@@ -40,7 +41,13 @@ class Stepper:
         self.ids = stream.tasks[state.task].train
         images = self.source.train.images
         store = resident(images, self.ids, self.memory, parallel.device)
-        self.device_step = DeviceStep(state, stream.moments, self.source.image_size, store)
+        logits = self.memory.logits
+        recall = Recall(
+            mixes=config.replay.mix == "lump" and len(self.memory) > 0,
+            logits=None if logits is None else parallel.put(logits.clone()),
+            first=len(self.ids),
+        )
+        self.device_step = DeviceStep(state, stream.moments, self.source.image_size, store, recall)
         sampler = Sampler(
             config.run.seed,
             state.task,
@@ -52,6 +59,7 @@ class Stepper:
             config.replay.batch,
             group=parallel.group,
             parts=parallel.accumulation,
+            mix=recall.mixes,
         )
         self.feed = Feed(
             sampler,
@@ -102,8 +110,10 @@ class Stepper:
         follow = 0.0
         if self.state.twin is not None:
             follow = 1.0 - momentum_tau(step, self.plan.tasks[task].steps, settings.tau_base, settings.tau_final)
-        share = batch.world / max(batch.labelled, 1)
-        return [*rates, follow, share, *method.schedule(step // self.feed.sampler.steps_per_epoch)]
+        share, own = batch.world / max(batch.labelled, 1), 1.0
+        if self.device_step.recall.mixes:
+            own = draw_share(self.config.replay.mix_alpha, fold(self.config.run.seed, Purpose.MIX, task, step))
+        return [*rates, follow, share, own, *method.schedule(step // self.feed.sampler.steps_per_epoch)]
 
     def projection_std(self) -> float:
         """Spread of the last step's projections, small if they collapse; all processes call it and get the same.
@@ -142,7 +152,11 @@ class Stepper:
             features=features,
         )
         self.parallel.agree("the choice for the replay memory", choice.digest)
-        return lambda: choice.applied(self.memory, images, self.labels, self.state.task)
+        logits = None
+        if self.state.stores_logits:
+            networks = self.state.copied("encoder", "classifier")
+            logits = extract_logits(**networks, images=images, ids=choice.ids, moments=moments, parallel=self.parallel)
+        return lambda: choice.applied(self.memory, images, self.labels, self.state.task, logits)
 
     @torch.no_grad()
     def _project_task(self) -> list[Tensor]:

@@ -1,0 +1,40 @@
+"""Section `replay`: which past images are kept, and how they join a step."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from kaizen.config.types import Count, Positive, Section
+
+
+class ReplayConfig(Section):
+    policy: Literal["none", "random", "first", "herding", "reservoir"] = Field(
+        "random",
+        description="images kept: none, random (class-balanced), first (of each class), herding (images whose "
+        "mean features follow those of their class), reservoir (uniform over all images seen, needs total)",
+    )
+    per_class: Count | None = Field(None, description="images kept per class")
+    fraction: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None,
+        description="fraction kept of each class, at least one image; without per_class, fraction and total: 0.01, at "
+        "least 5 images",
+    )
+    total: Count | None = Field(
+        None, description="images kept in total, divided evenly among the classes seen (not with reservoir)"
+    )
+    batch: int = Field(32, ge=1, le=65536, description="replay images per step, over all processes; not with mix lump")
+    mix: Literal["none", "lump"] = Field(
+        "none",
+        description="none: replay images join a step beside the current ones; lump: each current image is mixed with "
+        "one of the memory's",
+    )
+    mix_alpha: Positive = Field(
+        0.4, description="with mix lump, the part of the current images is drawn from Beta(alpha, alpha) at each step"
+    )
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> "ReplayConfig":
+        given = [key for key in ("per_class", "fraction", "total") if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are given; only one of per_class, fraction, total is allowed")
+        return self
