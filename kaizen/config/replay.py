@@ -29,7 +29,10 @@ class ReplayConfig(Section):
         "one of the memory's",
     )
     mix_alpha: Positive = Field(
-        0.4, description="with mix lump, the part of the current images is drawn from Beta(alpha, alpha) at each step"
+        0.4, description="with mix lump, the part of a current image is drawn from Beta(alpha, alpha)"
+    )
+    mix_share: Literal["image", "step"] = Field(
+        "image", description="with mix lump, this part is drawn for each image, or once per step for all of them"
     )
 
     @model_validator(mode="after")

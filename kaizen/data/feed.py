@@ -14,7 +14,7 @@ from kaizen.data.sampler import Sampler, Selection
 from kaizen.parallel import Batch
 
 Numbers = Callable[[int, Batch], Sequence[float]]
-"""Step of the task, part of its batch -> the numbers of kaizen.data.packing, in its order."""
+"""Step of the task, part of its batch -> rates, follow, label_share, the method's numbers (see kaizen.data.packing)."""
 RESIDENT_PART = 4
 """A task's images are stored on the device if they take less than this fraction (1 / 4) of its free memory."""
 CHUNK = 1024
@@ -101,7 +101,10 @@ class Feed:
         places = torch.cat([places[: len(ids)], torch.full_like(selection.memory_rows, -1)])
         numbers, key = self._numbers(step, selection.batch), selection.batch.key
         assert isinstance(key, int)
-        packed = pack((labels, selection.keys, places, held), key, numbers, pinned=self._pinned)
+        weights = torch.ones(len(labels), dtype=torch.float64)
+        if (shares := selection.shares) is not None:
+            weights = torch.cat([shares, 1 - shares])
+        packed = pack((labels, selection.keys, places, held, weights), key, numbers, pinned=self._pinned)
         if self._images is None:
             return HostBatch(packed, numbers, None, selection.batch, len(labels))
         shape = (len(ids) + len(rows), *self._images.shape[1:])

@@ -31,7 +31,7 @@ def labelled_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 @in_float32
-def mixed_cross_entropy(logits: Tensor, labels: Tensor, others: Tensor, share: Tensor) -> Tensor:
+def mixed_cross_entropy(logits: Tensor, labels: Tensor, others: Tensor, shares: Tensor) -> Tensor:
     """Cross-entropy of mixed images to both their labels (mixup: Zhang et al. 2018, arXiv 1710.09412, section 2).
 
     SUM over rows of 2 x (share x cross-entropy to `labels` + (1 - share) x cross-entropy to `others`). Divided by the
@@ -39,11 +39,12 @@ def mixed_cross_entropy(logits: Tensor, labels: Tensor, others: Tensor, share: T
 
     Args:
         logits: (n, classes).
-        labels, others: int64 (n,), of the images of weight share and 1 - share; -1 = not available.
-        share: scalar tensor, 0..1.
+        labels, others: int64 (n,), of the images of weights share and 1 - share; -1 = not available.
+        shares: (n,), 0..1.
     """
-    first, second = labelled_cross_entropy(logits, labels), labelled_cross_entropy(logits, others)
-    return 2 * (share.to(first.dtype) * first + (1 - share).to(first.dtype) * second)
+    rows = promote(logits)
+    first, second = (F.cross_entropy(rows, of, ignore_index=-1, reduction="none") for of in (labels, others))
+    return 2 * (shares.to(rows.dtype) * first + (1 - shares).to(rows.dtype) * second).sum()
 
 
 @in_float32

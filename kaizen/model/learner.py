@@ -45,12 +45,12 @@ class Remembered:
     """What the memory adds to the local images of a step beside replay images.
 
     labels: int64 (n,), of the images that are mixed into the n images (-1 = not available), or None where none are;
-    share: scalar, the part of the images themselves; logits: float32 (m, classes), stored for the m replay images, the
+    shares: (n,), the parts of the images themselves; logits: float32 (m, classes), stored for the m replay images, the
     last ones of the batch, or None.
     """
 
     labels: Tensor | None = None
-    share: Tensor | None = None
+    shares: Tensor | None = None
     logits: Tensor | None = None
 
 
@@ -153,10 +153,10 @@ class Learner(Network):
         remembered: Remembered,
     ) -> dict[str, Tensor]:
         terms = dict.fromkeys(TERMS, promote(logits[0]).new_zeros(()))
-        if remembered.labels is None or remembered.share is None:
+        if remembered.labels is None or remembered.shares is None:
             sums = [labelled_cross_entropy(g, labels) for g in logits]
         else:
-            sums = [mixed_cross_entropy(g, labels, remembered.labels, remembered.share) for g in logits]
+            sums = [mixed_cross_entropy(g, labels, remembered.labels, remembered.shares) for g in logits]
         terms["classifier"] = torch.stack([batch.share_labelled(one) for one in sums]).sum()
         if old is not None and old.logits:
             soft = soft_label_distillation(logits[0], logits[1], old.logits[0], old.logits[1])

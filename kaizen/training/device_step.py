@@ -66,7 +66,7 @@ class Recall:
     def remembered(self, data: StepData, replay: int) -> Remembered | None:
         """What the learner gets from the memory in a step whose last `replay` rows are replay images."""
         if self.mixes:
-            return Remembered(labels=data.labels.chunk(2)[1], share=data.mix_share)
+            return Remembered(labels=data.labels.chunk(2)[1], shares=data.weights.chunk(2)[0])
         if self.logits is None:
             return None
         return Remembered(logits=self.logits.index_select(0, data.rows[len(data.rows) - replay :] - self.first))
@@ -116,7 +116,7 @@ class DeviceStep:
             assert self.store is not None
             images = self.store.index_select(0, data.rows)
         views = self.views(images, data.keys)
-        return Inputs([mix(view, data.mix_share) for view in views] if self.recall.mixes else views, data)
+        return Inputs([mix(view, data.weights) for view in views] if self.recall.mixes else views, data)
 
     def views(self, images: Tensor, keys: Tensor) -> list[Tensor]:
         """Views (n, 3, s, s) of images uint8 (n, 3, h, w), drawn by their keys int64 (n,)."""

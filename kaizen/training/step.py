@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 
 from kaizen.data.feed import Feed, resident
 from kaizen.data.load import Stream
-from kaizen.data.mixing import draw_share
+from kaizen.data.mixing import Mixing
 from kaizen.data.random import Purpose, fold, hash_rows
 from kaizen.data.replay import Memory, choose
 from kaizen.data.sampler import Sampler
@@ -41,9 +41,10 @@ class Stepper:
         self.ids = stream.tasks[state.task].train
         images = self.source.train.images
         store = resident(images, self.ids, self.memory, parallel.device)
-        logits = self.memory.logits
+        replay, logits = config.replay, self.memory.logits
+        mixing = Mixing(replay.mix_alpha, replay.mix_share == "image")
         recall = Recall(
-            mixes=config.replay.mix == "lump" and len(self.memory) > 0,
+            mixes=replay.mix == "lump" and len(self.memory) > 0,
             logits=None if logits is None else parallel.put(logits.clone()),
             first=len(self.ids),
         )
@@ -59,7 +60,7 @@ class Stepper:
             config.replay.batch,
             group=parallel.group,
             parts=parallel.accumulation,
-            mix=recall.mixes,
+            mix=mixing if recall.mixes else None,
         )
         self.feed = Feed(
             sampler,
@@ -110,10 +111,8 @@ class Stepper:
         follow = 0.0
         if self.state.twin is not None:
             follow = 1.0 - momentum_tau(step, self.plan.tasks[task].steps, settings.tau_base, settings.tau_final)
-        share, own = batch.world / max(batch.labelled, 1), 1.0
-        if self.device_step.recall.mixes:
-            own = draw_share(self.config.replay.mix_alpha, fold(self.config.run.seed, Purpose.MIX, task, step))
-        return [*rates, follow, share, own, *method.schedule(step // self.feed.sampler.steps_per_epoch)]
+        share = batch.world / max(batch.labelled, 1)
+        return [*rates, follow, share, *method.schedule(step // self.feed.sampler.steps_per_epoch)]
 
     def projection_std(self) -> float:
         """Spread of the last step's projections, small if they collapse; all processes call it and get the same.
