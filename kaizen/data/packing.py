@@ -47,10 +47,8 @@ def pack(columns: Sequence[Tensor], key: int, numbers: Sequence[float], *, pinne
     """
     n = len(columns[0])
     packed = torch.empty(COLUMNS * n + 1 + len(numbers), dtype=torch.int64, pin_memory=pinned)
-    torch.stack(
-        [column.view(torch.int64) for column in columns],
-        out=rearrange(packed[: COLUMNS * n], "(column n) -> column n", n=n),
-    )
+    bits = [column.view(torch.int64) for column in columns]
+    torch.stack(bits, out=rearrange(packed[: COLUMNS * n], "(column n) -> column n", n=n))
     packed[COLUMNS * n] = key
     packed[COLUMNS * n + 1 :].view(torch.float64).copy_(torch.tensor(numbers, dtype=torch.float64))
     return packed

@@ -104,9 +104,7 @@ def describe(config: Config, plan: Plan, world: int, accumulation: int = 1) -> l
         budget = f"{size:.0%} of each class, at least {AUTO_LEAST} images" if kind == AUTO else f"{kind} {size:g}"
         drawn = f"{replay.batch} images per step"
         if replay.mix == "lump":
-            drawn = (
-                f"one mixed into each new image by a share from Beta({replay.mix_alpha:g}); replay.batch is not used"
-            )
+            drawn = f"one mixed into each new image, Beta({replay.mix_alpha:g}); replay.batch is not used"
         memory = f"{replay.policy}, {budget}, {drawn}"
     encoder, grid = config.encoder.name, ""
     if (patch := config.encoder.patch) and (side := config.data.image_size):
