@@ -27,6 +27,8 @@ def lacking(session: Session) -> str | None:
     reasons = {
         f"method {config.method.name} (there is one for {', '.join(METHODS)})": config.method.name not in METHODS,
         f"distiller {config.distill.name}": config.distill.name not in DISTILLERS,
+        "mixed images (replay.mix lump)": config.replay.mix != "none",
+        "stored logits (classifier.distill)": config.classifier.distill != "soft_label",
         f"{parallel.world} processes": parallel.world > 1,
         "compiled networks": parallel.compiler.on,
         "gradient accumulation": parallel.accumulation > 1,

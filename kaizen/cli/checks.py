@@ -33,6 +33,10 @@ def check_pairs(config: Config) -> None:
     _check_stream(config)
     if config.classifier.align == "statistics" and not config.statistics.keep:
         raise ConfigError("classifier.align", "is 'statistics', but statistics.keep is false; allowed: none")
+    if config.classifier.align == "statistics" and config.classifier.distill == "stored_logits":
+        problem = "is 'statistics'; allowed with classifier.distill stored_logits, which are stored before: none"
+        raise ConfigError("classifier.align", problem)
+    _check_memory(config)
     kind, _ = config.replay_budget()
     if config.replay.policy == "reservoir" and kind not in ("total", "bytes"):
         given = "no budget is given" if kind == AUTO else f"replay.{kind} is given"
@@ -54,3 +58,19 @@ def _check_stream(config: Config) -> None:
             "classifier.distill_weight",
             "is 'class_ratio', but the tasks of stream.kind data bring no new classes; allowed: a number",
         )
+
+
+def _check_memory(config: Config) -> None:
+    """What needs a memory, and what mixing its images leaves nothing for."""
+    replay, stored = config.replay, config.classifier.distill == "stored_logits"
+    if replay.policy == "none" and replay.mix != "none":
+        raise ConfigError("replay.mix", f"is {replay.mix!r}, but replay.policy none keeps no images; allowed: none")
+    if replay.policy == "none" and stored:
+        problem = "is 'stored_logits', but replay.policy none keeps no images to store them with"
+        raise ConfigError("classifier.distill", f"{problem}; allowed: soft_label")
+    if replay.mix != "none" and stored:
+        problem = f"is 'stored_logits', but with replay.mix {replay.mix} no replay image stays unmixed"
+        raise ConfigError("classifier.distill", f"{problem}; allowed: soft_label")
+    if stored and config.labels.fraction == 0:
+        problem = "is 'stored_logits', but with labels.fraction 0 the classifier learns nothing that could be stored"
+        raise ConfigError("classifier.distill", f"{problem}; allowed: soft_label")

@@ -28,7 +28,18 @@ class ReplayConfig(Section):
     bytes: Count | None = Field(
         None, description="bytes of images and statistics together: statistics are paid first, images from the rest"
     )
-    batch: int = Field(32, ge=1, le=65536, description="replay images per step, over all processes")
+    batch: int = Field(32, ge=1, le=65536, description="replay images per step, over all processes; not with mix lump")
+    mix: Literal["none", "lump"] = Field(
+        "none",
+        description="none: replay images join a step beside the current ones; lump: each current image is mixed with "
+        "one of the memory's",
+    )
+    mix_alpha: Positive = Field(
+        0.4, description="with mix lump, the part of a current image is drawn from Beta(alpha, alpha)"
+    )
+    mix_share: Literal["image", "step"] = Field(
+        "image", description="with mix lump, this part is drawn for each image, or once per step for all of them"
+    )
 
     @model_validator(mode="after")
     def _one_budget(self) -> "ReplayConfig":

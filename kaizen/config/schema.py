@@ -136,6 +136,11 @@ class ClassifierConfig(Section):
         2.0,
         description="weight of the cross-entropy to the old classifier; class_ratio: old classes / new classes",
     )
+    distill: Literal["soft_label", "stored_logits"] = Field(
+        "soft_label",
+        description="what keeps the classifier; soft_label: cross-entropy to the old classifier; stored_logits: mean "
+        "squared error, on replay images, to the logits stored with them at the end of their task",
+    )
     stop_gradient: bool = Field(True, description="false lets the classifier losses train the encoder too")
     align: Literal["none", "statistics"] = Field(
         "none",

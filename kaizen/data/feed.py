@@ -26,19 +26,15 @@ class HostBatch:
     """This process' images of one part of a step, on the CPU: [current images ; replay images].
 
     packed: the buffer that `kaizen.data.packing` takes apart; numbers: those in it; images: uint8 (n, 3, h, w), or None
-    where the device holds the task's images and finds these by their rows.
+    where the device holds the task's images and finds these by their rows; count: images of this process. The batch
+    is the one that networks see: where images are mixed it has one image for each two of these.
     """
 
     packed: Tensor
     numbers: Sequence[float]
     images: Tensor | None
     batch: Batch
-
-    @property
-    def count(self) -> int:
-        """Images of this process."""
-        assert self.batch.places is not None
-        return len(self.batch.places)
+    count: int
 
 
 def resident(images: np.ndarray, ids: np.ndarray, memory: Memory, device: torch.device) -> Tensor | None:
@@ -102,17 +98,21 @@ class Feed:
         labels = torch.cat([torch.from_numpy(self._labels[ids]), self._memory.labels[selection.memory_rows]])
         # The device's store is [the task's images ; the memory's].
         held = torch.cat([places[: len(ids)], len(self.sampler.sample_ids) + selection.memory_rows])
+        places = torch.cat([places[: len(ids)], torch.full_like(selection.memory_rows, -1)])
         numbers, key = self._numbers(step, selection.batch), selection.batch.key
         assert isinstance(key, int)
-        packed = pack((labels, selection.keys, places, held), key, numbers, pinned=self._pinned)
+        weights = torch.ones(len(labels), dtype=torch.float64)
+        if (shares := selection.shares) is not None:
+            weights = torch.cat([shares, 1 - shares])
+        packed = pack((labels, selection.keys, places, held, weights), key, numbers, pinned=self._pinned)
         if self._images is None:
-            return HostBatch(packed, numbers, None, selection.batch)
+            return HostBatch(packed, numbers, None, selection.batch, len(labels))
         shape = (len(ids) + len(rows), *self._images.shape[1:])
         images = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pinned)
         # NumPy's copy, as torch's would start threads here. Indices are in range, so nothing is clipped.
         np.take(self._images, ids, axis=0, out=images[: len(ids)].numpy(), mode="clip")
         np.take(self._memory.images.numpy(), rows, axis=0, out=images[len(ids) :].numpy(), mode="clip")
-        return HostBatch(packed, numbers, images, selection.batch)
+        return HostBatch(packed, numbers, images, selection.batch, len(labels))
 
     def close(self) -> None:
         """End the thread."""

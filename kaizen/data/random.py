@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     EVALUATION = 9
     METHOD = 10
     ALIGN = 11
+    MIX = 12
 
 
 def fold(*parts: int) -> int:

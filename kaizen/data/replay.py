@@ -27,32 +27,39 @@ Features = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Memory:
-    """Images uint8 (n, c, h, w), labels, sample ids and task ids, int64 (n,), best choice of a class first."""
+    """Images uint8 (n, c, h, w), labels, sample ids and task ids, int64 (n,), best choice of a class first.
+
+    logits: float32 (n, classes), the classifier's at the end of each image's task; None where they are not stored.
+    """
 
     images: Tensor
     labels: Tensor
     sample_ids: Tensor
     task_ids: Tensor
+    logits: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @staticmethod
-    def empty(channels: int, size: int) -> "Memory":
-        """A memory without images."""
+    def empty(channels: int, size: int, logits: int | None = None) -> "Memory":
+        """A memory without images; logits: classes that it stores logits of, or None."""
         none = torch.empty(0, dtype=torch.int64)
-        return Memory(torch.empty(0, channels, size, size, dtype=torch.uint8), none, none.clone(), none.clone())
+        images = torch.empty(0, channels, size, size, dtype=torch.uint8)
+        return Memory(images, none, none.clone(), none.clone(), None if logits is None else torch.empty(0, logits))
 
     def tensors(self) -> dict[str, Tensor]:
         """What is saved."""
-        return {name: getattr(self, name) for name in ("images", "labels", "sample_ids", "task_ids")}
+        held = {name: getattr(self, name) for name in ("images", "labels", "sample_ids", "task_ids")}
+        return held if self.logits is None else held | {"logits": self.logits}
 
     @staticmethod
-    def read(file: Path, image: tuple[int, int, int], num_classes: int) -> "Memory":
+    def read(file: Path, image: tuple[int, int, int], num_classes: int, *, logits: bool = False) -> "Memory":
         """The memory that was saved in a safetensors file, mapped from it.
 
         Args:
             image: shape (c, h, w) of the images that it must hold.
+            logits: whether it must hold logits of its images.
 
         Raises:
             ConfigError: the file is missing, damaged, or holds something else.
@@ -61,6 +68,11 @@ class Memory:
         n = len(tensors.get("labels", ()))
         rows = "int64", [n]
         expected = {"images": ("uint8", [n, *image]), "labels": rows, "sample_ids": rows, "task_ids": rows}
+        if logits:
+            expected["logits"] = "float32", [n, num_classes]
+            if tensors.keys() == expected.keys() - {"logits"}:
+                problem = "has no logits of its images, which classifier.distill stored_logits needs"
+                raise ConfigError(str(file), f"{problem}; allowed: a run with this key from its first task on")
         missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
         if missing or unknown:
             raise ConfigError(str(file), f"is no replay memory: lacks {missing}, has unknown {unknown[:3]}")
@@ -98,8 +110,15 @@ class Choice:
         rows = b"all" if self.rows is None else self.rows.numpy().tobytes()
         return hashlib.sha256(self.ids.tobytes() + rows).hexdigest()
 
-    def applied(self, memory: Memory, images: np.ndarray, labels: np.ndarray, task: int) -> Memory:
-        """The memory after the task; images, labels: uint8 (N, c, h, w) and int64 (N,) of the source's train split."""
+    def applied(
+        self, memory: Memory, images: np.ndarray, labels: np.ndarray, task: int, logits: Tensor | None = None
+    ) -> Memory:
+        """The memory after the task.
+
+        Args:
+            images, labels: uint8 (N, c, h, w) and int64 (N,) of the source's train split.
+            logits: float32 (n, classes) of the images that are taken up, for a memory that holds logits.
+        """
         if not len(self.ids):
             return memory
         taken = {
@@ -108,6 +127,8 @@ class Choice:
             "sample_ids": torch.from_numpy(self.ids),
             "task_ids": torch.full((len(self.ids),), task),
         }
+        if logits is not None:
+            taken["logits"] = logits
         together = {name: torch.cat([held, taken[name]]) for name, held in memory.tensors().items()}
         return Memory(**{name: both if self.rows is None else both[self.rows] for name, both in together.items()})
 

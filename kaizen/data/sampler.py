@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kaizen.data.mixing import Mixing
 from kaizen.data.random import Purpose, fold, hash_rows, permutation
 from kaizen.parallel import ONE_PROCESS, Batch, Group
 
@@ -19,13 +20,15 @@ class Selection:
     """This process' images of one step.
 
     sample_ids: (n,) indices into the source's train split; memory_rows: (m,) rows of the replay memory;
-    keys: int64 (n + m,), random keys of their views.
+    keys: int64 (n + m,), random keys of their views; batch: as networks see it, without its m replay images where
+    these are mixed into the others; shares: float64 (n,), the parts of the others, or None where nothing is mixed.
     """
 
     sample_ids: Tensor
     memory_rows: Tensor
     keys: Tensor
     batch: Batch
+    shares: Tensor | None = None
 
 
 class Sampler:
@@ -38,6 +41,8 @@ class Sampler:
         memory_ids, memory_labels: (m,) sample ids and labels of the replay memory.
         replay: replay images in a global batch (none when the memory is empty).
         parts: batches that a step's batch is cut into (gradient accumulation).
+        mix: with a memory, as many replay images as current ones are drawn, and mixed into them by these shares: the
+            i-th into the i-th, which are always in the same process and part.
     """
 
     def __init__(
@@ -53,12 +58,14 @@ class Sampler:
         *,
         group: Group = ONE_PROCESS,
         parts: int = 1,
+        mix: Mixing | None = None,
     ) -> None:
         self.seed, self.task, self.group, self.parts = seed, task, group, parts
         self.sample_ids, self.labels = torch.from_numpy(sample_ids), torch.from_numpy(labels)
         self.memory_ids, self.memory_labels = memory_ids, memory_labels
         self.batch = min(batch, len(sample_ids))
-        self.replay = replay if len(memory_ids) else 0
+        self.mix = mix if len(memory_ids) else None
+        self.replay = (self.batch if mix else replay) if len(memory_ids) else 0
         # Cached, as a pass over the images takes many steps.
         self._order = lru_cache(maxsize=2)(permutation)
         self._replay_order = lru_cache(maxsize=16)(permutation)
@@ -96,6 +103,9 @@ class Sampler:
                 (Purpose.REPLAY_VIEWS, len(current) + memory, self.memory_ids[held]),
             )
         ]
+        if self.mix:
+            shares = self.mix.shares(fold(self.seed, Purpose.MIX, self.task, step), len(current))[mine]
+            return Selection(ids, held, torch.cat(keys), replace(batch, replay=0, places=current[mine]), shares)
         places = torch.cat([current[mine], torch.full((len(memory),), -1)])
         return Selection(ids, held, torch.cat(keys), replace(batch, places=places))
 

@@ -52,6 +52,26 @@ def extract_features(
     return parallel.group.gather(torch.cat(local), [sum(len(ids) for _, ids in part) for part in parts])
 
 
+@torch.no_grad()
+def extract_logits(
+    encoder: nn.Module,
+    classifier: nn.Module,
+    images: np.ndarray,
+    ids: np.ndarray,
+    moments: tuple[Tensor, Tensor],
+    parallel: Parallel,
+) -> Tensor:
+    """Logits (n, classes) float32 on the CPU of the images `ids` (n,), unaugmented and in eval mode, on every process.
+
+    Args:
+        encoder, classifier: images (n, 3, h, w) -> features -> logits, on the device.
+        images: uint8 (N, 3, h, w); moments: mean and std (3,) for 0..1, on the device.
+    """
+    features = extract_features(encoder, [(images, ids)], moments, parallel)
+    dtype = next(classifier.parameters()).dtype
+    return torch.cat([classifier(part.to(dtype)).float() for part in features.split(BATCH)]).cpu()
+
+
 def wide(features: Tensor) -> Tensor:
     """Features in float64, which Apple's GPUs do not have."""
     return (features.cpu() if features.device.type == "mps" else features).double()

@@ -135,10 +135,11 @@ class Results:
 
 
 def _image_bytes(file: Path) -> int | None:
-    """Bytes of the images in a replay memory; None if the file cannot be read."""
+    """Bytes of the images in a replay memory, and of their logits if it holds any; None if it cannot be read."""
     try:
         with safe_open(file, "numpy") as held:
-            return math.prod(held.get_slice("images").get_shape())  # uint8
+            logits = held.get_slice("logits").get_shape() if "logits" in held.keys() else [0]  # noqa: SIM118
+            return math.prod(held.get_slice("images").get_shape()) + 4 * math.prod(logits)  # uint8 and float32
     except (OSError, SafetensorError):
         return None
 

@@ -8,7 +8,12 @@ Model and the floors above import it; it imports torch alone.
 """
 
 from kaizen.losses.basics import promote
-from kaizen.losses.classifier import labelled_cross_entropy, soft_label_distillation
+from kaizen.losses.classifier import (
+    labelled_cross_entropy,
+    mixed_cross_entropy,
+    soft_label_distillation,
+    stored_logits_distillation,
+)
 from kaizen.losses.distillation import (
     contrastive_distillation,
     decorrelative_distillation,
@@ -43,6 +48,7 @@ __all__ = [
     "dino",
     "info_nce",
     "labelled_cross_entropy",
+    "mixed_cross_entropy",
     "nearest_neighbour",
     "nt_xent",
     "predictive_distillation",
@@ -54,6 +60,7 @@ __all__ = [
     "simsiam",
     "sinkhorn_knopp",
     "soft_label_distillation",
+    "stored_logits_distillation",
     "sup_con",
     "swapped_prediction",
     "vicreg",

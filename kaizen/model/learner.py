@@ -13,7 +13,13 @@ from torch import Tensor, nn
 
 from kaizen.config.schema import Config
 from kaizen.data.random import Purpose, fold
-from kaizen.losses import labelled_cross_entropy, promote, soft_label_distillation
+from kaizen.losses import (
+    labelled_cross_entropy,
+    mixed_cross_entropy,
+    promote,
+    soft_label_distillation,
+    stored_logits_distillation,
+)
 from kaizen.model.distillers import Distiller, Sides
 from kaizen.model.methods import method_class
 from kaizen.model.methods.base import Outputs
@@ -32,6 +38,20 @@ class TeacherOutputs:
     logits: list[Tensor]
     prototypes: Tensor | None = None
     """Its SSL prototypes (heads, k, d), for methods that have them."""
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """What the memory adds to the local images of a step beside replay images.
+
+    labels: int64 (n,), of the images that are mixed into the n images (-1 = not available), or None where none are;
+    shares: (n,), the parts of the images themselves; logits: float32 (m, classes), stored for the m replay images, the
+    last ones of the batch, or None.
+    """
+
+    labels: Tensor | None = None
+    shares: Tensor | None = None
+    logits: Tensor | None = None
 
 
 @contextmanager
@@ -86,6 +106,7 @@ class Learner(Network):
         twin: list[Tensor] | None = None,
         old: TeacherOutputs | None = None,
         join: Callable[[], None] | None = None,
+        remembered: Remembered | None = None,
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
         """The four terms of the loss, unweighted, and the projections.
 
@@ -98,6 +119,7 @@ class Learner(Network):
             old: outputs of the teacher for the first two views, from task 1 on.
             join: called before `twin` and `old` are read, which may be computed in parallel with the student until
                 then.
+            remembered: what the memory adds, where images are mixed or logits are stored.
 
         Returns:
             Scalars by name (see TERMS; each process' share, the mean over processes is the global value), and
@@ -115,8 +137,8 @@ class Learner(Network):
             join()
         # Losses are computed in float32 or wider, whatever the networks' precision.
         with torch.autocast(views[0].device.type, enabled=False):
-            terms = self._classifier_terms(logits, labels, batch, old)
-            terms["ssl"] = self.method.loss(Outputs(projections, twin or [], labels), batch)
+            terms = self._classifier_terms(logits, labels, batch, old, remembered or Remembered())
+            terms["ssl"] = self.method.loss(Outputs(projections, twin or [], own_labels(labels, remembered)), batch)
             if predictions is not None and old is not None and self.distiller is not None:
                 old_inputs = [self.method.distill_input(z) for z in old.projections]
                 sides = Sides(predictions, old_inputs, self.distill_predictor, old.prototypes)
@@ -124,16 +146,31 @@ class Learner(Network):
         return {name: terms[name] for name in TERMS}, [z.detach() for z in projections]
 
     def _classifier_terms(
-        self, logits: list[Tensor], labels: Tensor, batch: Batch, old: TeacherOutputs | None
+        self,
+        logits: list[Tensor],
+        labels: Tensor,
+        batch: Batch,
+        old: TeacherOutputs | None,
+        remembered: Remembered,
     ) -> dict[str, Tensor]:
         terms = dict.fromkeys(TERMS, promote(logits[0]).new_zeros(()))
-        terms["classifier"] = torch.stack(
-            [batch.share_labelled(labelled_cross_entropy(g, labels)) for g in logits]
-        ).sum()
+        if remembered.labels is None or remembered.shares is None:
+            sums = [labelled_cross_entropy(g, labels) for g in logits]
+        else:
+            sums = [mixed_cross_entropy(g, labels, remembered.labels, remembered.shares) for g in logits]
+        terms["classifier"] = torch.stack([batch.share_labelled(one) for one in sums]).sum()
         if old is not None and old.logits:
             soft = soft_label_distillation(logits[0], logits[1], old.logits[0], old.logits[1])
             terms["classifier_distill"] = batch.share(soft)
+        if (stored := remembered.logits) is not None:
+            sums = [stored_logits_distillation(g[len(g) - len(stored) :], stored) for g in logits]
+            terms["classifier_distill"] = batch.share_replay(torch.stack(sums).mean())
         return terms
+
+
+def own_labels(labels: Tensor, remembered: Remembered | None) -> Tensor:
+    """The labels that an SSL loss sees: a mixed image has none of its own, as it shows images of two labels."""
+    return labels if remembered is None or remembered.labels is None else torch.full_like(labels, -1)
 
 
 def total(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

@@ -31,7 +31,8 @@ class Teacher:
     """The network as it stood at the end of the task before, read from that task's snapshot and frozen.
 
     With `teacher.batchnorm: batch` it normalises by the batch at hand; its own running statistics never change. With
-    `labels.fraction: 0` its classifier has learned nothing, so it gives no logits.
+    `labels.fraction: 0` its classifier has learned nothing, so it gives no logits, and neither does it where stored
+    logits take their place.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Teacher:
     ) -> None:
         self.prototypes = prototypes
         self.network = parallel.placed(read_network(snapshot, config, num_classes)).requires_grad_(False).eval()
-        self._reads = config.labels.fraction > 0
+        self._reads = config.labels.fraction > 0 and config.classifier.distill == "soft_label"
         if config.teacher.batchnorm == "batch":
             forget_running_statistics(self.network)
             # Without running statistics a BatchNorm does the same in both modes. SyncBatchNorm is the exception: it

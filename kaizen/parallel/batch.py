@@ -100,6 +100,10 @@ class Batch:
             return local_sum * self.label_share.to(local_sum.dtype)
         return local_sum * (self.world / max(self.labelled, 1))
 
+    def share_replay(self, local_sum: Tensor) -> Tensor:
+        """This process' share of a global mean over replay images, from a sum over its own; 0 if there are none."""
+        return local_sum * (self.world / max(self.replay, 1))
+
 
 def _joined(pieces: list[Tensor], current: list[int]) -> Tensor:
     """Pieces of [current ; replay] rows as one such batch."""

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from kaizen.data.feed import HostBatch
+from kaizen.data.mixing import mix
 from kaizen.data.packing import StepData, unpack
 from kaizen.data.views import augment
-from kaizen.model.learner import TERMS, TeacherOutputs, total
+from kaizen.model.learner import TERMS, Remembered, TeacherOutputs, own_labels, total
 from kaizen.model.methods.base import Outputs
 from kaizen.parallel import Batch, Branches, memory_format
 from kaizen.training.measures import global_norm, gradients
@@ -53,6 +54,27 @@ class Done:
     """L2 norm () over everything trained, as the optimizer took it."""
 
 
+@dataclass(frozen=True)
+class Recall:
+    """How a task's steps use the memory, beyond its images and labels.
+
+    mixes: replay images are mixed into the current ones; logits: those that the memory holds, float32 (m, classes) on
+    the device, or None; first: the row of the memory's first image in the task's store.
+    """
+
+    mixes: bool = False
+    logits: Tensor | None = None
+    first: int = 0
+
+    def remembered(self, data: StepData, replay: int) -> Remembered | None:
+        """What the learner gets from the memory in a step whose last `replay` rows are replay images."""
+        if self.mixes:
+            return Remembered(labels=data.labels.chunk(2)[1], shares=data.weights.chunk(2)[0])
+        if self.logits is None:
+            return None
+        return Remembered(logits=self.logits.index_select(0, data.rows[len(data.rows) - replay :] - self.first))
+
+
 class DeviceStep:
     """Steps of one task on the device.
 
@@ -60,12 +82,20 @@ class DeviceStep:
         moments: mean and std (3,) of the data set.
         size: side of the images in pixels.
         store: the task's and the memory's images on the device, or None where each step brings its own.
+        recall: how steps use the memory.
     """
 
-    def __init__(self, state: TaskState, moments: tuple[Tensor, Tensor], size: int, store: Tensor | None) -> None:
+    def __init__(
+        self,
+        state: TaskState,
+        moments: tuple[Tensor, Tensor],
+        size: int,
+        store: Tensor | None,
+        recall: Recall,
+    ) -> None:
         self.config, self.state, self.weights, self.parallel = state.config, state, state.weights, state.parallel
         self.mean, self.std = (moment.to(self.parallel.device) for moment in moments)
-        self.size, self.store = size, store
+        self.size, self.store, self.recall = size, store, recall
         self._layout = memory_format(state.learner.encoder, self.parallel.device)
 
     def step(self, host_batches: Sequence[HostBatch], phase: Hashable, branches: Branches | None = None) -> Done:
@@ -88,7 +118,8 @@ class DeviceStep:
         if images is None:
             assert self.store is not None
             images = self.store.index_select(0, data.rows)
-        return Inputs(self.views(images, data.keys), data)
+        views = self.views(images, data.keys)
+        return Inputs([mix(view, data.weights) for view in views] if self.recall.mixes else views, data)
 
     def views(self, images: Tensor, keys: Tensor) -> list[Tensor]:
         """Views (n, 3, s, s) of images uint8 (n, 3, h, w), drawn by their keys int64 (n,)."""
@@ -108,12 +139,14 @@ class DeviceStep:
         """
         state, accelerator = self.state, self.parallel.accelerator
         views, data = inputs.views, inputs.data
+        n = len(views[0])  # half the rows of the data where images are mixed
+        labels, remembered = data.labels[:n], self.recall.remembered(data, len(batch.slices(batch.rank)[1]))
         parts = self._weights_of_part(batch, whole)
         batch = replace(
             batch,
             phase=phase,
             key=data.key,
-            places=data.places,
+            places=data.places[:n],
             label_share=data.label_share,
             numbers=data.method,
         )
@@ -121,12 +154,12 @@ class DeviceStep:
             twin, old = self._targets(views, branches)
             join = branches.join if branches is not None else None
             with accelerator.autocast():
-                terms, projections = state.wrapped(views, data.labels, batch, twin, old, join)
+                terms, projections = state.wrapped(views, labels, batch, twin, old, join, remembered)
             terms = {name: term if parts is None else term * parts[name] for name, term in terms.items()}
             # Accelerate takes a mean over the parts.
             accelerator.backward(total(terms, self.weights) * self.parallel.accumulation)
         held = {name: term.detach() for name, term in terms.items()}
-        return Passed(held, Outputs(projections, twin, data.labels), batch)
+        return Passed(held, Outputs(projections, twin, own_labels(labels, remembered)), batch)
 
     def _targets(self, views: list[Tensor], branches: Branches | None) -> tuple[list[Tensor], TeacherOutputs | None]:
         """Outputs of twin and teacher for the views."""
@@ -151,6 +184,8 @@ class DeviceStep:
         method, parts = self.state.learner.method, dict.fromkeys(TERMS, batch.size / whole.size)
         parts["ssl"] = method.counted(batch) / max(method.counted(whole), 1)
         parts["classifier"] = batch.labelled / max(whole.labelled, 1)
+        if self.recall.logits is not None:
+            parts["classifier_distill"] = batch.replay / max(whole.replay, 1)
         return parts
 
     def update(self, passed: Sequence[Passed], data: StepData, rates: Sequence[float]) -> Done:

@@ -120,7 +120,10 @@ def describe(config: Config, plan: Plan, world: int, accumulation: int = 1) -> l
     if replay.policy != "none":
         kind, size = config.replay_budget()
         budget = f"{size:.0%} of each class, at least {AUTO_LEAST} images" if kind == AUTO else f"{kind} {size:g}"
-        memory = f"{replay.policy}, {budget}, {replay.batch} images per step"
+        drawn = f"{replay.batch} images per step"
+        if replay.mix == "lump":
+            drawn = f"one mixed into each new image, Beta({replay.mix_alpha:g}); replay.batch is not used"
+        memory = f"{replay.policy}, {budget}, {drawn}"
     held = config.statistics
     kept = f"means and covariance of each class's features, map held to the identity by {held.ridge:g}"
     encoder, grid = config.encoder.name, ""
@@ -140,6 +143,7 @@ def describe(config: Config, plan: Plan, world: int, accumulation: int = 1) -> l
         f"{optim.name}, warm-up {plan.tasks[0].warmup_steps} steps",
         f"losses              {config.method.name} x {config.method.weight:g}, distiller {config.distill.name} x "
         f"{config.distill.weight:g}, classifier x {config.classifier.weight:g}, "
-        f"old classifier x {config.classifier.distill_weight}",
+        f"{'stored logits' if config.classifier.distill == 'stored_logits' else 'old classifier'} x "
+        f"{config.classifier.distill_weight}",
         *cautions(config, plan),
     ]

@@ -16,7 +16,7 @@ from kaizen.data.load import Stream
 from kaizen.data.random import Purpose, fold
 from kaizen.data.replay import Choice, Memory, choose
 from kaizen.errors import ConfigError
-from kaizen.evaluation.features import extract_features, wide
+from kaizen.evaluation.features import extract_features, extract_logits, wide
 from kaizen.model.networks.encoders import build_encoder
 from kaizen.model.networks.heads import mlp
 from kaizen.model.statistics import FILE, Map, Statistics, fit_map, images_within, memory_weights
@@ -130,12 +130,13 @@ class TaskEnd:
     def files(self) -> Callable[[Mapping[str, Tensor]], dict[str, dict[str, Tensor]]]:
         """The work of all processes; returns a function that makes the files from the student's tensors."""
         config, choice = self.state.config, self.choice()
+        logits = self._logits(choice) if self.state.stores_logits else None
         if config.statistics.keep:
             _ = self.new, self.old if self.state.before else None
 
         def make(student: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
             images, labels = self.stream.source.train.images, self.stream.labels
-            made = {"replay": choice.applied(self.memory, images, labels, self.state.task).tensors()}
+            made = {"replay": choice.applied(self.memory, images, labels, self.state.task, logits).tensors()}
             if config.statistics.keep:
                 statistics, map = self.statistics()
                 made[FILE] = statistics.tensors()
@@ -150,6 +151,12 @@ class TaskEnd:
             return made
 
         return make
+
+    def _logits(self, choice: Choice) -> Tensor:
+        """Logits of the images that the memory takes up, on every process."""
+        networks = self.state.copied("encoder", "classifier")
+        images, parallel = self.stream.source.train.images, self.state.parallel
+        return extract_logits(**networks, images=images, ids=choice.ids, moments=self.moments, parallel=parallel)
 
     def statistics(self) -> tuple[Statistics, Map | None]:
         """Statistics of all classes seen, for the new encoder, and the map from the one before."""

@@ -29,7 +29,9 @@ Position = dict[str, Any]
 STUDENT = ("encoder.", "projector.", "classifier.", "distill_predictor.")
 
 
-def read_memory(path: Path, image: tuple[int, int, int], num_classes: int, parallel: Parallel) -> Memory:
+def read_memory(
+    path: Path, image: tuple[int, int, int], num_classes: int, parallel: Parallel, *, logits: bool = False
+) -> Memory:
     """The replay memory of a task-end directory, mapped from its file, which the processes of a node share.
 
     Raises:
@@ -37,7 +39,7 @@ def read_memory(path: Path, image: tuple[int, int, int], num_classes: int, paral
         TrainingFailed: names processes whose memory differs from the main process'.
     """
     parallel.await_file(path / "replay.safetensors")
-    memory = Memory.read(path / "replay.safetensors", image, num_classes)
+    memory = Memory.read(path / "replay.safetensors", image, num_classes, logits=logits)
     parallel.agree(f"the replay memory {path}", memory.digest)
     return memory
 
@@ -48,7 +50,7 @@ class TaskState:
     Args:
         images: training images of the task.
         weights: weights of the four terms; without a weight on the old classifier and without a distiller there is no
-            teacher.
+            teacher. Stored logits need none.
     """
 
     def __init__(
@@ -73,7 +75,8 @@ class TaskState:
             parallel.await_file(before / "student.safetensors")
             self._load(before, self._kept())
         self.teacher = None
-        if before and (distiller is not None or weights["classifier_distill"] > 0):
+        soft = config.classifier.distill == "soft_label" and weights["classifier_distill"] > 0
+        if before and (distiller is not None or soft):
             # At a task's beginning the method's prototypes are those that the teacher ended with.
             prototypes = self.learner.method.prototypes().clone() if self.learner.method.has_prototypes else None
             self.teacher = Teacher(before / "student.safetensors", config, num_classes, parallel, prototypes)
@@ -97,11 +100,16 @@ class TaskState:
             self.twin.follow(self.learner)
         self.before = before
 
+    @property
+    def stores_logits(self) -> bool:
+        """Whether the memory holds logits of its images."""
+        return self.config.classifier.distill == "stored_logits"
+
     def memory(self, image: tuple[int, int, int]) -> Memory:
         """The replay memory that the task before left; before task 0 an empty one for such images (c, h, w)."""
         if self.before is None:
-            return Memory.empty(*image[:2])
-        return read_memory(self.before, image, self.num_classes, self.parallel)
+            return Memory.empty(*image[:2], logits=self.num_classes if self.stores_logits else None)
+        return read_memory(self.before, image, self.num_classes, self.parallel, logits=self.stores_logits)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Files of a snapshot: the student, and everything else the next task starts from.
@@ -150,7 +158,7 @@ class TaskState:
             write_directory(path, files | made, position)
 
         self.parallel.on_main(write)
-        read_memory(path, image, self.num_classes, self.parallel)
+        read_memory(path, image, self.num_classes, self.parallel, logits=self.stores_logits)
 
     def copied(self, *parts: str) -> nn.ModuleDict:
         """Copies of parts of the student (encoder, projector), whole, for use outside of steps."""

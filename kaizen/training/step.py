@@ -5,11 +5,12 @@ from torch import Tensor
 
 from kaizen.data.feed import Feed, resident
 from kaizen.data.load import Stream
+from kaizen.data.mixing import Mixing
 from kaizen.data.random import Purpose, fold, hash_rows
 from kaizen.data.sampler import Sampler
 from kaizen.model.networks.heads import forget_running_statistics, forward_all
 from kaizen.parallel import Batch
-from kaizen.training.device_step import DeviceStep, Done
+from kaizen.training.device_step import DeviceStep, Done, Recall
 from kaizen.training.measures import copies, finite, projection_rankme, projection_std, update_norm
 from kaizen.training.optim import momentum_tau
 from kaizen.training.plan import Plan
@@ -35,7 +36,14 @@ class Stepper:
         self.ids = stream.tasks[state.task].train
         images = self.source.train.images
         store = resident(images, self.ids, self.memory, parallel.device)
-        self.device_step = DeviceStep(state, stream.moments, self.source.image_size, store)
+        replay, logits = config.replay, self.memory.logits
+        mixing = Mixing(replay.mix_alpha, replay.mix_share == "image")
+        recall = Recall(
+            mixes=replay.mix == "lump" and len(self.memory) > 0,
+            logits=None if logits is None else parallel.put(logits.clone()),
+            first=len(self.ids),
+        )
+        self.device_step = DeviceStep(state, stream.moments, self.source.image_size, store, recall)
         sampler = Sampler(
             config.run.seed,
             state.task,
@@ -47,6 +55,7 @@ class Stepper:
             config.replay.batch,
             group=parallel.group,
             parts=parallel.accumulation,
+            mix=mixing if recall.mixes else None,
         )
         self.feed = Feed(
             sampler,

@@ -134,6 +134,15 @@ BAD = {
     ),
     "distiller without prototypes": (["--distill.name", "knowledge"], "distill.name"),
     "supervised without labels": (["--method.name", "supervised", "--labels.fraction", "0"], "labels.fraction"),
+    "mixing without a memory": (["--replay.mix", "lump", "--replay.policy", "none"], "replay.mix"),
+    "mixing of no kind": (["--replay.mix", "cutmix"], "replay.mix"),
+    "shares of no distribution": (["--replay.mix_alpha", "0"], "replay.mix_alpha"),
+    "logits without a memory": (["--preset", "derpp", "--replay.policy", "none"], "classifier.distill"),
+    "logits of mixed images": (["--preset", "derpp", "--replay.mix", "lump"], "classifier.distill"),
+    "logits of an untaught classifier": (
+        ["--preset", "derpp", "--labels.fraction", "0"],
+        "classifier.distill",
+    ),
     "batch too small": (["--optim.batch", "1"], "optim.batch"),
     "run to be continued that is not there": (["--run.resume", "must"], "run.resume"),
 }

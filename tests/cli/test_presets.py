@@ -26,6 +26,8 @@ PAST: dict[str, tuple[bool, float | None, bool]] = {
     "kaizen": (True, None, True),
     "joint": (False, None, False),
     "random-encoder": (False, 0, False),
+    "lump": (False, 0, True),
+    "derpp": (False, 0.5, True),
 }
 """Per preset: whether it has a distiller, its classifier.distill_weight (None: the recipe's), and a memory."""
 
@@ -52,6 +54,8 @@ def test_a_preset_keeps_of_the_past_what_its_name_says(preset: str, recipe: str)
     own = {
         "joint": {"stream.kind", "stream.tasks", "stream.domains"},
         "random-encoder": {"method.weight", "optim.weight_decay"},
+        "lump": {"replay.mix"},
+        "derpp": {"method.weight", "classifier.distill", "classifier.stop_gradient"},
     }
     assert changed <= allowed | own.get(preset, set()), "everything else is the recipe's"
 
@@ -61,6 +65,14 @@ def test_the_joint_preset_is_one_task_and_the_random_encoder_learns_nothing_but_
     frozen = config_of("--preset", "random-encoder", "--method.name", "mocov2plus")
     assert frozen.method.weight == 0, "another method leaves the recipe's keys behind, not the preset's"
     assert (frozen.optim.weight_decay, frozen.classifier.stop_gradient) == (0, True)
+
+
+def test_lump_mixes_and_derpp_learns_from_labels_alone() -> None:
+    lump, derpp = config_of("--preset", "lump"), config_of("--preset", "derpp")
+    assert (lump.replay.mix, lump.replay.mix_alpha, lump.classifier.distill) == ("lump", 0.4, "soft_label")
+    assert (lump.method.weight, lump.classifier.stop_gradient) == (1, True)
+    assert (derpp.classifier.distill, derpp.classifier.stop_gradient) == ("stored_logits", False)
+    assert (derpp.method.weight, derpp.replay.mix) == (0, "none")
 
 
 def test_the_preset_stands_above_the_recipe_and_below_the_command_line(tmp_path: Path) -> None:
@@ -77,7 +89,10 @@ def test_the_preset_stands_above_the_recipe_and_below_the_command_line(tmp_path:
 @pytest.mark.parametrize(
     ("tokens", "said"),
     [
-        (["--preset", "casle"], "error: --preset: is 'casle'; allowed: cassle, cassle-replay, finetune, joint, kaizen"),
+        (
+            ["--preset", "casle"],
+            "error: --preset: is 'casle'; allowed: cassle, cassle-replay, derpp, finetune, joint",
+        ),
         (["--preset"], "error: --preset: needs a value: --preset NAME"),
         (["--preset", "--optim.lr", "1"], "error: --preset: needs a value: --preset NAME"),
         (["--presets", "cassle"], "error: --presets: is not a key"),

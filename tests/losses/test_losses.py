@@ -240,6 +240,8 @@ def small_call(name: str, dtype: torch.dtype) -> Tensor:
         "prototype_distillation": (a, b, c, d, c, d, 0.1),
         "soft_label_distillation": (a, b, c, d),
         "labelled_cross_entropy": (a, torch.arange(6)),
+        "mixed_cross_entropy": (a, torch.arange(6), torch.arange(6).flip(0), torch.linspace(0, 1, 6)),
+        "stored_logits_distillation": (a, b),
     }
     assert set(calls) | {"promote"} == set(losses.__all__)
     return getattr(losses, name)(*calls[name])

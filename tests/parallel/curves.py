@@ -1,6 +1,7 @@
 """Run by test_curves.py on any number of processes: the first steps of a run, in float64, for every method.
 
-usage: curves.py OUT CACHE METHOD...; the main process writes OUT/world-N.json, the four terms of each step by method.
+usage: curves.py OUT CACHE METHOD...; METHOD may be one of MEMORIES, with which SimCLR trains. The main process writes
+OUT/world-N.json, the four terms of each step by method.
 """
 
 import json
@@ -26,6 +27,8 @@ from kaizen.training.state import TaskState
 from kaizen.training.step import Stepper
 
 VIEWS = DeviceStep.views
+MEMORIES = {"lump": ("--replay.mix", "lump"), "stored_logits": ("--classifier.distill", "stored_logits")}
+"""Uses of the memory other than replay."""
 FIRST, SECOND = 4, 16
 """Steps of task 0, and of task 1 with teacher, distillers and replay."""
 
@@ -36,7 +39,8 @@ def double_views(self: DeviceStep, images: Tensor, keys: Tensor) -> list[Tensor]
 
 def curve(method: str, run: Path, cache: str, parallel: Parallel) -> list[dict[str, float]]:
     """Global terms of the steps; batches of 22 + 6 images are uneven over two and over four processes."""
-    options = ["--method.name", method, *KEYS.get(method, ()), "--data.cache_dir", cache, "--replay.batch", "6"]
+    options = list(MEMORIES[method]) if method in MEMORIES else ["--method.name", method, *KEYS.get(method, ())]
+    options += ["--data.cache_dir", cache, "--replay.batch", "6"]
     options += ["--optim.batch", "22", "--optim.name", "lars", "--optim.lr", "0.05", "--optim.warmup_epochs", "0"]
     options += ["--optim.epochs", "2", "--labels.fraction", "0.5", "--replay.policy", "herding"]
     config = resolve(*parse_arguments([*SMALL, *options]))[1]

@@ -9,6 +9,8 @@ from launches import finish, start, torchrun
 SCRIPT = str(Path(__file__).parent / "curves.py")
 FEW = ["simclr", "mocov2plus", "vicreg", "swav", "deepclusterv2", "dino"]
 """One method per kind of communication: gathered rows, queue, covariances, assignments, clusters, centre."""
+MEMORY = {2: ["lump", "stored_logits"], 4: ["lump", "stored_logits"]}
+"""Uses of the memory that are not replay alone."""
 
 Curves = dict[str, list[dict[str, float]]]
 
@@ -24,7 +26,9 @@ def curves(out: Path, cache: str, world: int, methods: list[str], parts: int = 1
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("worlds", "parts"), [({2: FEW, 4: FEW[:2]}, 1), ({2: FEW[:3]}, 2)])
+@pytest.mark.parametrize(
+    ("worlds", "parts"), [({2: FEW, 4: FEW[:2]}, 1), ({2: FEW[:3]}, 2), (MEMORY, 1), ({2: MEMORY[2]}, 2)]
+)
 def test_the_curve_of_a_run_does_not_depend_on_the_number_of_processes(
     worlds: dict[int, list[str]], parts: int, tmp_path: Path, cache: str
 ) -> None:

@@ -119,6 +119,21 @@ def test_a_memory_of_another_kind_is_refused(
         Memory.read(tmp_path / "replay.safetensors", (3, 8, 8), 10)
 
 
+def test_a_memory_without_logits_is_refused_by_a_run_that_needs_them(memory: Path, tmp_path: Path) -> None:
+    from kaizen.data.replay import Memory
+
+    with pytest.raises(ConfigError, match=r"has no logits of its images, which .* stored_logits needs"):
+        Memory.read(memory, (3, 8, 8), 10, logits=True)
+    file = tmp_path / "replay.safetensors"
+    save_file(load_file(memory) | {"logits": torch.zeros(20, 10)}, file)
+    assert Memory.read(file, (3, 8, 8), 10, logits=True).logits is not None
+    with pytest.raises(ConfigError, match=r"has unknown \['logits'\]"):
+        Memory.read(file, (3, 8, 8), 10)
+    save_file(load_file(memory) | {"logits": torch.zeros(20, 9)}, file)
+    with pytest.raises(ConfigError, match=r"logits is float32 \[20, 9\]; allowed: float32 \[20, 10\]"):
+        Memory.read(file, (3, 8, 8), 10, logits=True)
+
+
 @pytest.fixture(scope="module")
 def memory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A memory of twenty images as a run saves it."""

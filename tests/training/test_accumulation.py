@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 from launches import configured, finish, start
 from runs import log_of, settings_of
+from sessions import begin, small
 
 from kaizen.commands.train import main
 from kaizen.model.methods import method_class
@@ -51,3 +53,27 @@ def test_parts_weigh_by_the_images_that_the_loss_counts() -> None:
         method = method_class(name)(settings_of(name))
         assert [method.counted(part) for part in parts] == counts
         assert method.counted(whole) == sum(counts)
+
+
+@pytest.mark.usefixtures("accelerate_anew")
+@pytest.mark.parametrize("keys", [["--replay.mix", "lump"], ["--classifier.distill", "stored_logits"]])
+def test_parts_add_up_with_mixed_images_and_with_stored_logits(
+    keys: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In 3 parts, to which the memory gives 2, 1 and 1 images, or one for each new image."""
+    arguments = [*small("simclr"), *ADDITIVE, "--classifier.distill_weight", "50", *keys, "--replay.batch", "4"]
+    found, updates = [], []
+    for parts in ("1", "3"):
+        monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", parts)
+        session = begin([*arguments, "--optim.name", "sgd"], tmp_path)
+        before = [parameter.detach().clone() for parameter in session.state.learner.parameters()]
+        session.step()
+        found.append({name: float(value) for name, value in session.step().items()})
+        after = session.state.learner.parameters()
+        updates.append(torch.cat([(b - a).flatten() for a, b in zip(before, after, strict=True)]).detach())
+        assert len(session.stepper.feed.take(0)) == int(parts)
+        session.close()
+    for term in ("classifier", "classifier_distill"):
+        assert found[1][term] == pytest.approx(found[0][term], rel=1e-4)
+    assert found[0]["classifier_distill"] > 0
+    assert float((updates[1] - updates[0]).norm() / updates[0].norm()) < 1e-3, "gradients"

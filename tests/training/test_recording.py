@@ -36,6 +36,11 @@ def record(session: Session) -> TapeLanes:
     return lanes
 
 
+def held_on_a_cpu(images: np.ndarray, ids: np.ndarray, memory: Memory, device: torch.device) -> torch.Tensor:
+    """A store of the task's and the memory's images as on a GPU."""
+    return torch.cat([torch.from_numpy(images[ids]), memory.images])
+
+
 @pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize("method", REGISTRY)
 def test_replayed_steps_equal_ordinary_ones(method: str, tmp_path: Path) -> None:
@@ -57,6 +62,31 @@ def test_replayed_steps_equal_ordinary_ones(method: str, tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize(
+    ("keys", "stored"), [(("--replay.mix", "lump"), True), (("--classifier.distill", "stored_logits"), False)]
+)
+def test_steps_with_mixed_images_or_stored_logits_are_replayed_too(
+    keys: tuple[str, str], stored: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shares, partners and rows of the memory differ from step to step, whether or not the device has the images."""
+    arguments = ["--method.name", "mocov2plus", *more_of("mocov2plus"), *BATCH, *keys]
+    ordinary = begin(arguments, tmp_path)
+    expected = terms_of(ordinary, STEPS)
+    assert all(len({terms[number] for terms in expected}) == STEPS for number in (0, 2, 3))
+    if stored:
+        monkeypatch.setattr("kaizen.training.step.resident", held_on_a_cpu)
+    recorded = begin(arguments, tmp_path)
+    lanes = record(recorded)
+    assert terms_of(recorded, STEPS) == expected
+    assert equal(changed_by_steps(recorded), changed_by_steps(ordinary))
+    assert recorded.stepper.recorder is not None
+    assert recorded.stepper.recorder.refused is None
+    assert lanes.recorded == 1
+    for session in (ordinary, recorded):
+        session.close()
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
 def test_small_crops_and_images_that_lie_on_the_device_are_replayed_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,11 +95,7 @@ def test_small_crops_and_images_that_lie_on_the_device_are_replayed_too(
     file.write_text("data: {source: digits}\nmethod: {name: swav}\nviews: [{}, {}, {size: 4, crop_scale: [0.1, 0.5]}]")
     ordinary = begin(arguments, tmp_path, recipe=str(file))
     expected = terms_of(ordinary, STEPS)
-
-    def held(images: np.ndarray, ids: np.ndarray, memory: Memory, device: torch.device) -> torch.Tensor:
-        return torch.cat([torch.from_numpy(images[ids]), memory.images])
-
-    monkeypatch.setattr("kaizen.training.step.resident", held)
+    monkeypatch.setattr("kaizen.training.step.resident", held_on_a_cpu)
     recorded = begin(arguments, tmp_path, recipe=str(file))
     record(recorded)
     assert terms_of(recorded, STEPS) == expected
