@@ -93,6 +93,9 @@ def _evaluate(path: Path, asked: tuple[str, ...] | None, places: dict[str, str],
         if task >= 0:
             images = plan.tasks[task].batch * plan.tasks[task].steps if plan else None
             results.add_seconds(task, images=images, trained=directory.train_seconds(task), evaluated=spent)
+    for task, row in enumerate(rows, start=-1):
+        for line in evaluator.notes(task, row):
+            parallel.announce(line)
     parallel.on_main(lambda: results.write(world=world, peak_memory=parallel.peak_memory()))
     if other is None:
         parallel.on_main(lambda: show_results(results.content, path / "results.svg"))

@@ -16,7 +16,10 @@ class OptimConfig(Section):
         "smallest task limits the batch",
     )
     classifier_lr: Auto[Positive] = Field(
-        AUTO, examples=[0.1], description="rate of the classifier, not scaled; auto: 0.1, and 0.001 for adamw"
+        AUTO,
+        examples=[0.1],
+        description="rate of the classifier, not scaled; auto: 0.1, less for lars with few steps of warm-up, and 0.001 "
+        "for adamw",
     )
     weight_decay: Auto[NonNegative] = Field(
         AUTO,

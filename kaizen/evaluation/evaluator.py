@@ -24,11 +24,13 @@ class Measured(NamedTuple):
     """Measurements of a network.
 
     accuracies: by reader, the fraction of correct predictions on each task's test images; None where the reader cannot
-    name any of their classes. rankme: effective rank of the features of all test images.
+    name any of their classes. rankme: effective rank of the features of all test images. constant: the class that the
+    network's own classifier gives for every test image of the tasks seen, if there is one and they have several.
     """
 
     accuracies: dict[str, list[float | None]]
     rankme: float
+    constant: int | None = None
 
 
 class Evaluator:
@@ -88,11 +90,12 @@ class Evaluator:
 
         def read() -> Measured:
             found: dict[str, list[float | None]] = {}
+            with torch.no_grad():
+                own = torch.cat([network.classifier(part).argmax(dim=1) for part in test.split(BATCH)])
             probed: dict[int, Tensor] = {}  # by training images, as both probes are the same after the last task
             for reader in readers:
                 if reader == "classifier":
-                    with torch.no_grad():
-                        guesses = torch.cat([network.classifier(part).argmax(dim=1) for part in test.split(BATCH)])
+                    guesses = own
                 elif reader == "knn":
                     guesses = nearest_neighbours(
                         train[:known], labels[:known], test, self.config.eval.knn_k, check_alone
@@ -104,7 +107,7 @@ class Evaluator:
                         probed[count] = self._probe(train[:count], labels[:count], test, name, check_alone)
                     guesses = probed[count]
                 found[reader] = self._accuracies(guesses, self._taught(reader, task))
-            return Measured(found, rankme(test))
+            return Measured(found, rankme(test), self._constant(own, task))
 
         return self.parallel.on_main(read)
 
@@ -117,6 +120,26 @@ class Evaluator:
         if probe.gradient > TOLERANCE:
             print(f"note: {name}: the solver ended before it converged, at a gradient of {probe.gradient:.1e}")
         return probe.predict(test)
+
+    def _constant(self, guesses: Tensor, task: int) -> int | None:
+        """The only class among the classifier's guesses for the tasks seen, though it was taught and asked several."""
+        labels = [self.stream.source.test.labels[part.test] for part in self.stream.tasks[: task + 1]]
+        asked = {int(label) for part in labels for label in np.unique(part) if label >= 0}
+        if len(asked) < 2 or len(self._taught("classifier", task)) < 2:
+            return None
+        given = guesses[: sum(map(len, labels))].unique().tolist()
+        return int(given[0]) if len(given) == 1 else None
+
+    def notes(self, task: int, measured: Measured) -> list[str]:
+        """What the user should know about the measurements after a task, one line each."""
+        if measured.constant is None:
+            return []
+        name, optim = self.stream.source.class_names[measured.constant], self.config.optim
+        return [
+            f"note: after task {task} the classifier gives the class {name!r} for every test image of the tasks seen, "
+            f"so it no longer learns; lower optim.classifier_lr ({optim.classifier_lr}) or raise optim.warmup_epochs "
+            f"({optim.warmup_epochs})"
+        ]
 
     def _taught(self, reader: str, task: int) -> set[int]:
         """Classes that a reader has been taught after a task (-1: untrained network)."""

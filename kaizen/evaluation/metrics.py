@@ -12,6 +12,8 @@ DEFINITIONS = {
     "final_accuracy": "mean over tasks after the last task",
     "continual_accuracy": "mean over t of the mean over tasks i <= t after task t",
     "forgetting": "mean over i < T-1 of the best accuracy before the last task minus the final one",
+    "forgetting_all_rows": "as forgetting, with the best accuracy after any task, the last one included (as in "
+    "mammoth); never negative",
     "backward_transfer": "mean over i < T-1 of the final accuracy minus the accuracy right after task i",
     "forward_transfer": "mean over i >= 1 of the accuracy before task i was trained minus the untrained network's",
     "learning_accuracy": "mean over i of the accuracy right after task i",
@@ -21,7 +23,8 @@ PROTOCOLS = {
     "the untrained network's head guesses",
     "linear_probe_seen": "logistic regression on frozen features of the training images of the tasks trained so far, "
     "with true labels; for the untrained network: of all tasks",
-    "linear_probe_all": "logistic regression on frozen features of the training images of all tasks, with true labels",
+    "linear_probe_all": "logistic regression on frozen features of the training images of all tasks, with true labels; "
+    "CaSSLe probes with the same labels, but during training and on augmented images, so expect more here",
     "knn": "vote of the nearest training images of the tasks trained so far, with true labels; "
     "for the untrained network: of all tasks",
 }
@@ -54,6 +57,7 @@ def summarize(matrix: Sequence[Row], untrained: Row | None) -> dict[str, float |
     if tasks > 1:
         earlier = range(tasks - 1)
         found["forgetting"] = mean([max(row[i] for row in rows[:-1]) - last[i] for i in earlier])
+        found["forgetting_all_rows"] = mean([max(row[i] for row in rows) - last[i] for i in earlier])
         found["backward_transfer"] = mean([last[i] - rows[i][i] for i in earlier])
         if untrained is not None:
             pairs = [(row[i], untrained[i]) for i, row in enumerate(matrix[:-1], start=1)]

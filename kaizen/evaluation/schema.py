@@ -4,18 +4,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kaizen.evaluation.metrics import PROTOCOLS, cannot_name
+from kaizen.evaluation.metrics import DEFINITIONS, PROTOCOLS, cannot_name, summarize
 from kaizen.run.environment import read_environment
 
 SCHEMA = 2
-DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)
+DAMAGED = (OSError, ValueError, LookupError, ArithmeticError, TypeError, AttributeError)
 """Exceptions for a results.json that cannot be read or is invalid."""
 SETTINGS = {"mixed_precision": "no", "gradient_accumulation_steps": "1"}
 """Settings of a launch that affect the result of training, and their usual values."""
 
 
 def read_results(file: Path) -> dict[str, Any]:
-    """The content of a results.json, converted to schema 2.
+    """The content of a results.json, converted to schema 2; metrics of later versions are computed from its rows.
 
     Raises:
         DAMAGED: the file cannot be read, or is not a results.json.
@@ -24,7 +24,12 @@ def read_results(file: Path) -> dict[str, Any]:
     schema = held.get("schema", 1)
     if schema not in (1, SCHEMA):
         raise ValueError(f"schema is {schema!r}; allowed: 1, {SCHEMA}")
-    return _converted(held) if schema == 1 else held
+    held = _converted(held) if schema == 1 else held
+    for reader in held["readers"].values():
+        if lacking := DEFINITIONS.keys() - reader.keys():
+            computed = summarize(reader["matrix"], reader["untrained"])
+            reader |= {metric: computed[metric] for metric in lacking}
+    return held
 
 
 def _converted(held: dict[str, Any]) -> dict[str, Any]:

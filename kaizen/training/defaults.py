@@ -14,12 +14,15 @@ from kaizen.config.types import AUTO
 from kaizen.data.load import Stream
 from kaizen.data.replay import AUTO_LEAST
 from kaizen.model.networks.fit import is_vit
+from kaizen.training.plan import SAFE_WARMUP
 
 BATCH, LEAST_BATCH, LEAST_STEPS = 256, 32, 4
 """Images per step, as published; down to the second number if an epoch had fewer steps than the third."""
 RATES = {"lars": (1.0, 0.1), "sgd": (0.4, 0.1), "adamw": (0.002, 0.001)}
 """Base rate at a batch of 256 and the classifier's rate, by optimizer."""
 WARMUP_EPOCHS = 10
+LEAST_RATE = 0.1
+"""Part of the classifier's rate that is left if there is no warm-up."""
 LARGEST_CIFAR_STEM = 64
 """Pixels per side up to which an encoder keeps the images' resolution in its first layer."""
 
@@ -72,19 +75,26 @@ def suit(config: Config, facts: Facts) -> tuple[Config, list[str]]:
     batch = choose("optim.batch", _batch(smallest), BATCH, f"the smallest task has {smallest} images")
     used = min(batch, smallest)
     cut = f", and the smallest task cuts the batch to {used}" if used < batch else ""
+    warmup = choose(
+        "optim.warmup_epochs",
+        min(WARMUP_EPOCHS, optim.epochs // 10),
+        WARMUP_EPOCHS,
+        f"a tenth of {optim.epochs} epochs",
+    )
+    why = f"the optimizer is {name}"
+    warm_steps = warmup * (smallest // used)
+    if name == "lars" and config.classifier.hidden and warm_steps < SAFE_WARMUP:
+        # In proportion to the warm-up: at the full rate the classifier's hidden units may die.
+        classifier_rate *= max(LEAST_RATE, warm_steps / SAFE_WARMUP)
+        why = f"{warm_steps} steps of warm-up are few for hidden layers"
     decay = 0.05 if vit and name == "adamw" else 1e-5
     chosen = {
         "name": name,
         "batch": batch,
         "lr": choose("optim.lr", rate * used / batch, RATES["lars"][0], f"the optimizer is {name}{cut}"),
-        "classifier_lr": choose("optim.classifier_lr", classifier_rate, RATES["lars"][1], f"the optimizer is {name}"),
+        "classifier_lr": choose("optim.classifier_lr", classifier_rate, RATES["lars"][1], why),
         "weight_decay": choose("optim.weight_decay", decay, 1e-5, f"the encoder is {encoder.name}"),
-        "warmup_epochs": choose(
-            "optim.warmup_epochs",
-            min(WARMUP_EPOCHS, optim.epochs // 10),
-            WARMUP_EPOCHS,
-            f"a tenth of {optim.epochs} epochs",
-        ),
+        "warmup_epochs": warmup,
     }
     kind, part = config.replay_budget()
     few_images = max(1, round(part * facts.smallest))

@@ -13,6 +13,10 @@ from kaizen.training.optim import warmup_cosine
 
 WARMUP_START = 0.003  # Warm-up starts at this rate, or at the base rate if that is lower
 
+STEEP_RATE, SAFE_WARMUP = 0.1, 100
+"""A classifier with hidden layers may die under LARS at this rate of its own, or a higher one, after fewer steps of
+warm-up than the second number: its hidden units switch off, and it gives one class for every image."""
+
 
 @dataclass(frozen=True)
 class TaskPlan:
@@ -90,6 +94,20 @@ def term_weights(config: Config, tasks: Sequence[Task], task: int) -> dict[str, 
     }
 
 
+def cautions(config: Config, plan: Plan) -> list[str]:
+    """A line for the user where the classifier may die (see STEEP_RATE)."""
+    optim, shortest = config.optim, min(plan.tasks, key=lambda task: task.warmup_steps)
+    risky = optim.name == "lars" and config.classifier.hidden and config.classifier.weight > 0
+    if not risky or optim.classifier_lr < STEEP_RATE or shortest.warmup_steps >= SAFE_WARMUP:
+        return []
+    epochs = -(-SAFE_WARMUP // shortest.steps_per_epoch)
+    return [
+        f"caution             optim.classifier_lr {optim.classifier_lr:g} after {shortest.warmup_steps} steps of "
+        f"warm-up: a classifier with hidden layers may end with one class for all images; safer: less than "
+        f"{STEEP_RATE:g}, or {SAFE_WARMUP} steps (optim.warmup_epochs {epochs})"
+    ]
+
+
 def describe(config: Config, plan: Plan, world: int, accumulation: int = 1) -> list[str]:
     """The derived numbers as lines for the user."""
     optim, replay = config.optim, config.replay
@@ -120,4 +138,5 @@ def describe(config: Config, plan: Plan, world: int, accumulation: int = 1) -> l
         f"losses              {config.method.name} x {config.method.weight:g}, distiller {config.distill.name} x "
         f"{config.distill.weight:g}, classifier x {config.classifier.weight:g}, "
         f"old classifier x {config.classifier.distill_weight}",
+        *cautions(config, plan),
     ]

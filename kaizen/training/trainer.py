@@ -230,9 +230,9 @@ class Trainer:
         if task >= 0:
             plan, trained = self.plan.tasks[task], self.directory.train_seconds(task)
             self.results.add_seconds(task, images=plan.batch * plan.steps, trained=trained, evaluated=spent)
-            seen = {reader: mean(values[: task + 1]) for reader, values in row.accuracies.items()}
-            means = ", ".join(f"{reader} {100 * value:.1f}" for reader, value in seen.items())
-            self.log.say(f"task {task} ({self.tasks[task].name}): mean accuracy in % on the tasks seen: {means}")
+            means = ", ".join(f"{name} {100 * mean(values[: task + 1]):.1f}" for name, values in row.accuracies.items())
+            told = f"task {task} ({self.tasks[task].name}): mean accuracy in % on the tasks seen: {means}"
+            self.log.say("\n".join([told, *self.evaluator.notes(task, row)]))
         world, peak = self.parallel.world, self.parallel.peak_memory()
         self.parallel.on_main(lambda: self.results.write(world=world, peak_memory=peak))
 

@@ -16,6 +16,7 @@ def test_worked_by_hand() -> None:
             "final_accuracy": (0.6 + 0.4 + 0.7) / 3,
             "continual_accuracy": (0.8 + (0.5 + 0.9) / 2 + (0.6 + 0.4 + 0.7) / 3) / 3,
             "forgetting": ((0.8 - 0.6) + (0.9 - 0.4)) / 2,
+            "forgetting_all_rows": ((0.8 - 0.6) + (0.9 - 0.4)) / 2,
             "backward_transfer": ((0.6 - 0.8) + (0.4 - 0.9)) / 2,
             "forward_transfer": ((0.1 - 0.15) + (0.2 - 0.1)) / 2,
             "learning_accuracy": (0.8 + 0.9 + 0.7) / 3,
@@ -26,6 +27,24 @@ def test_worked_by_hand() -> None:
 def test_the_best_accuracy_may_stand_before_the_task_or_long_after_it() -> None:
     matrix = [[0.2, 0.9, 0.0], [0.6, 0.5, 0.0], [0.4, 0.3, 1.0]]
     assert summarize(matrix, UNTRAINED)["forgetting"] == pytest.approx(((0.6 - 0.4) + (0.9 - 0.3)) / 2)
+
+
+def test_forgetting_over_all_rows_is_zero_where_a_task_is_best_at_the_end() -> None:
+    matrix = [[0.5, 0.1, 0.0], [0.6, 0.8, 0.0], [0.9, 0.7, 1.0]]
+    found = summarize(matrix, UNTRAINED)
+    assert found["forgetting"] == pytest.approx(((0.6 - 0.9) + (0.8 - 0.7)) / 2)
+    assert found["forgetting_all_rows"] == pytest.approx((0 + (0.8 - 0.7)) / 2)
+
+
+def mammoth_forgetting(matrix: list[list[float]]) -> float:
+    """By loops: for each task but the last, the best of its column minus its last entry."""
+    total = 0.0
+    for task in range(len(matrix) - 1):
+        best = matrix[0][task]
+        for row in matrix:
+            best = row[task] if row[task] > best else best
+        total += best - matrix[-1][task]
+    return total / (len(matrix) - 1)
 
 
 def test_an_unfinished_run_and_one_task_have_nulls() -> None:
@@ -71,4 +90,7 @@ def test_bounds_and_relations_hold_for_any_matrix(matrix: list[list[float]]) -> 
     for name in ("final_accuracy", "continual_accuracy", "learning_accuracy", "forward_transfer"):
         assert 0 <= found[name] <= 1
     assert -1 <= found["forgetting"] <= 1
+    assert found["forgetting_all_rows"] == pytest.approx(mammoth_forgetting(matrix), abs=1e-12)
+    assert 0 <= found["forgetting_all_rows"] <= 1
+    assert found["forgetting_all_rows"] >= found["forgetting"] - 1e-12
     assert found["forgetting"] >= -found["backward_transfer"] - 1e-12, "the best is at least the one after the task"

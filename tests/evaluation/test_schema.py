@@ -53,6 +53,19 @@ def test_schema_2_is_read_as_it_is(tmp_path: Path) -> None:
     assert read(tmp_path, content) == content
 
 
+def test_a_metric_that_a_file_lacks_is_computed_from_its_rows(tmp_path: Path) -> None:
+    whole = {**schema_1([0], [1], [2]), "schema": 2}
+    old = json.loads(json.dumps(whole))
+    for reader in old["readers"].values():
+        del reader["forgetting_all_rows"]
+        reader["forgetting"] = 0.25
+    found = read(tmp_path, old)["readers"]["knn"]
+    assert found == {**whole["readers"]["knn"], "forgetting": 0.25}, "those that it has are kept"
+    old["readers"]["knn"]["matrix"] = [[], [1]]
+    with pytest.raises(DAMAGED):
+        read(tmp_path, old)
+
+
 @pytest.mark.parametrize("content", [[], {"schema": 3}, {"schema": 1}, {"recipe": "digits", "readers": {}}])
 def test_what_is_no_results_json_is_refused(content: Any, tmp_path: Path) -> None:
     with pytest.raises(DAMAGED):

@@ -14,7 +14,7 @@ from kaizen.commands.train import main
 from kaizen.config.schema import Config, flatten
 from kaizen.config.yaml import parse_yaml
 from kaizen.training.defaults import Facts, suit
-from kaizen.training.plan import make_plan
+from kaizen.training.plan import cautions, make_plan
 
 AUTO_KEYS = ("encoder.stem", "optim.name", "optim.lr", "optim.classifier_lr", "optim.batch", "optim.warmup_epochs")
 
@@ -74,6 +74,25 @@ def test_the_warm_up_follows_the_epochs(mine: str, epochs: int, warmup: int) -> 
     config, lines = suited(mine, Facts((10000,), 500, 32), "--optim.epochs", str(epochs))
     assert config.optim.warmup_epochs == warmup
     assert any(f"optim.warmup_epochs {warmup}: a tenth of {epochs} epochs" in line for line in lines) == (warmup < 10)
+
+
+@pytest.mark.parametrize(
+    ("smallest", "tokens", "rate"),
+    [
+        (10000, (), 0.1),
+        (290, (), 0.04),
+        (290, ("--optim.epochs", "5"), 0.01),
+        (290, ("--classifier.hidden", "[]"), 0.1),
+    ],
+    ids=["390 steps", "40 steps", "none", "linear"],
+)
+def test_the_classifiers_rate_follows_a_short_warm_up_so_that_it_does_not_die(
+    mine: str, smallest: int, tokens: tuple[str, ...], rate: float
+) -> None:
+    config, lines = suited(mine, Facts((5000, smallest), 500, 8), *tokens)
+    assert config.optim.classifier_lr == pytest.approx(rate)
+    assert any("optim.classifier_lr" in line and "few for hidden layers" in line for line in lines) == (rate < 0.1)
+    assert cautions(config, make_plan(config, (5000, smallest), 1)) == []
 
 
 def test_other_optimizers_and_vits_have_rates_of_their_own(mine: str) -> None:

@@ -1,11 +1,13 @@
 """Numbers derived from the configuration: steps, learning rates, warm-up, and errors."""
 
+import re
+
 import pytest
 
 from kaizen.cli.resolve import resolve
 from kaizen.config.schema import Config
 from kaizen.errors import ConfigError
-from kaizen.training.plan import describe, make_plan
+from kaizen.training.plan import cautions, describe, make_plan
 
 
 def config(**overrides: str) -> Config:
@@ -66,3 +68,22 @@ def test_a_warm_up_of_one_step_is_left_out() -> None:
     plan = make_plan(config(optim__warmup_epochs="1"), [200], 1)
     assert plan.tasks[0].warmup_steps == 0
     assert plan.rate(0, 0, plan.lr) == plan.lr
+
+
+@pytest.mark.parametrize(
+    ("keys", "images", "expected"),
+    [
+        ({}, 10000, ""),
+        ({"optim__warmup_epochs": "2"}, 10000, "after 78 steps of warm-up: .* 100 steps .optim.warmup_epochs 3.$"),
+        ({"optim__warmup_epochs": "0"}, 300, "classifier_lr 0.1 after 0 steps of warm-up"),
+        ({"optim__warmup_epochs": "0", "optim__classifier_lr": "0.09"}, 10000, ""),
+        ({"optim__warmup_epochs": "0", "classifier__hidden": "[]"}, 10000, ""),
+        ({"optim__warmup_epochs": "0", "classifier__weight": "0"}, 10000, ""),
+        ({"optim__warmup_epochs": "0", "optim__name": "adamw"}, 10000, ""),
+    ],
+)
+def test_a_classifier_that_may_die_is_told_at_the_start(keys: dict[str, str], images: int, expected: str) -> None:
+    settings = config(**keys)
+    lines = cautions(settings, make_plan(settings, [10000, images], 1))
+    assert len(lines) == bool(expected)
+    assert re.search(expected, "".join(lines))
