@@ -48,11 +48,11 @@ class Memory:
         return {name: getattr(self, name) for name in ("images", "labels", "sample_ids", "task_ids")}
 
     @staticmethod
-    def read(file: Path, image: tuple[int, int, int], num_classes: int) -> "Memory":
+    def read(file: Path, image: tuple[int, int, int] | None, num_classes: int) -> "Memory":
         """The memory that was saved in a safetensors file, mapped from it.
 
         Args:
-            image: shape (c, h, w) of the images that it must hold.
+            image: shape (c, h, w) of the images that it must hold; None: any.
 
         Raises:
             ConfigError: the file is missing, damaged, or holds something else.
@@ -60,7 +60,8 @@ class Memory:
         tensors = read_tensors(file)
         n = len(tensors.get("labels", ()))
         rows = "int64", [n]
-        expected = {"images": ("uint8", [n, *image]), "labels": rows, "sample_ids": rows, "task_ids": rows}
+        shape = [n, *image] if image else list(tensors["images"].shape) if "images" in tensors else []
+        expected = {"images": ("uint8", shape), "labels": rows, "sample_ids": rows, "task_ids": rows}
         missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
         if missing or unknown:
             raise ConfigError(str(file), f"is no replay memory: lacks {missing}, has unknown {unknown[:3]}")
