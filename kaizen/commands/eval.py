@@ -84,7 +84,7 @@ def _evaluate(path: Path, asked: tuple[str, ...] | None, places: dict[str, str],
     evaluator, rows, seconds = Evaluator(config, stream, parallel), [], []
     for task in range(-1, done):
         began = time.perf_counter()
-        rows.append(evaluator.row(evaluator.network(path, task), task, readers))
+        rows.append(evaluator.row(evaluator.network(path, task), task, readers, run=path))
         seconds.append(time.perf_counter() - began)
     results = results_so_far()
     results.forget(readers)

@@ -54,11 +54,11 @@ class Memory:
         return held if self.logits is None else held | {"logits": self.logits}
 
     @staticmethod
-    def read(file: Path, image: tuple[int, int, int], num_classes: int, *, logits: bool = False) -> "Memory":
+    def read(file: Path, image: tuple[int, int, int] | None, num_classes: int, *, logits: bool = False) -> "Memory":
         """The memory that was saved in a safetensors file, mapped from it.
 
         Args:
-            image: shape (c, h, w) of the images that it must hold.
+            image: shape (c, h, w) of the images that it must hold; None: any.
             logits: whether it must hold logits of its images.
 
         Raises:
@@ -67,7 +67,8 @@ class Memory:
         tensors = read_tensors(file)
         n = len(tensors.get("labels", ()))
         rows = "int64", [n]
-        expected = {"images": ("uint8", [n, *image]), "labels": rows, "sample_ids": rows, "task_ids": rows}
+        shape = [n, *image] if image else list(tensors["images"].shape) if "images" in tensors else []
+        expected = {"images": ("uint8", shape), "labels": rows, "sample_ids": rows, "task_ids": rows}
         if logits:
             expected["logits"] = "float32", [n, num_classes]
             if tensors.keys() == expected.keys() - {"logits"}:

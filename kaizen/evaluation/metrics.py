@@ -27,6 +27,10 @@ PROTOCOLS = {
     "CaSSLe probes with the same labels, but during training and on augmented images, so expect more here",
     "knn": "vote of the nearest training images of the tasks trained so far, with true labels; "
     "for the untrained network: of all tasks",
+    "memory_probe": "logistic regression on frozen features of the images in the replay memory, with the labels that "
+    "the run may see",
+    "ncm": "nearest class mean, by cosine, of normalised features of the images in the replay memory, with the labels "
+    "that the run may see (as in iCaRL)",
 }
 """Training data of each reader, in every row."""
 
@@ -42,16 +46,20 @@ def cannot_name(taught: Set[int], asked: Set[int]) -> bool:
 def summarize(matrix: Sequence[Row], untrained: Row | None) -> dict[str, float | None]:
     """Metrics by name (see DEFINITIONS); None if they are undefined, for one task or an unfinished run.
 
-    A cell that is None counts as 0, as every prediction for it is wrong; the forward transfer is None then. `untrained`
-    is the row of the untrained network.
+    A cell that is None counts as 0, as every prediction for it is wrong; the forward transfer is None then. In a row of
+    None alone the reader had nothing to learn from; metrics that need it are None. `untrained` is the row of the
+    untrained network.
     """
     found: dict[str, float | None] = dict.fromkeys(DEFINITIONS)
     tasks = len(matrix[0]) if matrix else 0
     if not matrix or len(matrix) < tasks:
         return found
     rows = [[accuracy or 0.0 for accuracy in row] for row in matrix]
-    last = rows[-1]
-    found["final_accuracy"] = mean(last)
+    last, empty = rows[-1], [all(accuracy is None for accuracy in row) for row in matrix]
+    if not empty[-1]:
+        found["final_accuracy"] = mean(last)
+    if any(empty):
+        return found
     found["continual_accuracy"] = mean([mean(row[: t + 1]) for t, row in enumerate(rows)])
     found["learning_accuracy"] = mean([rows[i][i] for i in range(tasks)])
     if tasks > 1:

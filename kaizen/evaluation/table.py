@@ -18,7 +18,7 @@ from kaizen.run.checkpoint import write_text
 COLUMN, LABEL = 10, 44
 """Width of a task's column with its border, and maximum length of a row's label, in characters."""
 LEAST_WIDTH = 112
-UNTAUGHT = "classes not yet taught to the reader, which it cannot name: counts as 0"
+UNTAUGHT = "classes not yet taught to the reader, which it cannot name: counts as 0; a row of -: nothing to learn from"
 COLD, WARM = (247, 251, 255), (33, 113, 181)
 """Colours of accuracy 0 and 1."""
 
@@ -78,7 +78,7 @@ def _matrix(reader: str, found: Mapping[str, Any], labels: Sequence[str]) -> Tab
     # As Text, because names come from the user and may look like rich's markup.
     table.add_row(Text(labels[0]), *map(_cell, found["untrained"]), "")
     for index, (label, row) in enumerate(zip(labels[1:], found["matrix"], strict=False)):
-        table.add_row(Text(label), *map(_cell, row), _cell(mean(row[: index + 1])))
+        table.add_row(Text(label), *map(_cell, row), _mean_cell(row[: index + 1]))
     return table
 
 
@@ -102,6 +102,10 @@ def _metrics(readers: Mapping[str, Any]) -> list[RenderableType]:
 
 def _name(reader: str) -> str:
     return reader.replace("linear_probe_", "linear probe, ")
+
+
+def _mean_cell(row: Sequence[float | None]) -> Text:
+    return _cell(None if all(accuracy is None for accuracy in row) else mean(row))
 
 
 def _cell(accuracy: float | None) -> Text:

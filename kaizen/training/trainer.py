@@ -12,7 +12,6 @@ from kaizen.config.schema import Config
 from kaizen.data.load import Stream, load_stream
 from kaizen.errors import ConfigError, KaizenError, Stopped, explained
 from kaizen.evaluation.evaluator import Evaluator
-from kaizen.evaluation.metrics import mean
 from kaizen.evaluation.results import Results
 from kaizen.evaluation.table import show_results
 from kaizen.model.networks.encoders import build_encoder
@@ -229,13 +228,13 @@ class Trainer:
         began = time.perf_counter()
         with self.log.progress.evaluating(task, len(self.tasks)):
             network = self.evaluator.network(self.path, task)
-            row = self.evaluator.row(network, task, readers, self._stop_if_asked, self.stop.check)
+            row = self.evaluator.row(network, task, readers, self._stop_if_asked, self.stop.check, run=self.path)
         self.results.add_row(task, row)
         spent = time.perf_counter() - began
         if task >= 0:
             plan, trained = self.plan.tasks[task], self.directory.train_seconds(task)
             self.results.add_seconds(task, images=plan.batch * plan.steps, trained=trained, evaluated=spent)
-            means = ", ".join(f"{name} {100 * mean(values[: task + 1]):.1f}" for name, values in row.accuracies.items())
+            means = row.means(task + 1)
             told = f"task {task} ({self.tasks[task].name}): mean accuracy in % on the tasks seen: {means}"
             self.log.say("\n".join([told, *self.evaluator.notes(task, row)]))
         world, peak = self.parallel.world, self.parallel.peak_memory()

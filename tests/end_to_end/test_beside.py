@@ -14,7 +14,7 @@ import kaizen.data.images
 import kaizen.run.checkpoint
 import kaizen.training.state
 from kaizen.commands.train import main
-from kaizen.evaluation import evaluator
+from kaizen.evaluation.readers import probes
 from kaizen.run.writer import Writer
 from kaizen.training.step import Stepper
 
@@ -45,7 +45,7 @@ def test_a_stop_while_a_probe_is_fitted(
     tiny: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, arguments = run_of(tiny), [*short(tiny), "--eval.readers", "[classifier,linear_probe_seen]"]
-    fit, fits = evaluator.fit_probe, 0
+    fit, fits = probes.fit_probe, 0
 
     def stopped(*args: Any) -> Any:
         nonlocal fits
@@ -55,7 +55,7 @@ def test_a_stop_while_a_probe_is_fitted(
         return fit(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluator, "fit_probe", stopped)
+        patch.setattr(probes, "fit_probe", stopped)
         assert main(arguments) == 75
     assert fits == 2
     assert status_of(run)["state"] == "stopped"

@@ -69,6 +69,14 @@ def test_a_cell_of_untaught_classes_counts_as_zero_and_leaves_no_forward_transfe
     assert mean([0.5, None]) == 0.25
 
 
+def test_a_row_of_nothing_leaves_null_the_metrics_that_need_it() -> None:
+    nothing = [None, None, None]
+    assert set(summarize([nothing] * 3, nothing).values()) == {None}
+    first = summarize([nothing, *MATRIX[1:]], UNTRAINED)
+    assert first == {**dict.fromkeys(DEFINITIONS), "final_accuracy": pytest.approx((0.6 + 0.4 + 0.7) / 3)}
+    assert set(summarize([*MATRIX[:2], nothing], UNTRAINED).values()) == {None}
+
+
 @pytest.mark.parametrize(
     ("taught", "asked", "expected"),
     [({0, 1}, {2, 3}, True), ({0, 1}, {1, 2}, False), (set(), {0}, False), ({0}, set(), False)],

@@ -1,29 +1,22 @@
-"""Readers: against scikit-learn on real features, against hand computations, and the data that each may see."""
+"""Readers after a task: the data that each may see, and what is computed once for all."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from kaizen.cli.resolve import resolve
 from kaizen.config.schema import ClassifierConfig, Config
 from kaizen.data.load import Stream, load_stream
 from kaizen.errors import ConfigError, Stopped, TrainingFailed
-from kaizen.evaluation import evaluator as evaluator_module
-from kaizen.evaluation import features as features_module
-from kaizen.evaluation import readers
-from kaizen.evaluation.evaluator import BATCH, Evaluator
-from kaizen.evaluation.features import rankme
-from kaizen.evaluation.readers import Check, LinearProbe, fit_probe, held_out, nearest_neighbours
+from kaizen.evaluation.evaluator import Evaluator
+from kaizen.evaluation.features import BATCH
+from kaizen.evaluation.readers import Check, logistic, neighbours, probes
+from kaizen.evaluation.readers.logistic import LinearProbe, fit_probe
+from kaizen.evaluation.readers.neighbours import nearest_neighbours
 from kaizen.model.learner import Network
 from kaizen.parallel import Parallel
 
@@ -40,120 +33,6 @@ def stream(config: Config) -> Stream:
     return load_stream(config)
 
 
-Digits = tuple[Tensor, Tensor, Tensor, np.ndarray]
-
-
-@pytest.fixture(scope="module")
-def digits(config: Config, stream: Stream) -> Digits:
-    """Features of an untrained network and labels: of the training images, task by task, and of the test images."""
-    found = Evaluator(config, stream, Parallel())
-    ids = np.concatenate(found.labelled)
-    torch.manual_seed(0)
-    train, test = found._features(Network(config, 10), ids, lambda: None)
-    test_ids = np.concatenate([task.test for task in stream.tasks])
-    return train, torch.from_numpy(stream.source.train.labels[ids]), test, stream.source.test.labels[test_ids]
-
-
-@pytest.mark.parametrize("weak", [False, True], ids=["chosen", "weak"])
-@pytest.mark.parametrize("count", [580, 1438], ids=["two tasks", "all"])
-def test_the_probe_agrees_with_scikit_learn(
-    count: int, weak: bool, digits: Digits, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    train, labels, test, truth = digits
-    if weak:  # where a solver that stops early is furthest from the minimum
-        monkeypatch.setattr(readers, "REGULARISATIONS", readers.REGULARISATIONS[-1:])
-    probe = fit_probe(train[:count], labels[:count], seed=0)
-    assert probe.gradient <= readers.TOLERANCE
-    scaler = StandardScaler().fit(train[:count].double())
-    theirs = LogisticRegression(C=1 / (probe.regularisation * count), max_iter=20000, tol=1e-7)
-    theirs.fit(scaler.transform(train[:count].double()), labels[:count])
-    mine, expected = probe.predict(test).numpy(), theirs.predict(scaler.transform(test.double()))
-    assert float((expected == truth).mean()) > 0.6 * len(probe.classes) / 10, "features that separate the classes"
-    assert abs((mine == truth).mean() - (expected == truth).mean()) <= 0.005
-    assert (mine == expected).mean() > 0.99
-
-
-@pytest.mark.parametrize("k", [1, 20])
-def test_nearest_neighbours_agree_with_scikit_learn(k: int, digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
-    train, labels, test, truth = digits
-    theirs = KNeighborsClassifier(k, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
-    expected = theirs.fit(train, labels).predict(test)
-    mine = nearest_neighbours(train, labels, test, k)
-    assert abs((mine.numpy() == truth).mean() - (expected == truth).mean()) <= 0.005
-    assert (mine.numpy() == expected).mean() > 0.99
-    monkeypatch.setattr(readers, "SIMILARITIES", 10 * len(train))
-    assert torch.equal(nearest_neighbours(train, labels, test, k), mine), "ten rows at a time"
-
-
-def test_the_probe_worked_by_hand() -> None:
-    features, labels = torch.tensor([[3.0], [5.0]]).repeat(10, 1), torch.tensor([7, 2]).repeat(10)
-    probe = fit_probe(features, labels, seed=0)
-    assert (probe.mean.item(), probe.std.item(), probe.regularisation) == (4, 1, 1), "the strongest of equals"
-    assert probe.classes.tolist() == [2, 7]
-    weight = probe.weights[0, 0].item()
-    # At +-1 the minimum has weight x regularisation = 1 - probability of the true class.
-    assert weight == pytest.approx(1 - 1 / (1 + math.exp(-2 * weight)), abs=2e-4)
-    assert probe.weights[0].sum().item() == pytest.approx(0, abs=1e-9)
-    assert probe.predict(torch.tensor([[3.9], [4.1], [99.0]])).tolist() == [7, 2, 2]
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_regularisation_follows_what_held_out_images_say(seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(400) % 4
-    signal = 3 * torch.nn.functional.one_hot(labels, 100).double()
-    # With many features and wrong labels, weak regularisation learns the wrong labels by heart.
-    wrong = torch.rand(400, generator=generator) < 0.4
-    noisy_labels = torch.where(wrong, torch.randint(4, (400,), generator=generator), labels)
-    features = signal + torch.randn(400, 100, generator=generator, dtype=torch.float64)
-    noisy = fit_probe(features, noisy_labels, seed=0)
-    # A class between two classes on a line is found only with weak regularisation.
-    line = torch.rand(400, 1, generator=generator, dtype=torch.float64)
-    clean = fit_probe(line, (line[:, 0] * 8).long(), seed=0)
-    assert noisy.regularisation >= 0.1
-    assert clean.regularisation <= 0.001
-
-
-@pytest.mark.parametrize(("k", "expected"), [(1, 4), (3, 4), (4, 0), (99, 0)])
-def test_votes_worked_by_hand(k: int, expected: int) -> None:
-    # Cosines 1, 0.96, 0.96, 0.8 with labels 4, 0, 0, 0: weights relative to the first 1, 0.565, 0.565, 0.057.
-    train = torch.tensor([[2.0, 0.0], [0.96, 0.28], [0.96, -0.28], [0.4, 0.3]])
-    labels = torch.tensor([4, 0, 0, 0]) if k > 3 else torch.tensor([4, 0, 1, 0])
-    assert nearest_neighbours(train, labels, torch.tensor([[0.5, 0.0]]), k).tolist() == [expected]
-
-
-@pytest.mark.parametrize(("weight", "expected"), [(0.52, 1), (0.48, 2)])
-def test_a_vote_weighs_by_the_exponential_of_its_cosine_over_0_07(weight: float, expected: int) -> None:
-    angle = math.acos(1 + 0.07 * math.log(weight))
-    train = torch.tensor([[1.0, 0.0], *([math.cos(angle), sign * math.sin(angle)] for sign in (1, -1))])
-    # Two such votes against one of weight 1.
-    assert nearest_neighbours(train, torch.tensor([2, 1, 1]), torch.tensor([[3.0, 0.0]]), 20).tolist() == [expected]
-
-
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=80), st.integers(0, 99))
-def test_a_fifth_of_each_class_is_held_out(labels: list[int], seed: int) -> None:
-    targets = torch.tensor(labels)
-    held = held_out(targets, seed)
-    assert torch.equal(held, held_out(targets, seed))
-    for label in set(labels):
-        count = labels.count(label)
-        assert int(held[targets == label].sum()) == (max(count // 5, 1) if count > 1 else 0)
-
-
-def test_another_seed_holds_out_other_images() -> None:
-    targets = torch.zeros(50, dtype=torch.int64)
-    assert not torch.equal(held_out(targets, 0), held_out(targets, 1))
-
-
-@pytest.mark.parametrize("labels", [[3, 3, 3, 3], [0, 1, 2, 3], [1]])
-def test_features_that_never_change_and_few_images_give_no_nan(labels: list[int]) -> None:
-    features = torch.tensor([[0.0, 0.1, float(i)] for i in range(len(labels))])
-    probe = fit_probe(features, torch.tensor(labels), seed=0)
-    assert torch.isfinite(probe.weights).all()
-    assert set(probe.predict(features).tolist()) <= set(labels)
-    assert set(nearest_neighbours(0 * features, torch.tensor(labels), features, 20).tolist()) <= set(labels)
-
-
 def test_features_that_are_not_finite_end_the_run(config: Config, stream: Stream) -> None:
     network = Network(config, 10)
     network.encoder.conv1.weight.data[0] = float("nan")
@@ -164,7 +43,7 @@ def test_features_that_are_not_finite_end_the_run(config: Config, stream: Stream
 def test_a_solver_that_did_not_converge_is_told(
     config: Config, stream: Stream, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(readers, "STEPS", 1)
+    monkeypatch.setattr(logistic, "STEPS", 1)
     Evaluator(config, stream, Parallel()).row(Network(config, 10), 0, ("linear_probe_seen",))
     assert "note: linear_probe_seen after task 0: the solver ended before it converged" in capsys.readouterr().out
 
@@ -187,25 +66,6 @@ def test_readers_know_every_class_from_the_first_random_part_on(config: Config) 
     assert all(all(known(config, parts, 0, reader)) for reader in ("classifier", "knn"))
 
 
-def test_rankme_is_the_exponential_of_the_entropy_of_singular_values() -> None:
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn(40, 7, generator=generator) * torch.arange(7)
-    values = np.linalg.svd(features.double().numpy(), compute_uv=False)
-    shares = values[:6] / values.sum()
-    assert rankme(features) == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-9)
-    assert rankme(3 * torch.eye(5)) == pytest.approx(5)
-    assert rankme(torch.ones(9, 4)) == pytest.approx(1, abs=1e-6), "one direction, whatever rounding adds"
-    assert rankme(torch.randn(2, 50, generator=generator)) < 2.001
-    assert rankme(torch.zeros(9, 4)) == 0
-
-
-def test_rankme_of_many_images_looks_at_evenly_spaced_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features_module, "RANK_IMAGES", 5)
-    rows = torch.eye(12)
-    assert rankme(rows) == pytest.approx(4), "every third"
-    assert rankme(rows[:10]) == pytest.approx(5)
-
-
 class Seen:
     """The data that the readers were given, and the regularisation that they chose."""
 
@@ -226,8 +86,8 @@ class Seen:
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
     found = Seen()
-    monkeypatch.setattr(evaluator_module, "fit_probe", found.fit)
-    monkeypatch.setattr(evaluator_module, "nearest_neighbours", found.vote)
+    monkeypatch.setattr(probes, "fit_probe", found.fit)
+    monkeypatch.setattr(neighbours, "nearest_neighbours", found.vote)
     return found
 
 

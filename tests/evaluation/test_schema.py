@@ -61,7 +61,7 @@ def test_a_metric_that_a_file_lacks_is_computed_from_its_rows(tmp_path: Path) ->
         reader["forgetting"] = 0.25
     found = read(tmp_path, old)["readers"]["knn"]
     assert found == {**whole["readers"]["knn"], "forgetting": 0.25}, "those that it has are kept"
-    old["readers"]["knn"]["matrix"] = [[], [1]]
+    old["readers"]["knn"]["matrix"] = [[0.5, 0.5], [1]]
     with pytest.raises(DAMAGED):
         read(tmp_path, old)
 
