@@ -123,7 +123,12 @@ class DistillConfig(Section):
         None, description="weight of the distillation loss; null: the distiller's default"
     )
     temperature: Positive | None = Field(
-        None, description="temperature of the contrastive and the knowledge distiller; null: 0.2 and 0.1"
+        None, description="temperature of the contrastive, pnr and knowledge distillers; null: 0.2, 0.2 and 0.1"
+    )
+    negative_weight: NonNegative | None = Field(
+        None,
+        description="pnr with methods without negatives; weight of the pseudo-negatives, in units of distill.weight; "
+        "null: 0.5 (byol, simsiam), 1 (barlow), 0.92 (vicreg)",
     )
     hidden: Count = Field(2048, description="hidden size of the distillation predictor")
 

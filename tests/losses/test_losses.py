@@ -237,6 +237,10 @@ def small_call(name: str, dtype: torch.dtype) -> Tensor:
         "decorrelative_distillation": (a, b, c, d, 0.005, 0.1),
         "prototype_distillation": (a, b, c, d, c, d, 0.1),
         "soft_label_distillation": (a, b, c, d),
+        "cross_task": (a, b, c, d, 0.1),
+        "feature_distillation": (a, b, c, d),
+        "instance_distillation": (a, b, c, d, 0.1),
+        "pseudo_negative_distillation": (a, b, c, d, c + a, d + b, 0.1),
         "labelled_cross_entropy": (a, torch.arange(6)),
     }
     assert set(calls) | {"promote"} == set(losses.__all__)

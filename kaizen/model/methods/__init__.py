@@ -25,6 +25,7 @@ REGISTRY = {
     "deepclusterv2": "kaizen.model.methods.deepclusterv2:DeepClusterV2",
     "dino": "kaizen.model.methods.dino:DINO",
     "ressl": "kaizen.model.methods.ressl:ReSSL",
+    "osiris": "kaizen.model.methods.osiris:Osiris",
 }
 
 
