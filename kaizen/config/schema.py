@@ -126,9 +126,7 @@ class DistillConfig(Section):
         None, description="temperature of the contrastive, pnr and knowledge distillers; null: 0.2, 0.2 and 0.1"
     )
     negative_weight: NonNegative | None = Field(
-        None,
-        description="pnr with methods without negatives; weight of the pseudo-negatives, in units of distill.weight; "
-        "null: 0.5 (byol, simsiam), 1 (barlow), 0.92 (vicreg)",
+        None, description="pnr; weight of pushing away, relative; null: byol, simsiam 0.5, barlow 1, vicreg 0.92"
     )
     hidden: Count = Field(2048, description="hidden size of the distillation predictor")
 

@@ -40,7 +40,7 @@ def pseudo_negative_distillation(
     temperature: float,
     rows: Tensor | None = None,
 ) -> Tensor:
-    """PNR's distillation of the InfoNCE family (Cha et al. 2024, arXiv 2306.05101, section 4.1).
+    """PNR's distillation of the InfoNCE family (Cha et al. 2024, arXiv 2306.05101, regularization term of SimCLR).
 
     Each prediction finds the teacher's output for its image and view among all teacher outputs, and among the student's
     projections of the rest of the batch, which are its pseudo-negatives.
@@ -63,7 +63,7 @@ def pseudo_negative_distillation(
 def instance_distillation(
     z1: Tensor, z2: Tensor, old1: Tensor, old2: Tensor, temperature: float, rows: Tensor | None = None
 ) -> Tensor:
-    """Osiris-D's stability: InfoNCE of one head on new and old features (Zhang et al. 2024, arXiv 2404.19132, sec. 4).
+    """Osiris-D's stability: InfoNCE of one head on new and old features (Zhang et al. 2024, arXiv 2404.19132, L_past).
 
     The mean of both directions. The positive is the same image and view; the other view of the same image is masked
     out, on both sides; all other images of the batch are negatives.
@@ -85,9 +85,9 @@ def instance_distillation(
 
 @in_float32
 def feature_distillation(p1: Tensor, p2: Tensor, f1: Tensor, f2: Tensor) -> Tensor:
-    """PFR: mean over views of the negative cosine of predicted and old features (Gomez-Villa et al. 2022, eq. 3).
+    """PFR: mean over views of the negative cosine of predicted and old features (Gomez-Villa et al. 2022).
 
-    Source: arXiv 2112.15022, "projected functional regularization".
+    Source: arXiv 2112.15022, the regularization loss with temporal projection.
 
     Args:
         p1, p2: predictions (n, d) that a temporal projection makes of the encoder's features, one tensor per view.

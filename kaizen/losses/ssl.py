@@ -77,7 +77,7 @@ def sup_con(z1: Tensor, z2: Tensor, labels: Tensor, temperature: float, rows: Te
 def cross_task(
     z1: Tensor, z2: Tensor, others1: Tensor, others2: Tensor, temperature: float, rows: Tensor | None = None
 ) -> Tensor:
-    """Osiris' cross-task loss, one direction: negatives are the other tasks' images alone (arXiv 2404.19132, sec. 4).
+    """Osiris' cross-task loss, one direction: negatives are the other tasks' images alone (arXiv 2404.19132, L_cross).
 
     Each row of an image finds the image's other view among the rows of other tasks; the batch's own images are no
     negatives. The loss of the paper is the mean of both directions, of current against old images and the reverse.

@@ -206,7 +206,7 @@ def test_nearest_is_by_cosine() -> None:
     assert queue.nearest(torch.tensor([[0.1, 5.0], [-3, 1]])).tolist() == [[0, 1], [-1, 0]]
 
 
-def test_a_fourteenth_method_is_one_file_and_one_line(
+def test_a_fifteenth_method_is_one_file_and_one_line(
     tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "toy_method.py").write_text(TOY)
