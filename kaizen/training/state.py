@@ -72,8 +72,8 @@ class TaskState:
             if task == 1:
                 self.learner.method.continue_from(self.learner.projector)
         self.teacher = None
-        needed = distiller is not None or weights["classifier_distill"] > 0 or self.learner.method.needs_teacher()
-        if before and needed:
+        needed = distiller is not None or self.learner.method.needs_teacher()
+        if before and (needed or weights["classifier_distill"] > 0):
             # At a task's beginning the method's prototypes are those that the teacher ended with.
             prototypes = self.learner.method.prototypes().clone() if self.learner.method.has_prototypes else None
             self.teacher = Teacher(before / "student.safetensors", config, num_classes, parallel, prototypes)
