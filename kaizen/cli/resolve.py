@@ -71,14 +71,14 @@ def resolve(recipe: str, overrides: dict[str, str], preset: str | None = None) -
         ConfigError: names the key, what was found and what is allowed.
     """
     name, tree = read_recipe(recipe)
-    meant = _distiller(tree)
-    _drop(tree, overrides)
-    for section, keys in (read_preset(preset) if preset is not None else {}).items():
+    meant, changes = _distiller(tree), _preset(preset)
+    _drop(tree, overrides, changes)
+    for section, keys in changes.items():
         tree.setdefault(section, {}).update(keys)
     _override(tree, overrides)
     if meant != _distiller(tree):
         # The recipe's strengths belong to its distiller; a different distiller uses its defaults unless they are given.
-        for key in ("weight", "temperature"):
+        for key in ("weight", "temperature", "negative_weight"):
             if f"distill.{key}" not in overrides:
                 tree.get("distill", {}).pop(key, None)
     method = tree.setdefault("method", {}).setdefault("name", "simclr")
@@ -114,17 +114,29 @@ def _distiller(tree: dict[str, Any]) -> object:
     return method_class(method).distiller if name == "auto" else name
 
 
-def _drop(tree: dict[str, Any], overrides: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """Drop the recipe's keys that no longer apply after the overrides, in place; returns them by section.
+def _preset(preset: str | None) -> dict[str, dict[str, Any]]:
+    """The keys that the preset sets, by section; without a preset none."""
+    return read_preset(preset) if preset is not None else {}
+
+
+def _chosen(section: str, found: object, overrides: dict[str, str], changes: dict[str, dict[str, Any]]) -> object:
+    """The name that a section has in the end: of the overrides, else of the preset's changes, else the recipe's."""
+    return overrides.get(f"{section}.name", changes.get(section, {}).get("name", found))
+
+
+def _drop(
+    tree: dict[str, Any], overrides: dict[str, str], changes: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Drop the recipe's keys that no longer apply after preset and overrides, in place; returns them by section.
 
     Keys of the method apply to the recipe's method alone, keys of the encoder to ResNets or to ViTs, and the padding
     of a stem to the CIFAR stem.
     """
     dropped = {}
     method, encoder = tree.get("method", {}).get("name", "simclr"), tree.get("encoder", {}).get("name")
-    if overrides.get("method.name", method) != method:
+    if _chosen("method", method, overrides, changes) != method:
         dropped["method"] = tree.pop("method", {})
-    if "encoder.name" in overrides and is_vit(overrides["encoder.name"]) != is_vit(str(encoder)):
+    if is_vit(str(_chosen("encoder", encoder, overrides, changes))) != is_vit(str(encoder)):
         dropped["encoder"] = tree.pop("encoder", {})
     elif overrides.get("encoder.stem") == "imagenet" and "stem_padding" in tree.get("encoder", {}):
         dropped["encoder"] = {"stem_padding": tree["encoder"].pop("stem_padding")}
@@ -132,12 +144,13 @@ def _drop(tree: dict[str, Any], overrides: dict[str, str]) -> dict[str, dict[str
 
 
 def left_out(recipe: str, overrides: dict[str, str], preset: str | None = None) -> list[str]:
-    """One line per section whose recipe keys are left out, as the overrides choose a different method or encoder."""
-    lines = []
-    for section, keys in _drop(read_recipe(recipe)[1], overrides).items():
+    """One line per section whose recipe keys are left out, as preset or overrides choose another method or encoder."""
+    lines, changes = [], _preset(preset)
+    for section, keys in _drop(read_recipe(recipe)[1], overrides, changes).items():
         others = [f"{key} {value}" for key, value in keys.items() if key != "name"]
         if others:
-            new = "stem imagenet" if list(keys) == ["stem_padding"] else overrides[f"{section}.name"]
+            stem = list(keys) == ["stem_padding"]
+            new = "stem imagenet" if stem else _chosen(section, None, overrides, changes)
             text = ", ".join(others)
             lines.append(f"{'left out':19} {section} keys of the recipe, which do not apply to {new}: {text}")
     return lines

@@ -124,7 +124,10 @@ class DistillConfig(Section):
         None, description="weight of the distillation loss; null: the distiller's default"
     )
     temperature: Positive | None = Field(
-        None, description="temperature of the contrastive and the knowledge distiller; null: 0.2 and 0.1"
+        None, description="temperature of the contrastive, pnr and knowledge distillers; null: 0.2, 0.2 and 0.1"
+    )
+    negative_weight: NonNegative | None = Field(
+        None, description="pnr; weight of pushing away, relative; null: byol, simsiam 0.5, barlow 1, vicreg 0.92"
     )
     hidden: Count = Field(2048, description="hidden size of the distillation predictor")
 

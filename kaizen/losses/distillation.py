@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kaizen.losses.basics import both_views, in_float32, promote, unit
-from kaizen.losses.ssl import barlow_twins, byol
+from kaizen.losses.ssl import barlow_twins, byol, simsiam
 
 
 @in_float32
@@ -27,6 +27,73 @@ def contrastive_distillation(
     forward = F.cross_entropy(p[anchors] @ z.t() / temperature, anchors)
     backward = F.cross_entropy(z[anchors] @ p.t() / temperature, anchors)
     return (forward + backward) / 2
+
+
+@in_float32
+def pseudo_negative_distillation(
+    p1: Tensor,
+    p2: Tensor,
+    z1: Tensor,
+    z2: Tensor,
+    old1: Tensor,
+    old2: Tensor,
+    temperature: float,
+    rows: Tensor | None = None,
+) -> Tensor:
+    """PNR's distillation of the InfoNCE family (Cha et al. 2024, arXiv 2306.05101, regularization term of SimCLR).
+
+    Each prediction finds the teacher's output for its image and view among all teacher outputs, and among the student's
+    projections of the rest of the batch, which are its pseudo-negatives.
+
+    Args:
+        p1, p2: predictions (n, d) of the student's distillation predictor, one tensor per view, in any norm.
+        z1, z2: the student's projections (n, d), from which the predictions were made; the gradient reaches them.
+        old1, old2: the teacher's projections (n, d).
+        temperature: divides the cosines.
+        rows: int64 (m,), images whose rows count; None: all n.
+    """
+    p, z, old = (unit(torch.cat(pair)) for pair in ((p1, p2), (z1, z2), (old1, old2)))
+    anchors = both_views(rows, len(p1), p.device)
+    # The projection that a prediction was made from is no negative of it.
+    others = (p[anchors] @ z.t() / temperature).scatter(1, anchors[:, None], float("-inf"))
+    return F.cross_entropy(torch.cat([p[anchors] @ old.t() / temperature, others], dim=1), anchors)
+
+
+@in_float32
+def instance_distillation(
+    z1: Tensor, z2: Tensor, old1: Tensor, old2: Tensor, temperature: float, rows: Tensor | None = None
+) -> Tensor:
+    """Osiris-D's stability: InfoNCE of one head on new and old features (Zhang et al. 2024, arXiv 2404.19132, L_past).
+
+    The mean of both directions. The positive is the same image and view; the other view of the same image is masked
+    out, on both sides; all other images of the batch are negatives.
+
+    Args:
+        z1, z2: the head's outputs (n, d) on the encoder's features, one tensor per view, in any norm.
+        old1, old2: its outputs (n, d) on the old encoder's features; the gradient reaches them, as the head is trained.
+        temperature: divides the cosines.
+        rows: int64 (m,), images whose two rows count; None: all n.
+    """
+    n = len(z1)
+    z, old = unit(torch.cat([z1, z2])), unit(torch.cat([old1, old2]))
+    anchors = both_views(rows, n, z.device)
+    twin = ((anchors + n) % (2 * n))[:, None]
+    forward = (z[anchors] @ old.t() / temperature).scatter(1, twin, float("-inf"))
+    backward = (old[anchors] @ z.t() / temperature).scatter(1, twin, float("-inf"))
+    return (F.cross_entropy(forward, anchors) + F.cross_entropy(backward, anchors)) / 2
+
+
+@in_float32
+def feature_distillation(p1: Tensor, p2: Tensor, f1: Tensor, f2: Tensor) -> Tensor:
+    """PFR: mean over views of the negative cosine of predicted and old features (Gomez-Villa et al. 2022).
+
+    Source: arXiv 2112.15022, the regularization loss with temporal projection.
+
+    Args:
+        p1, p2: predictions (n, d) that a temporal projection makes of the encoder's features, one tensor per view.
+        f1, f2: the old encoder's features (n, d); no gradient reaches them.
+    """
+    return (simsiam(p1, f1) + simsiam(p2, f2)) / 2
 
 
 @in_float32

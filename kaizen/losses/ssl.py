@@ -12,13 +12,17 @@ from kaizen.losses.classifier import labelled_cross_entropy
 
 
 @in_float32
-def nt_xent(z1: Tensor, z2: Tensor, temperature: float, rows: Tensor | None = None) -> Tensor:
+def nt_xent(
+    z1: Tensor, z2: Tensor, temperature: float, rows: Tensor | None = None, negatives: Tensor | None = None
+) -> Tensor:
     """NT-Xent: each row finds its image's other view among all rows (Chen et al. 2020, arXiv 2002.05709, eq. 1).
 
     Args:
         z1, z2: projections (n, d) of both views, in any norm.
         temperature: divides the cosines.
         rows: int64 (m,), images whose two rows count; None: all n.
+        negatives: (2n, d), another network's rows of the first and then of the second view, in any norm: negatives of
+            all rows, except for those of the same image and view (PNR, Cha et al. 2024, arXiv 2306.05101).
     """
     n = len(z1)
     z = unit(torch.cat([z1, z2]))
@@ -26,6 +30,9 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float, rows: Tensor | None = No
     logits = z[anchors] @ z.t() / temperature
     # A row is no negative of itself.
     logits = logits.scatter(1, anchors[:, None], float("-inf"))
+    if negatives is not None:
+        others = z[anchors] @ unit(negatives).t() / temperature
+        logits = torch.cat([logits, others.scatter(1, anchors[:, None], float("-inf"))], dim=1)
     return F.cross_entropy(logits, (anchors + n) % (2 * n))
 
 
@@ -64,6 +71,29 @@ def sup_con(z1: Tensor, z2: Tensor, labels: Tensor, temperature: float, rows: Te
     positive = (classes == classes[anchors, None]) & ~itself
     log_probabilities = logits.log_softmax(dim=1).masked_fill(~positive, 0.0)
     return -(log_probabilities.sum(dim=1) / positive.sum(dim=1)).mean()
+
+
+@in_float32
+def cross_task(
+    z1: Tensor, z2: Tensor, others1: Tensor, others2: Tensor, temperature: float, rows: Tensor | None = None
+) -> Tensor:
+    """Osiris' cross-task loss, one direction: negatives are the other tasks' images alone (arXiv 2404.19132, L_cross).
+
+    Each row of an image finds the image's other view among the rows of other tasks; the batch's own images are no
+    negatives. The loss of the paper is the mean of both directions, of current against old images and the reverse.
+
+    Args:
+        z1, z2: (n, d) of both views of the images, in any norm.
+        others1, others2: (k, d) of both views of images of other tasks, in any norm.
+        temperature: divides the cosines.
+        rows: int64 (m,), images whose two rows count; None: all n.
+    """
+    n = len(z1)
+    z, others = unit(torch.cat([z1, z2])), unit(torch.cat([others1, others2]))
+    anchors = both_views(rows, n, z.device)
+    positive = (z[anchors] * z[(anchors + n) % (2 * n)]).sum(dim=1, keepdim=True)
+    logits = torch.cat([positive, z[anchors] @ others.t()], dim=1) / temperature
+    return F.cross_entropy(logits, torch.zeros_like(anchors))
 
 
 @in_float32

@@ -22,22 +22,12 @@ from kaizen.losses import (
 )
 from kaizen.model.distillers import Distiller, Sides
 from kaizen.model.methods import method_class
-from kaizen.model.methods.base import Outputs
+from kaizen.model.methods.base import Outputs, TeacherOutputs
 from kaizen.model.networks.encoders import build_encoder
 from kaizen.model.networks.heads import encode_all, forward_all, mlp
 from kaizen.parallel import Batch
 
 TERMS = ("ssl", "distill", "classifier", "classifier_distill")
-
-
-@dataclass(frozen=True)
-class TeacherOutputs:
-    """Outputs of the frozen teacher for the local images, one tensor per view, without graph; logits may be none."""
-
-    projections: list[Tensor]
-    logits: list[Tensor]
-    prototypes: Tensor | None = None
-    """Its SSL prototypes (heads, k, d), for methods that have them."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +80,17 @@ class Learner(Network):
         super().__init__(config, num_classes)
         with seeded(config.run.seed, 3):
             self.method = method_class(config.method.name)(config.method)
-            self.method.build_heads(num_classes)
+            self.method.build_heads(self.encoder.feature_dim, num_classes)
+            if distiller is not None and distiller.gives_negatives:
+                self.method.meet_old_outputs()
         self.distiller = distiller
         self.stop_gradient = config.classifier.stop_gradient
         if distiller is not None:
             with seeded(config.run.seed, 4):
                 shape = self.method.prototypes().shape[:2] if self.method.has_prototypes else (0, 0)
-                self.distill_predictor = distiller.build_predictor(config.method.projector_out, *shape)
+                reads_features = distiller.reads == "features"
+                dim = self.encoder.feature_dim if reads_features else config.method.projector_out
+                self.distill_predictor = distiller.build_predictor(dim, *shape)
 
     def forward(
         self,
@@ -129,21 +123,28 @@ class Learner(Network):
         projections = [promote(z) for z in forward_all(self.projector, features)]
         read = [f.detach() for f in features[:2]] if self.stop_gradient else features[:2]
         logits = forward_all(self.classifier, read)
-        predictions = None
+        predictions, inputs = None, list[Tensor]()
         if self.distiller is not None and old is not None:
-            inputs = [self.method.distill_input(z) for z in projections[:2]]
+            inputs = self._distilled(self.distiller, features[:2], projections[:2])
             predictions = [promote(p) for p in forward_all(self.distill_predictor, inputs)]
         if join is not None:
             join()
         # Losses are computed in float32 or wider, whatever the networks' precision.
         with torch.autocast(views[0].device.type, enabled=False):
             terms = self._classifier_terms(logits, labels, batch, old, remembered or Remembered())
-            terms["ssl"] = self.method.loss(Outputs(projections, twin or [], own_labels(labels, remembered)), batch)
+            own = own_labels(labels, remembered)
+            terms["ssl"] = self.method.loss(Outputs(projections, twin or [], own, old, features), batch)
             if predictions is not None and old is not None and self.distiller is not None:
-                old_inputs = [self.method.distill_input(z) for z in old.projections]
-                sides = Sides(predictions, old_inputs, self.distill_predictor, old.prototypes)
+                targets = self._distilled(self.distiller, old.features, old.projections)
+                sides = Sides(predictions, inputs, targets, self.distill_predictor, self.method, old.prototypes)
                 terms["distill"] = self.distiller.loss(sides, batch)
         return {name: terms[name] for name in TERMS}, [z.detach() for z in projections]
+
+    def _distilled(self, distiller: Distiller, features: list[Tensor], projections: list[Tensor]) -> list[Tensor]:
+        """What the distiller reads of a network's outputs, one tensor per view."""
+        if distiller.reads == "features":
+            return features
+        return [self.method.distill_input(z) for z in projections]
 
     def _classifier_terms(
         self,

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from kaizen.config.schema import Config
 from kaizen.losses import promote
-from kaizen.model.learner import Learner, Network, TeacherOutputs
+from kaizen.model.learner import Learner, Network
+from kaizen.model.methods.base import TeacherOutputs
 from kaizen.model.networks.heads import encode_all, forget_running_statistics, forward_all
 from kaizen.parallel import Parallel, add_scaled_, check_alike, local
 from kaizen.run.tensors import load_into, read_tensors
@@ -51,11 +52,12 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, views: list[Tensor]) -> TeacherOutputs:
-        """Views (n, 3, h, w) -> projections (n, d) and classifier logits (n, classes) of each."""
+        """Views (n, 3, h, w) -> features, projections (n, d) and classifier logits (n, classes) of each."""
         features = encode_all(self.network.encoder, views)
         projections = forward_all(self.network.projector, features)
         logits = forward_all(self.network.classifier, features) if self._reads else []
-        return TeacherOutputs([promote(z) for z in projections], [promote(g) for g in logits], self.prototypes)
+        said = [promote(z) for z in projections], [promote(g) for g in logits]
+        return TeacherOutputs(*said, self.prototypes, features)
 
 
 class MomentumTwin(nn.Module):

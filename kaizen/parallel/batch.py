@@ -57,6 +57,14 @@ class Batch:
         """Images in the global batch."""
         return self.current + self.replay
 
+    def current_alone(self) -> "Batch":
+        """The batch of the current images alone, which are the first of the local ones."""
+        return Batch(self.current, 0, 0, self.rank, self.world)
+
+    def replay_alone(self) -> "Batch":
+        """The batch of the replay images alone, which are the last of the local ones; a process may hold none."""
+        return Batch(self.replay, 0, 0, self.rank, self.world)
+
     @property
     def group(self) -> Group:
         """The processes that share the batch."""

@@ -16,8 +16,8 @@ from kaizen.data.feed import HostBatch
 from kaizen.data.mixing import mix
 from kaizen.data.packing import StepData, unpack
 from kaizen.data.views import augment
-from kaizen.model.learner import TERMS, Remembered, TeacherOutputs, own_labels, total
-from kaizen.model.methods.base import Outputs
+from kaizen.model.learner import TERMS, Remembered, own_labels, total
+from kaizen.model.methods.base import Outputs, TeacherOutputs
 from kaizen.parallel import Batch, Branches, memory_format
 from kaizen.training.measures import global_norm, gradients
 from kaizen.training.optim import set_rates
@@ -159,7 +159,7 @@ class DeviceStep:
             # Accelerate takes a mean over the parts.
             accelerator.backward(total(terms, self.weights) * self.parallel.accumulation)
         held = {name: term.detach() for name, term in terms.items()}
-        return Passed(held, Outputs(projections, twin, own_labels(labels, remembered)), batch)
+        return Passed(held, Outputs(projections, twin, own_labels(labels, remembered), old), batch)
 
     def _targets(self, views: list[Tensor], branches: Branches | None) -> tuple[list[Tensor], TeacherOutputs | None]:
         """Outputs of twin and teacher for the views."""
@@ -226,4 +226,11 @@ def _joined(outputs: Sequence[Outputs]) -> Outputs:
         return outputs[0]
     projections = [torch.cat(view) for view in zip(*(part.projections for part in outputs), strict=True)]
     twin = [torch.cat(view) for view in zip(*(part.twin for part in outputs), strict=True)]
-    return Outputs(projections, twin, torch.cat([part.labels for part in outputs]))
+    labels, held = torch.cat([part.labels for part in outputs]), [part.old for part in outputs if part.old is not None]
+    old = None
+    if held:
+        seen = [torch.cat(view) for view in zip(*(one.projections for one in held), strict=True)]
+        logits = [torch.cat(view) for view in zip(*(one.logits for one in held), strict=True)]
+        features = [torch.cat(view) for view in zip(*(one.features for one in held), strict=True)]
+        old = TeacherOutputs(seen, logits, held[0].prototypes, features)
+    return Outputs(projections, twin, labels, old)

@@ -49,8 +49,8 @@ class TaskState:
 
     Args:
         images: training images of the task.
-        weights: weights of the four terms; without a weight on the old classifier and without a distiller there is no
-            teacher. Stored logits need none.
+        weights: weights of the four terms; without a weight on the old classifier, without a distiller and with a
+            method that needs none there is no teacher. Stored logits need none.
     """
 
     def __init__(
@@ -74,9 +74,12 @@ class TaskState:
         if before:
             parallel.await_file(before / "student.safetensors")
             self._load(before, self._kept())
+            if task == 1:
+                self.learner.method.continue_from(self.learner.projector)
         self.teacher = None
         soft = config.classifier.distill == "soft_label" and weights["classifier_distill"] > 0
-        if before and (distiller is not None or soft):
+        needed = distiller is not None or self.learner.method.needs_teacher()
+        if before and (needed or soft):
             # At a task's beginning the method's prototypes are those that the teacher ended with.
             prototypes = self.learner.method.prototypes().clone() if self.learner.method.has_prototypes else None
             self.teacher = Teacher(before / "student.safetensors", config, num_classes, parallel, prototypes)

@@ -11,12 +11,14 @@ from conftest import TINY
 from runs import run_of
 from safetensors.torch import load_file
 
-from kaizen.cli.resolve import parse_arguments, resolve
+from kaizen.cli.resolve import left_out, parse_arguments, resolve
 from kaizen.cli.shipped import shipped_presets, shipped_recipes
 from kaizen.commands import COMMANDS, run
 from kaizen.commands.train import main
 from kaizen.config.schema import Config, flatten
+from kaizen.errors import ConfigError
 from kaizen.model.learner import Network
+from kaizen.model.methods import method_class
 
 PAST: dict[str, tuple[bool, float | None, bool]] = {
     "finetune": (False, 0, False),
@@ -28,6 +30,9 @@ PAST: dict[str, tuple[bool, float | None, bool]] = {
     "random-encoder": (False, 0, False),
     "lump": (False, 0, True),
     "derpp": (False, 0.5, True),
+    "pfr": (True, 0, True),
+    "pnr": (True, 0, True),
+    "osiris": (False, 0, True),
 }
 """Per preset: whether it has a distiller, its classifier.distill_weight (None: the recipe's), and a memory."""
 
@@ -43,21 +48,33 @@ def test_the_presets_are_those_of_the_issue() -> None:
 @pytest.mark.parametrize("recipe", shipped_recipes())
 @pytest.mark.parametrize("preset", PAST)
 def test_a_preset_keeps_of_the_past_what_its_name_says(preset: str, recipe: str) -> None:
-    plain, config = config_of(recipe), config_of(recipe, "--preset", preset)
+    plain = config_of(recipe)
+    if preset == "pnr" and method_class(plain.method.name).pseudo_negatives == "none":
+        with pytest.raises(ConfigError, match=r"distill\.name: is 'pnr', which is defined for"):
+            config_of(recipe, "--preset", preset)
+        return
+    config = config_of(recipe, "--preset", preset)
     distills, weight, remembers = PAST[preset]
-    assert config.distill.name == (plain.distill.name if distills else "none")
+    distiller = preset if preset in ("pfr", "pnr") else plain.distill.name
+    assert config.distill.name == (distiller if distills else "none")
     assert config.classifier.distill_weight == (plain.classifier.distill_weight if weight is None else weight)
     assert config.replay.policy == (plain.replay.policy if remembers else "none")
     assert plain.replay.policy == "random"
-    changed = {key for key, value in flatten(config.model_dump()).items() if flatten(plain.model_dump())[key] != value}
+    before = flatten(plain.model_dump())
+    changed = {key for key, value in flatten(config.model_dump()).items() if before.get(key) != value}
+    if preset == "osiris":
+        own = plain.method if plain.method.name == preset else method_class(preset).Settings()
+        assert config.method.model_dump() == own.model_dump()
+        changed = {key for key in changed if not key.startswith("method.")}
     allowed = {"distill.name", "distill.weight", "distill.temperature", "classifier.distill_weight", "replay.policy"}
-    own = {
+    allowed_too = {
         "joint": {"stream.kind", "stream.tasks", "stream.domains"},
         "random-encoder": {"method.weight", "optim.weight_decay"},
         "lump": {"replay.mix"},
         "derpp": {"method.weight", "classifier.distill", "classifier.stop_gradient"},
+        "pfr": {"distill.hidden"},
     }
-    assert changed <= allowed | own.get(preset, set()), "everything else is the recipe's"
+    assert changed <= allowed | allowed_too.get(preset, set()), "everything else is the recipe's"
 
 
 def test_the_joint_preset_is_one_task_and_the_random_encoder_learns_nothing_but_its_classifier() -> None:
@@ -73,6 +90,20 @@ def test_lump_mixes_and_derpp_learns_from_labels_alone() -> None:
     assert (lump.method.weight, lump.classifier.stop_gradient) == (1, True)
     assert (derpp.classifier.distill, derpp.classifier.stop_gradient) == ("stored_logits", False)
     assert (derpp.method.weight, derpp.replay.mix) == (0, "none")
+
+
+def test_a_preset_with_another_method_leaves_the_recipes_keys_of_the_method_behind() -> None:
+    tokens = parse_arguments(["digits", "--preset", "osiris"])
+    [line] = left_out(*tokens)
+    assert line.endswith("do not apply to osiris: temperature 0.2, projector_hidden 256, projector_out 64")
+    method = resolve(*tokens)[1].method
+    assert (method.name, method.temperature, method.projector_hidden) == ("osiris", 0.1, 2048)
+    given = config_of("digits", "--preset", "osiris", "--method.stability", "distill", "--method.projector_out", "9")
+    assert (given.method.stability, given.method.projector_out, given.distill.name) == ("distill", 9, "none")
+    same = parse_arguments(["digits-osiris", "--preset", "osiris"])
+    assert (left_out(*same), resolve(*same)[1].method.projector_hidden) == ([], 256), "its own method's keys apply"
+    back = parse_arguments(["digits", "--preset", "osiris", "--method.name", "simclr"])
+    assert (left_out(*back), resolve(*back)[1].method.temperature) == ([], 0.2)
 
 
 def test_the_preset_stands_above_the_recipe_and_below_the_command_line(tmp_path: Path) -> None:

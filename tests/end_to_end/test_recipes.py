@@ -13,7 +13,7 @@ from runs import log_of, sweep_file
 
 from kaizen.model.methods import REGISTRY
 
-FALLING = ("simclr", "supcon", "barlow", "vicreg", "wmse", "lejepa", "supervised")
+FALLING = ("simclr", "supcon", "osiris", "barlow", "vicreg", "wmse", "lejepa", "supervised")
 """Methods whose loss shows learning; the loss of the rest follows a queue, a twin or assignments, which move."""
 EVERY = bool(os.environ.get("KAIZEN_EVERY_RECIPE"))
 TRAINED = tuple(REGISTRY) if EVERY else ("simclr", "mocov2plus", "byol", "vicreg", "swav", "dino")

@@ -151,13 +151,15 @@ def test_asked_to_stop_it_saves_and_goes_on(how: str, tiny: list[str], launcher:
         pytest.param(name, marks=() if name in ("mocov2plus", "dino", "deepclusterv2") else pytest.mark.slow)
         for name in REGISTRY
         if name != "simclr"
-    ],
+    ]
+    + [pytest.param("mocov2plus, pnr", marks=pytest.mark.slow)],
 )
 def test_every_methods_own_state_comes_back_byte_for_byte(
     method: str, tiny: list[str], launcher: Launcher, tmp_path: Path
 ) -> None:
     more = {"swav": ["--method.queue_size", "150", "--method.queue_epoch", "1"], "wmse": ["--optim.lr", "0.2"]}
-    start = [f"digits-{method}", *tiny[1:], *more.get(method, [])]
+    method, _, distiller = method.partition(", ")
+    start = [f"digits-{method}", *tiny[1:], *more.get(method, []), "--distill.name", distiller or "auto"]
     whole, cut = [*start, "--run.dir", str(tmp_path / "a")], [*start, "--run.dir", str(tmp_path / "b")]
     assert launcher.run(whole) == 0
     kill_after(launcher, cut, tmp_path / "b", 9, 20)

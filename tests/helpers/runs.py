@@ -48,6 +48,17 @@ def sweep_file(tmp_path: Path, *lines: str) -> Path:
     return file
 
 
+COMBINED: dict[str, tuple[str, ...]] = {
+    "simclr, pfr": ("--method.name", "simclr", "--distill.name", "pfr"),
+    **{
+        f"{name}, pnr": ("--method.name", name, "--distill.name", "pnr")
+        for name in ("simclr", "mocov2plus", "byol", "barlow", "vicreg")
+    },
+    "osiris, distill": ("--method.name", "osiris", "--method.stability", "distill"),
+}
+"""Methods with a distiller or a key that changes what a step computes: name and arguments."""
+
+
 def settings_of(name: str, **keys: Any) -> Any:
     small = {"projector_hidden": 16, "projector_out": 8}
     for key in ("predictor_hidden", "queue_size", "prototypes", "directions"):

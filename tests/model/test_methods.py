@@ -74,7 +74,7 @@ def outputs_of(name: str, n: int, views: int = 2) -> tuple[Any, Outputs, Batch]:
     """A method, and outputs of networks for a batch of n - 2 current and 2 replay images."""
     torch.manual_seed(0)
     method = method_class(name)(settings_of(name))
-    method.build_heads(4)
+    method.build_heads(6, 4)
     method.begin_task(20)
     method.begin_epoch(1, lambda: [torch.randn(20, 8) for _ in range(2)])
     projections = [torch.randn(n, 8, requires_grad=True) for _ in range(views)]
@@ -82,7 +82,8 @@ def outputs_of(name: str, n: int, views: int = 2) -> tuple[Any, Outputs, Batch]:
     labels = torch.arange(n) % 4 - 1
     places = torch.cat([torch.arange(n - 2), torch.full((2,), -1)])
     batch = Batch(n - 2, 2, int((labels >= 0).sum()), key=5, places=places)
-    return method, Outputs(projections, twin, labels), in_epoch(batch, method, 0)
+    features = [torch.randn(n, 6) for _ in range(views)]
+    return method, Outputs(projections, twin, labels, features=features), in_epoch(batch, method, 0)
 
 
 @pytest.mark.parametrize("name", REGISTRY)

@@ -1,7 +1,7 @@
 """Run by test_curves.py on any number of processes: the first steps of a run, in float64, for every method.
 
-usage: curves.py OUT CACHE METHOD...; METHOD may be one of MEMORIES, with which SimCLR trains. The main process writes
-OUT/world-N.json, the four terms of each step by method.
+usage: curves.py OUT CACHE NAME..., names of methods, of COMBINED, or of MEMORIES, with which SimCLR trains; the main
+process writes OUT/world-N.json, the four terms of each step by name.
 """
 
 import json
@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import torch
+from runs import COMBINED
 from torch import Tensor
-from two_processes import KEYS, SMALL, WEIGHTS
+from two_processes import SMALL, WEIGHTS, keys_of
 
 import kaizen.evaluation.features
 import kaizen.model.teacher
@@ -39,7 +40,8 @@ def double_views(self: DeviceStep, images: Tensor, keys: Tensor) -> list[Tensor]
 
 def curve(method: str, run: Path, cache: str, parallel: Parallel) -> list[dict[str, float]]:
     """Global terms of the steps; batches of 22 + 6 images are uneven over two and over four processes."""
-    options = list(MEMORIES[method]) if method in MEMORIES else ["--method.name", method, *KEYS.get(method, ())]
+    chosen = COMBINED.get(method, ("--method.name", method))
+    options = list(MEMORIES[method]) if method in MEMORIES else [*keys_of(chosen)]
     options += ["--data.cache_dir", cache, "--replay.batch", "6"]
     options += ["--optim.batch", "22", "--optim.name", "lars", "--optim.lr", "0.05", "--optim.warmup_epochs", "0"]
     options += ["--optim.epochs", "2", "--labels.fraction", "0.5", "--replay.policy", "herding"]
@@ -72,7 +74,9 @@ if __name__ == "__main__":
     kaizen.evaluation.features.normalize = lambda *args: normalize(*args).double()
     parallel = Parallel()
     torch.set_num_threads(1)
-    curves = {name: curve(name, out / f"run-{parallel.world}-{name}", cache, parallel) for name in methods}
+    curves = {
+        name: curve(name, out / f"run-{parallel.world}-{name.replace(', ', '-')}", cache, parallel) for name in methods
+    }
     if parallel.is_main:
         (out / f"world-{parallel.world}.json").write_text(json.dumps(curves))
     parallel.close()

@@ -7,8 +7,8 @@ import pytest
 from launches import finish, start, torchrun
 
 SCRIPT = str(Path(__file__).parent / "curves.py")
-FEW = ["simclr", "mocov2plus", "vicreg", "swav", "deepclusterv2", "dino"]
-"""One method per kind of communication: gathered rows, queue, covariances, assignments, clusters, centre."""
+FEW = ["simclr", "mocov2plus", "vicreg", "swav", "deepclusterv2", "dino", "osiris", "mocov2plus, pnr"]
+"""One per kind of communication: rows, queue, covariances, assignments, clusters, centre, rows in two sets, queues."""
 MEMORY = {2: ["lump", "stored_logits"], 4: ["lump", "stored_logits"]}
 """Uses of the memory that are not replay alone."""
 
@@ -38,4 +38,5 @@ def test_the_curve_of_a_run_does_not_depend_on_the_number_of_processes(
             assert len(found) == len(one[method]) == 20
             for step, (terms, expected) in enumerate(zip(found, one[method], strict=True)):
                 assert terms == pytest.approx(expected, rel=1e-6, abs=1e-6), (world, method, step)
-            assert min(map(abs, found[-1].values())) > 0, "all four terms take part"
+            silent = {"distill"} if method == "osiris" else set()
+            assert all(value for term, value in found[-1].items() if term not in silent), "all four terms take part"

@@ -9,7 +9,7 @@ from conftest import TINY
 from hypothesis import given
 from hypothesis import strategies as st
 from launches import ROOT, configured, finish, start, torchrun
-from runs import snapshots, status_of, wait_for_step
+from runs import COMBINED, snapshots, status_of, wait_for_step
 from safetensors.numpy import load_file
 
 from kaizen.model.methods import REGISTRY
@@ -69,7 +69,7 @@ def test_collectives(two: tuple[list[dict[str, Any]], Path]) -> None:
         assert all(checks.values()), checks
 
 
-@pytest.mark.parametrize("method", REGISTRY)
+@pytest.mark.parametrize("method", [*REGISTRY, *COMBINED])
 def test_uneven_slices_and_labels_give_the_losses_gradients_and_queues_of_one_process(
     method: str, two: tuple[list[dict[str, Any]], Path]
 ) -> None:

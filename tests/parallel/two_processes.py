@@ -14,7 +14,7 @@ from typing import get_args
 import numpy as np
 import torch
 import torch.distributed as dist
-from runs import in_epoch
+from runs import COMBINED, in_epoch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -28,9 +28,9 @@ from kaizen.errors import ConfigError, Stopped, TrainingFailed
 from kaizen.evaluation.evaluator import Evaluator
 from kaizen.evaluation.readers import REGISTRY as READERS
 from kaizen.model.distillers import build_distiller
-from kaizen.model.learner import TERMS, Learner, Network, TeacherOutputs, total
+from kaizen.model.learner import TERMS, Learner, Network, total
 from kaizen.model.methods import REGISTRY
-from kaizen.model.methods.base import Outputs
+from kaizen.model.methods.base import Outputs, TeacherOutputs
 from kaizen.model.networks.heads import forward_all
 from kaizen.parallel import ONE_PROCESS, Batch, Parallel
 from kaizen.parallel.collectives import gather_alike
@@ -106,6 +106,8 @@ class Training:
         draws = [random(size, 3, 8, 8, seed=100 * number + i) for i in range(2)]
         draws += [random(size, self.dim, seed=100 * number + i) for i in range(2, 6)]
         draws += [random(size, 10, seed=100 * number + i) for i in range(6, 8)]
+        features = self.learner.encoder.feature_dim
+        draws += [random(size, features, seed=100 * number + i) for i in range(8, 10)]
         batch = Batch(CURRENT, REPLAY, int((LABELS >= 0).sum()), self.rank, self.world, key=number)
         rows = batch.rows(self.parallel.device)
         rows = torch.arange(size) if rows is None else rows
@@ -114,8 +116,8 @@ class Training:
         mine = [draw[rows].to(self.dtype) for draw in draws]
         method = self.learner.method
         views, twin = mine[:2], [method.twin_head(mine[2 + v]).detach() for v in method.twin_views]
-        prototypes = [random(*method.prototypes().shape, seed=77).to(self.dtype)] if method.has_prototypes else [None]
-        old = TeacherOutputs(mine[4:6], mine[6:], *prototypes)
+        prototypes = random(*method.prototypes().shape, seed=77).to(self.dtype) if method.has_prototypes else None
+        old = TeacherOutputs(mine[4:6], mine[6:8], prototypes, mine[8:])
         terms, projections = self.wrapped(views, LABELS[rows], batch, twin, old)
         total(terms, WEIGHTS).backward()
         method.after_backward(batch)
@@ -126,7 +128,7 @@ class Training:
         gradient = torch.cat([p.grad.flatten() for p in self.learner.parameters() if p.grad is not None])
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.learner.method.after_step(Outputs(projections, twin, LABELS[rows]), batch)
+        self.learner.method.after_step(Outputs(projections, twin, LABELS[rows], old), batch)
         self.learner.method.count_step(batch.size)
         return values, gradient
 
@@ -289,6 +291,13 @@ def evaluation_agrees(parallel: Parallel, arguments: list[str], out: Path) -> bo
     )
 
 
+EVERY = {name: ("--method.name", name) for name in REGISTRY} | COMBINED
+
+
+def keys_of(chosen: tuple[str, ...]) -> tuple[str, ...]:
+    return (*chosen, *KEYS.get(chosen[1], ()))
+
+
 if __name__ == "__main__":
     out, arguments = Path(sys.argv[1]), sys.argv[2:]
     parallel = Parallel()
@@ -301,7 +310,7 @@ if __name__ == "__main__":
         "measures": measures_agree(parallel),
         "late files": late_files(parallel, out),
         "evaluation": evaluation_agrees(parallel, arguments, out / "evaluated"),
-        "methods": {name: training_gaps(parallel, "--method.name", name, *KEYS.get(name, ())) for name in REGISTRY},
+        "methods": {name: training_gaps(parallel, *keys_of(chosen)) for name, chosen in EVERY.items()},
     }
     found["exit code"] = main(arguments)
     (out / f"rank-{parallel.rank}.json").write_text(json.dumps(found))

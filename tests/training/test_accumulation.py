@@ -49,7 +49,13 @@ def test_parts_weigh_by_the_images_that_the_loss_counts() -> None:
     """A step of 22 new images and 5 of the memory in 4 parts: 6, 6, 5, 5 and 2, 1, 1, 1; labels: 0, 3, 1, 0."""
     parts = [Batch(6, 2, 0), Batch(6, 1, 3), Batch(5, 1, 1), Batch(5, 1, 0)]
     whole = Batch.joined(parts)
-    for name, counts in (("simclr", [8, 7, 6, 6]), ("deepclusterv2", [6, 6, 5, 5]), ("supervised", [0, 3, 1, 0])):
+    expected = {
+        "simclr": [8, 7, 6, 6],
+        "deepclusterv2": [6, 6, 5, 5],
+        "supervised": [0, 3, 1, 0],
+        "osiris": [6, 6, 5, 5],
+    }
+    for name, counts in expected.items():
         method = method_class(name)(settings_of(name))
         assert [method.counted(part) for part in parts] == counts
         assert method.counted(whole) == sum(counts)

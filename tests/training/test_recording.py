@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from runs import COMBINED
 from sessions import begin, changed_by_steps, equal, more_of, terms_of
 from tape import TapeLanes
 
@@ -42,11 +43,13 @@ def held_on_a_cpu(images: np.ndarray, ids: np.ndarray, memory: Memory, device: t
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
-@pytest.mark.parametrize("method", REGISTRY)
-def test_replayed_steps_equal_ordinary_ones(method: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [*REGISTRY, *COMBINED])
+def test_replayed_steps_equal_ordinary_ones(name: str, tmp_path: Path) -> None:
     """Rates, tau, labels, keys and temperatures differ from step to step; the operations may not."""
-    arguments = ["--method.name", method, *more_of(method), *BATCH]
-    for task in (1, 0) if method == "mocov2plus" else (1,):
+    chosen = COMBINED.get(name, ("--method.name", name))
+    method = chosen[1]
+    arguments = [*chosen, *more_of(method), *BATCH]
+    for task in (1, 0) if name in ("mocov2plus", "osiris") else (1,):
         ordinary = begin(arguments, tmp_path, task=task)
         expected = terms_of(ordinary, STEPS)
         recorded = begin(arguments, tmp_path, task=task)

@@ -27,6 +27,7 @@ REGISTRY = {
     "ressl": "kaizen.model.methods.ressl:ReSSL",
     "lejepa": "kaizen.model.methods.lejepa:LeJEPA",
     "supervised": "kaizen.model.methods.supervised:Supervised",
+    "osiris": "kaizen.model.methods.osiris:Osiris",
 }
 
 

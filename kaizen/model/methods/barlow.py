@@ -23,6 +23,7 @@ class Barlow(Method):
         scale: Positive = Field(0.025, description="scale of the whole loss")
 
     distiller = "decorrelative"
+    pseudo_negatives = "decorrelative"
     hidden_layers = 2
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:

@@ -2,8 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -21,6 +21,18 @@ class TwinSettings(MethodSettings):
 
 
 @dataclass(frozen=True)
+class TeacherOutputs:
+    """Outputs of the frozen teacher for the local images, one tensor per view, without graph; logits may be none."""
+
+    projections: list[Tensor]
+    logits: list[Tensor]
+    prototypes: Tensor | None = None
+    """Its SSL prototypes (heads, k, d), for methods that have them."""
+    features: list[Tensor] = field(default_factory=list)
+    """Features (n, feature_dim) as its encoder gives them, perhaps in a half type."""
+
+
+@dataclass(frozen=True)
 class Outputs:
     """Outputs of a step's networks on this process, one tensor (n, d) per view."""
 
@@ -29,6 +41,10 @@ class Outputs:
     """Outputs of the momentum twin for the views that `twin_views` names, without graph; empty without a twin."""
     labels: Tensor
     """int64 (n,), -1 = not available."""
+    old: TeacherOutputs | None = None
+    """Outputs of the teacher for the first two views, from task 1 on if there is a teacher."""
+    features: list[Tensor] = field(default_factory=list)
+    """Features (n, feature_dim) as the encoder gives them, perhaps in a half type; only `loss` gets them."""
 
 
 class Method(nn.Module, ABC):
@@ -40,7 +56,11 @@ class Method(nn.Module, ABC):
 
     Settings: ClassVar[type[MethodSettings]]
     distiller: ClassVar[str]
-    """The distiller that `distill.name: auto` takes."""
+    """The distiller that `distill.name: auto` takes; none: nothing is distilled."""
+    pseudo_negatives: ClassVar[Literal["none", "batch", "queue", "predictive", "predictive_mse", "decorrelative"]] = (
+        "none"
+    )
+    """The form of PNR that fits: negatives from the batch or from queues, or a distiller with negatives; none: none."""
     twin_views: ClassVar[tuple[int, ...]] = ()
     """Views that go through a momentum twin of the encoder, the projector and `twin_head`; none: no twin."""
     most_views: ClassVar[int] = 2
@@ -59,16 +79,13 @@ class Method(nn.Module, ABC):
         super().__init__()
         self.settings = settings
         self.twin_head: nn.Module = nn.Identity()
+        self.meets_old = False
 
     @classmethod
     def build_projector(cls, settings: Any, feature_dim: int) -> nn.Sequential:
         """The projector: features (n, feature_dim) -> projections (n, settings.projector_out)."""
         hidden = [settings.projector_hidden] * cls.hidden_layers
         return mlp((feature_dim, *hidden, settings.projector_out), **cls.projector_form)
-
-    def build_heads(self, num_classes: int) -> None:
-        """Make the heads whose size is the number of classes of the stream; called once, before anything else."""
-        return
 
     @abstractmethod
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
@@ -82,6 +99,25 @@ class Method(nn.Module, ABC):
         """What the distiller compares, from projections (n, d): the projections as they are unless overridden."""
         return projections
 
+    def build_heads(self, feature_dim: int, num_classes: int) -> None:
+        """Make the heads on the encoder's features (n, feature_dim) or with an output per class of the stream.
+
+        Called once, after the constructor.
+        """
+        return
+
+    def meet_old_outputs(self) -> None:
+        """Take the teacher's outputs as further negatives from now on, in methods that have negatives (see PNR)."""
+        self.meets_old = True
+
+    def queued_negatives(self) -> list[Tensor]:
+        """Queued negatives (k, d) for the rows of each of the two views, for methods that have them."""
+        raise TypeError(f"{type(self).__name__} has no queued negatives")
+
+    def needs_teacher(self) -> bool:
+        """Whether the loss reads `outputs.old`, even without a distiller."""
+        return self.meets_old
+
     def prototypes(self) -> Tensor:
         """The prototypes (heads, k, d) that a later task distils from, for methods that have them."""
         raise TypeError(f"{type(self).__name__} has no prototypes")
@@ -93,6 +129,10 @@ class Method(nn.Module, ABC):
 
     def begin_task(self, images: int) -> None:
         """Make room for the state of one task of that many images."""
+        return
+
+    def continue_from(self, projector: nn.Module) -> None:
+        """Called at the beginning of task 1 with the projector that task 0 trained."""
         return
 
     def phase(self, epoch: int) -> Hashable:

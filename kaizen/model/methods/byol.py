@@ -24,6 +24,7 @@ class BYOL(Method):
         predictor_hidden: Count = Field(512, description="hidden size of the predictor")
 
     distiller = "predictive"
+    pseudo_negatives = "predictive"
     twin_views = (0, 1)
 
     def __init__(self, settings: Settings) -> None:

@@ -22,6 +22,7 @@ class SimSiam(Method):
         predictor_hidden: Count = Field(512, description="hidden size of the predictor")
 
     distiller = "predictive"
+    pseudo_negatives = "predictive"
     constant_rate = ("predictor.",)
     hidden_layers = 2
     projector_form: ClassVar = {"norm": True, "bias": False, "last_norm": "plain"}

@@ -30,7 +30,7 @@ class Supervised(Method):
     distiller = "predictive"
     needs_labels = True
 
-    def build_heads(self, num_classes: int) -> None:
+    def build_heads(self, feature_dim: int, num_classes: int) -> None:
         self.head = nn.Linear(self.settings.projector_out, num_classes)
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:

@@ -24,6 +24,7 @@ class VICReg(Method):
         covariance: NonNegative = Field(1.0, description="weight of the covariances off the diagonal")
 
     distiller = "predictive_mse"
+    pseudo_negatives = "predictive_mse"
     hidden_layers = 2
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
