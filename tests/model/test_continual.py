@@ -175,7 +175,7 @@ def test_osiris_gives_each_process_its_share_even_one_without_replay_images(monk
     torch.manual_seed(0)
     for stability in ("replay", "distill"):
         method = Osiris(settings_of("osiris", stability=stability)).double()
-        method.build_heads(5)
+        method.build_heads(5, 4)
         method.double()
         z, f, o = ([torch.randn(10, dim, dtype=torch.float64) for _ in range(2)] for dim in (8, 5, 5))
         played: list[Tensor] = []
