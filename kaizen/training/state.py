@@ -72,8 +72,8 @@ class TaskState:
             parallel.await_file(before / "student.safetensors")
             self._load(before, self._kept())
         self.teacher = None
-        soft = config.classifier.distill == "soft_label" and weights["classifier_distill"] > 0
-        if before and (distiller is not None or soft):
+        soft = config.classifier.distill == "soft_label"
+        if before and (distiller is not None or (soft and weights["classifier_distill"] > 0)):
             # At a task's beginning the method's prototypes are those that the teacher ended with.
             prototypes = self.learner.method.prototypes().clone() if self.learner.method.has_prototypes else None
             self.teacher = Teacher(before / "student.safetensors", config, num_classes, parallel, prototypes)
