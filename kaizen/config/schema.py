@@ -14,7 +14,7 @@ from kaizen.config.memory import BUDGETS, ReplayConfig, StatisticsConfig
 from kaizen.config.optim import OptimConfig
 from kaizen.config.types import AUTO, Count, NonNegative, Positive, Probability, Section, Seed, Text
 
-Reader = Literal["classifier", "linear_probe_seen", "linear_probe_all", "knn", "memory_probe", "ncm"]
+Reader = Literal["classifier", "statistics", "linear_probe_seen", "linear_probe_all", "knn", "memory_probe", "ncm"]
 
 # Keys of where results are kept and what is measured, not of what is trained: a run may resume with different values.
 FREE_KEYS = (
@@ -194,10 +194,10 @@ class ViewConfig(Section):
 
 class EvalConfig(Section):
     readers: tuple[Reader, ...] = Field(
-        ("classifier", "linear_probe_seen", "linear_probe_all", "knn"),
+        ("classifier", "statistics", "linear_probe_seen", "linear_probe_all", "knn"),
         min_length=1,
         description="readers of the features, each with its own accuracy matrix: the jointly trained classifier, "
-        "linear probes on the training images of the tasks seen or of all tasks, nearest neighbours of the tasks seen; "
+        "the classifier made from the statistics of past classes, linear probes on the training images of the tasks seen or of all tasks, nearest neighbours of the tasks seen; "
         "and of the images in the replay memory: a linear probe (memory_probe), the nearest class mean (ncm)",
     )
     knn_k: Count = Field(20, description="number of neighbours that vote; at most the number of training images")

@@ -77,9 +77,9 @@ class TaskState:
             if task == 1:
                 self.learner.method.continue_from(self.learner.projector)
         self.teacher = None
-        soft = config.classifier.distill == "soft_label" and weights["classifier_distill"] > 0
+        soft = config.classifier.distill == "soft_label"
         needed = distiller is not None or self.learner.method.needs_teacher()
-        if before and (needed or soft):
+        if before and (needed or (soft and weights["classifier_distill"] > 0)):
             # At a task's beginning the method's prototypes are those that the teacher ended with.
             prototypes = self.learner.method.prototypes().clone() if self.learner.method.has_prototypes else None
             self.teacher = Teacher(before / "student.safetensors", config, num_classes, parallel, prototypes)

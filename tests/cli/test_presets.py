@@ -33,6 +33,7 @@ PAST: dict[str, tuple[bool, float | None, bool]] = {
     "pfr": (True, 0, True),
     "pnr": (True, 0, True),
     "osiris": (False, 0, True),
+    "supervised": (True, None, True),
 }
 """Per preset: whether it has a distiller, its classifier.distill_weight (None: the recipe's), and a memory."""
 
@@ -55,14 +56,14 @@ def test_a_preset_keeps_of_the_past_what_its_name_says(preset: str, recipe: str)
         return
     config = config_of(recipe, "--preset", preset)
     distills, weight, remembers = PAST[preset]
-    distiller = preset if preset in ("pfr", "pnr") else plain.distill.name
+    distiller = {"pfr": "pfr", "pnr": "pnr", "supervised": "predictive"}.get(preset, plain.distill.name)
     assert config.distill.name == (distiller if distills else "none")
     assert config.classifier.distill_weight == (plain.classifier.distill_weight if weight is None else weight)
     assert config.replay.policy == (plain.replay.policy if remembers else "none")
     assert plain.replay.policy == "random"
     before = flatten(plain.model_dump())
     changed = {key for key, value in flatten(config.model_dump()).items() if before.get(key) != value}
-    if preset == "osiris":
+    if preset in ("osiris", "supervised"):
         own = plain.method if plain.method.name == preset else method_class(preset).Settings()
         assert config.method.model_dump() == own.model_dump()
         changed = {key for key in changed if not key.startswith("method.")}

@@ -9,26 +9,20 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
-import numpy as np
 import torch
 import torch.distributed as dist
+from evaluation_agrees import evaluation_agrees
 from runs import COMBINED, in_epoch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import kaizen.parallel.processes
 from kaizen.cli.resolve import parse_arguments, resolve
 from kaizen.commands.train import main
-from kaizen.config.schema import Config, Reader
-from kaizen.data.load import load_stream
-from kaizen.data.replay import Memory
+from kaizen.config.schema import Config
 from kaizen.errors import ConfigError, Stopped, TrainingFailed
-from kaizen.evaluation.evaluator import Evaluator
-from kaizen.evaluation.readers import REGISTRY as READERS
 from kaizen.model.distillers import build_distiller
-from kaizen.model.learner import TERMS, Learner, Network, total
+from kaizen.model.learner import TERMS, Learner, total
 from kaizen.model.methods import REGISTRY
 from kaizen.model.methods.base import Outputs, TeacherOutputs
 from kaizen.model.networks.heads import forward_all
@@ -261,34 +255,6 @@ def late_files(parallel: Parallel, out: Path) -> bool:
         named = "process 1 on" in str(error)
         return seen and "is not seen by every process" in str(error) and named == (parallel.rank == 1)
     return False
-
-
-def evaluation_agrees(parallel: Parallel, arguments: list[str], out: Path) -> bool:
-    """Two processes give the accuracies of one, for every reader, to the last bit; `out` gets a memory to read."""
-    config = resolve(*parse_arguments(arguments))[1]
-    stream, network = load_stream(config), Network(config, 10)
-    alone = copy.copy(parallel)
-    alone.rank, alone.world, alone.is_main, alone.group = 0, 1, True, ONE_PROCESS
-    alone._cpu_group = alone._step_group = None
-    readers, ids = get_args(Reader), np.concatenate([task.train[:20] for task in stream.tasks[:2]])
-    source, rows = stream.source.train, torch.from_numpy(ids)
-    memory = Memory(torch.from_numpy(source.images[ids]), torch.from_numpy(source.labels[ids]), rows, rows * 0)
-
-    def write() -> None:
-        (out / "tasks/task-01").mkdir(parents=True)
-        save_file(memory.tensors(), out / "tasks/task-01/replay.safetensors")
-
-    parallel.on_main(write)
-    found = [
-        [Evaluator(config, stream, p).row(network, task, readers, run=out) for p in (parallel, alone)]
-        for task in (-1, 1)
-    ]
-    may_be_empty = [reader for reader in readers if READERS[reader].sees == "memory"]
-    return all(two == one for two, one in found) and all(
-        any(cell is not None for cell in two.accuracies[reader]) != (task < 0 and reader in may_be_empty)
-        for task, (two, _) in zip((-1, 1), found, strict=True)
-        for reader in readers
-    )
 
 
 EVERY = {name: ("--method.name", name) for name in REGISTRY} | COMBINED

@@ -42,7 +42,7 @@ def test_both_views_of_an_image_are_mixed_with_one_partner_and_one_share(each: s
             part = share.numpy()[:, None, None, None]
             expected = part * plain[:n].numpy() + (1 - part) * plain[n:].numpy()
             np.testing.assert_allclose(view.numpy(), expected, rtol=1e-5, atol=1e-5)
-        labels = [*stepper.labels[ids], *stepper.memory.labels[rows].tolist()]
+        labels = [*stepper.stream.labels[ids], *stepper.memory.labels[rows].tolist()]
         assert inputs.data.labels.tolist() == labels
         assert host.batch.labelled == sum(label >= 0 for label in labels)
     assert len(set(shares)) == (3 * 64 if each == "image" else 3)
