@@ -129,7 +129,8 @@ class _Problem:
         errors = probabilities
         errors[torch.arange(len(errors), device=errors.device), self.targets] -= 1
         errors /= len(errors)
-        slope = self.inputs.T @ errors + regularisation * weights[:-1]
+        # In this order a CPU takes a third of the time of inputs.T @ errors.
+        slope = (errors.T @ self.inputs).T + regularisation * weights[:-1]
         return torch.cat([slope, errors.sum(dim=0, keepdim=True)])
 
     def unit(self, regularisation: float) -> Tensor:
@@ -224,7 +225,7 @@ class _Problem:
         def curved(direction: Tensor) -> Tensor:
             scores = _affine(self.inputs, direction)
             scores = probabilities * (scores - (probabilities * scores).sum(dim=1, keepdim=True)) / len(scores)
-            within = self.inputs.T @ scores + regularisation * direction[:-1]
+            within = (scores.T @ self.inputs).T + regularisation * direction[:-1]
             return torch.cat([within, scores.sum(dim=0, keepdim=True)])
 
         step, residual = torch.zeros_like(slope), -slope
