@@ -210,10 +210,13 @@ def test_other_data_are_refused_or_have_a_file_of_their_own(
     )
     assert "--other-data NAME" in error
     assert files_of(path) == files
-    assert run([*given, "--other-data", "fewer"], COMMANDS) == 0
+    assert run([*given, "--other-data", "fewer", "--readers", "classifier,memory_probe,ncm"], COMMANDS) == 0
     found = json.loads((path / "results-fewer.json").read_text())
     assert sum(task["test_images"] for task in found["stream"]["tasks"]) == 100
     assert found["data"]["source"] == source
+    assert all(found["readers"][reader]["final_accuracy"] > 0.1 for reader in ("memory_probe", "ncm")), (
+        "the run's memory"
+    )
     own = json.loads((path / "results.json").read_text())["data"]
     assert [found["data"][moment] == own[moment] for moment in ("mean", "std")] == [True, True], "normalised as the run"
     assert {name: content for name, content in files_of(path).items() if name != "results-fewer.json"} == files
