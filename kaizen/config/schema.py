@@ -196,9 +196,10 @@ class EvalConfig(Section):
     readers: tuple[Reader, ...] = Field(
         ("classifier", "statistics", "linear_probe_seen", "linear_probe_all", "knn"),
         min_length=1,
-        description="readers of the features, each with its own accuracy matrix: the jointly trained classifier, "
-        "the classifier made from the statistics of past classes, linear probes on the training images of the tasks seen or of all tasks, nearest neighbours of the tasks seen; "
-        "and of the images in the replay memory: a linear probe (memory_probe), the nearest class mean (ncm)",
+        description="readers of the features, each with its own accuracy matrix: the jointly trained classifier; the "
+        "classifier made from the statistics of past classes; linear probes on the training images of the tasks seen "
+        "or of all tasks; nearest neighbours of the tasks seen; and of the images in the replay memory: a linear probe "
+        "(memory_probe), the nearest class mean (ncm)",
     )
     knn_k: Count = Field(20, description="number of neighbours that vote; at most the number of training images")
 

@@ -21,8 +21,8 @@ DEFINITIONS = {
 PROTOCOLS = {
     "classifier": "the network's own head, trained with it on the labels that the run may see; "
     "the untrained network's head guesses",
-    "statistics": "linear discriminant analysis of class means and a covariance, measured on the labels that the run may "
-    "see and carried from encoder to encoder",
+    "statistics": "linear discriminant analysis of class means and a covariance, measured with the labels that the run "
+    "may see and carried from encoder to encoder",
     "linear_probe_seen": "logistic regression on frozen features of the training images of the tasks trained so far, "
     "with true labels; for the untrained network: of all tasks",
     "linear_probe_all": "logistic regression on frozen features of the training images of all tasks, with true labels; "

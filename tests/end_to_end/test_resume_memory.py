@@ -1,4 +1,4 @@
-"""Runs with mixed images or stored logits that are killed: they resume exactly."""
+"""Runs with mixed images, stored logits or an aligned classifier that are killed: they resume exactly."""
 
 from pathlib import Path
 
@@ -7,13 +7,16 @@ from conftest import Launcher
 from runs import log_of, snapshots, wait_for_step
 from safetensors.torch import load_file
 
+ALIGNED = ["--classifier.align", "statistics", "--classifier.align_passes", "3"]
+USES = {"lump": ["--preset", "lump"], "derpp": ["--preset", "derpp"], "aligned": ALIGNED}
 
-@pytest.mark.parametrize("preset", ["lump", "derpp"])
+
+@pytest.mark.parametrize("preset", USES)
 def test_a_run_killed_in_every_task_ends_byte_for_byte_as_one_that_was_not(
     preset: str, tiny: list[str], launcher: Launcher, tmp_path: Path
 ) -> None:
-    arguments = [*tiny, "--preset", preset, "--stream.tasks", "2", "--optim.lr", "0.2"]
-    arguments += ["--classifier.distill_weight", "0.5" if preset == "derpp" else "0"]
+    arguments = [*tiny, *USES[preset], "--stream.tasks", "2", "--optim.lr", "0.2"]
+    arguments += ["--classifier.distill_weight", "0" if preset == "lump" else "0.5"]
     whole, cut = ([*arguments, "--run.dir", str(tmp_path / name)] for name in "ab")
     assert launcher.run(whole) == 0
     for step in (3, 20):  # tasks of 16 and 14 steps
