@@ -54,7 +54,10 @@ class StatisticsConfig(Section):
         True, description="keep means and covariance of the features of past classes, carried from encoder to encoder"
     )
     ridge: Positive = Field(
-        0.01, description="how strongly the map between two encoders is held to the identity, in mean variances"
+        0.003, description="how strongly the map between two encoders is held to the identity, in mean variances"
+    )
+    prior: Positive = Field(
+        5.0, description="a class of n replay images corrects its mapped mean by n / (n + prior) of what the map missed"
     )
     memory_share: Positive = Field(
         1.0, description="weight of all replay images in the fit of that map, relative to the task's own images"

@@ -168,7 +168,8 @@ class TaskEnd:
         weights = memory_weights(len(current), len(remembered), config.memory_share)
         map = fit_map(old, new, weights, config.ridge)
         before = Statistics.read(self.state.before / f"{FILE}.safetensors", current.shape[1])
-        return before.carried(map).merged(found), map
+        residuals = remembered - map(old[len(current) :])
+        return before.carried(map).corrected(residuals, self.memory.labels, config.prior).merged(found), map
 
     def _aligned(self, student: Mapping[str, Tensor], statistics: Statistics) -> dict[str, Tensor]:
         """The student's classifier, trained further on features and on draws from the statistics."""
@@ -176,16 +177,12 @@ class TaskEnd:
         held = {name.removeprefix(HEAD): t for name, t in student.items() if name.startswith(HEAD)}
         classifier = mlp((statistics.means.shape[1], *config.classifier.hidden, self.state.num_classes))
         classifier.load_state_dict(held)
-        current, remembered = self.new
-        labels = torch.cat([self.labels, self.memory.labels]).to(device)
-        known = labels >= 0
-        align(
-            classifier.to(device),
-            torch.cat([current, remembered])[known],
-            labels[known],
-            statistics,
-            current=Statistics.measured(wide(current).cpu(), self.labels),
-            settings=config.classifier,
-            seed=fold(config.run.seed, Purpose.ALIGN, self.state.task),
-        )
+
+        def labelled(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            known = (labels >= 0).to(device)
+            return features[known], labels.to(device)[known]
+
+        current, remembered = labelled(self.new[0], self.labels), labelled(self.new[1], self.memory.labels)
+        seed = fold(config.run.seed, Purpose.ALIGN, self.state.task)
+        align(classifier.to(device), current, remembered, statistics, config.classifier, seed)
         return {f"{HEAD}{name}": t.cpu() for name, t in classifier.state_dict().items()}

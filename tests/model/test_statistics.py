@@ -75,6 +75,13 @@ def test_the_map_is_a_ridge_regression_of_the_change(ridge: float) -> None:
     )
 
 
+def test_what_the_map_misses_on_remembered_images_moves_the_means_of_their_classes() -> None:
+    held = Statistics.measured(FEATURES, LABELS)
+    residuals, labels = torch.full((5, D), 2.0).double(), torch.tensor([0, 0, 0, 7, -1])
+    moved = held.corrected(residuals, labels, 3.0).means - held.means
+    torch.testing.assert_close(moved, torch.tensor([[1.0], [0.0], [0.5]]).double().expand(3, D))
+
+
 def test_features_that_are_all_equal_are_mapped_by_their_shift() -> None:
     same = torch.ones(4, D).double()
     map = fit_map(same, same + 3, torch.ones(4).double(), 0.01)
