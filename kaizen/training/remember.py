@@ -33,8 +33,13 @@ def images_affordable(config: Config, stream: Stream, task: int, features: int) 
     assert config.replay.bytes is not None
     seen = np.unique(np.concatenate([stream.labels[done.train] for done in stream.tasks[: task + 1]]))
     classes = int((seen >= 0).sum()) if config.statistics.keep else None
-    image = int(np.prod(stream.source.train.images.shape[1:]))
-    return images_within(config.replay.bytes, image, classes, features)
+    return images_within(config.replay.bytes, image_bytes(config, stream), classes, features)
+
+
+def image_bytes(config: Config, stream: Stream) -> int:
+    """Bytes of an image in the replay memory, and of its logits where they are stored."""
+    logits = 4 * stream.source.num_classes if config.classifier.distill == "stored_logits" else 0
+    return int(np.prod(stream.source.train.images.shape[1:])) + logits
 
 
 def check_budget(config: Config, stream: Stream) -> None:
@@ -51,10 +56,13 @@ def check_budget(config: Config, stream: Stream) -> None:
     for number, task in enumerate(stream.tasks):
         groups += 1 if config.replay.policy == "reservoir" else len(np.unique(stream.labels[task.train]))
         if images_affordable(config, stream, number, features) < groups:
-            image = int(np.prod(stream.source.train.images.shape[1:]))
             statistics = f"statistics of {features} features" if config.statistics.keep else "no statistics"
+            each = image_bytes(config, stream)
             problem = f"is {config.replay.bytes}, too little after task {number} for {statistics} and {groups} images"
-            raise ConfigError("replay.bytes", f"{problem} of {image} bytes; allowed: more, or statistics.keep false")
+            raise ConfigError(
+                "replay.bytes",
+                f"{problem} of {each} bytes; allowed: more, or statistics.keep false",
+            )
 
 
 @dataclass(frozen=True)

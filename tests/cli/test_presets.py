@@ -34,6 +34,8 @@ PAST: dict[str, tuple[bool, float | None, bool]] = {
     "pnr": (True, 0, True),
     "osiris": (False, 0, True),
     "supervised": (True, None, True),
+    "aligned": (True, None, True),
+    "aligned-pfr": (True, None, True),
 }
 """Per preset: whether it has a distiller, its classifier.distill_weight (None: the recipe's), and a memory."""
 
@@ -56,7 +58,9 @@ def test_a_preset_keeps_of_the_past_what_its_name_says(preset: str, recipe: str)
         return
     config = config_of(recipe, "--preset", preset)
     distills, weight, remembers = PAST[preset]
-    distiller = {"pfr": "pfr", "pnr": "pnr", "supervised": "predictive"}.get(preset, plain.distill.name)
+    distiller = {"pfr": "pfr", "aligned-pfr": "pfr", "pnr": "pnr", "supervised": "predictive"}.get(
+        preset, plain.distill.name
+    )
     assert config.distill.name == (distiller if distills else "none")
     assert config.classifier.distill_weight == (plain.classifier.distill_weight if weight is None else weight)
     assert config.replay.policy == (plain.replay.policy if remembers else "none")
@@ -74,6 +78,7 @@ def test_a_preset_keeps_of_the_past_what_its_name_says(preset: str, recipe: str)
         "lump": {"replay.mix"},
         "derpp": {"method.weight", "classifier.distill", "classifier.stop_gradient"},
         "pfr": {"distill.hidden"},
+        **dict.fromkeys(("aligned", "aligned-pfr"), {"classifier.align"}),
     }
     assert changed <= allowed | allowed_too.get(preset, set()), "everything else is the recipe's"
 
