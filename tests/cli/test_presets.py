@@ -78,7 +78,8 @@ def test_a_preset_keeps_of_the_past_what_its_name_says(preset: str, recipe: str)
         "lump": {"replay.mix"},
         "derpp": {"method.weight", "classifier.distill", "classifier.stop_gradient"},
         "pfr": {"distill.hidden"},
-        **dict.fromkeys(("aligned", "aligned-pfr"), {"classifier.align"}),
+        "aligned": {"classifier.align"},
+        "aligned-pfr": {"classifier.align"},
     }
     assert changed <= allowed | allowed_too.get(preset, set()), "everything else is the recipe's"
 
