@@ -33,6 +33,7 @@ GPU_FILES = ("single_gpu", "multi_gpu", "multi_node", "fsdp2")
 SEVERAL = ("cpu_2.yaml",)
 """Launches of several processes, which tests/parallel and tests/launch start."""
 LONG = ("cifar100-", "imagenet100-", "launch/sweeps/digits.txt", "launch/sweeps/fashion", "data/fashion")
+LONG += ("launch/sweeps/statistics.txt", "runs/statistics")
 """What takes minutes to hours on a CPU, or needs the hub; tests/README.md says what is tested instead."""
 BENCHES = ("--start", "--tasks", "--checkpoints", "-m kaizen bench digits ")
 """Measurements that tests/bench makes, in small; the bench of another recipe is executed."""
@@ -144,6 +145,8 @@ def check(command: Command, patch: pytest.MonkeyPatch) -> None:
                 resolve(*parse_arguments(arguments[1:]))
         case ["python", "tests/fashion.py", _, *counts]:
             assert [int(count) for count in counts]
+        case ["python", "tests/statistics_gap.py", *runs]:
+            assert runs
         case ["python", "-m", "pytest", *tokens]:
             named = [token for token in tokens if "/" in token]
             assert all((ROOT / token).exists() for token in named)
