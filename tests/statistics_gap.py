@@ -1,6 +1,6 @@
 """What the reader `statistics` misses: LDA after the last task with carried and with true means and covariance.
 
-usage: python tests/statistics_gap.py RUN [RUN ...], finished runs; prints final accuracies in %, a line per kind of statistics.
+usage: python tests/statistics_gap.py RUN [RUN ...], finished runs; prints final accuracies in %, a line per kind.
 """
 
 import sys
