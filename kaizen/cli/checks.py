@@ -65,6 +65,13 @@ def _check_memory(config: Config) -> None:
     replay, stored = config.replay, config.classifier.distill == "stored_logits"
     if replay.policy == "none" and replay.mix != "none":
         raise ConfigError("replay.mix", f"is {replay.mix!r}, but replay.policy none keeps no images; allowed: none")
+    method = config.method.name
+    if replay.mix != "none" and not method_class(method).takes_mixed:
+        problem = f"is {replay.mix!r}, but {method} has no loss for mixed images"
+        raise ConfigError("replay.mix", f"{problem}; allowed with it: none")
+    if replay.policy == "none" and method == "osiris" and config.method.stability == "distill":
+        problem = "is 'distill', but with replay.policy none the second projector, which it is for, is not trained"
+        raise ConfigError("method.stability", f"{problem}; allowed: replay, or another replay.policy")
     if replay.policy == "none" and stored:
         problem = "is 'stored_logits', but replay.policy none keeps no images to store them with"
         raise ConfigError("classifier.distill", f"{problem}; allowed: soft_label")

@@ -37,17 +37,18 @@ def nt_xent(
 
 
 @in_float32
-def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
+def info_nce(query: Tensor, key: Tensor, queue: Tensor | Sequence[Tensor], temperature: float) -> Tensor:
     """InfoNCE with a queue: each query finds its own key among the queue's keys (arXiv 1911.05722, eq. 1).
 
     Args:
         query, key: (n, d), L2-normalised; rows i belong to the same image.
-        queue: (k, d), L2-normalised negatives.
+        queue: (k, d), L2-normalised negatives, or several such tensors, which are not copied together.
         temperature: divides the similarities.
     """
-    query, key, queue = promote(query), promote(key), promote(queue)
+    query, key = promote(query), promote(key)
     positive = (query * key).sum(dim=1, keepdim=True)
-    logits = torch.cat([positive, query @ queue.t()], dim=1) / temperature
+    queues = [queue] if isinstance(queue, Tensor) else queue
+    logits = torch.cat([positive, *(query @ promote(keys).t() for keys in queues)], dim=1) / temperature
     return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.int64, device=query.device))
 
 

@@ -141,7 +141,10 @@ class Knowledge(Distiller):
 
 
 class PFR(Distiller):
-    """Projected functional regularization: a temporal projection of the features predicts the old encoder's."""
+    """Projected functional regularization: a temporal projection of the features predicts the old encoder's.
+
+    The authors' script, whose Barlow Twins loss is scaled by 0.1, has the weight 1.
+    """
 
     default_weight = 25.0
     reads = "features"
@@ -223,7 +226,9 @@ def resolve_distiller(config: Config) -> DistillConfig:
         fitting = [found for found in METHODS if method_class(found).pseudo_negatives != "none"]
         problem = f"is {name!r}, which is defined for method.name {', '.join(fitting)}"
         raise ConfigError("distill.name", f"{problem}; allowed with {config.method.name}: {method.distiller}, none")
-    weight = kind.weight_with(method) if distill.weight is None else distill.weight
+    default = method.distill_weight if name == method.distiller else None
+    default = kind.weight_with(method) if default is None else default
+    weight = default if distill.weight is None else distill.weight
     temperature = distill.temperature or kind.default_temperature
     return distill.model_copy(update={"name": name, "weight": weight, "temperature": temperature})
 

@@ -52,7 +52,7 @@ class Stepper:
             config.optim.batch,
             self.memory.sample_ids,
             self.memory.labels,
-            config.replay.batch,
+            self._replay_batch(),
             group=parallel.group,
             parts=parallel.accumulation,
             mix=mixing if recall.mixes else None,
@@ -71,6 +71,11 @@ class Stepper:
         self._done: Done | None = None
         self._before: list[Tensor] = []
         self._sizes: list[int] = []
+
+    def _replay_batch(self) -> int:
+        """Replay images of a step: no more than the memory has for a method that must not see one twice."""
+        size = self.config.replay.batch
+        return min(size, len(self.memory)) if self.state.learner.method.distinct_replay else size
 
     def prepare_measures(self) -> None:
         """Copy the parameters before a step after which `measures` is called."""

@@ -56,11 +56,13 @@ def test_a_preset_keeps_of_the_past_what_its_name_says(preset: str, recipe: str)
         with pytest.raises(ConfigError, match=r"distill\.name: is 'pnr', which is defined for"):
             config_of(recipe, "--preset", preset)
         return
+    if preset == "lump" and not method_class(plain.method.name).takes_mixed:
+        with pytest.raises(ConfigError, match=r"replay\.mix: is 'lump', but \w+ has no loss for mixed images"):
+            config_of(recipe, "--preset", preset)
+        return
     config = config_of(recipe, "--preset", preset)
     distills, weight, remembers = PAST[preset]
-    distiller = {"pfr": "pfr", "aligned-pfr": "pfr", "pnr": "pnr", "supervised": "predictive"}.get(
-        preset, plain.distill.name
-    )
+    distiller = {"pfr": "pfr", "aligned-pfr": "pfr", "pnr": "pnr", "supervised": "pfr"}.get(preset, plain.distill.name)
     assert config.distill.name == (distiller if distills else "none")
     assert config.classifier.distill_weight == (plain.classifier.distill_weight if weight is None else weight)
     assert config.replay.policy == (plain.replay.policy if remembers else "none")
@@ -79,7 +81,8 @@ def test_a_preset_keeps_of_the_past_what_its_name_says(preset: str, recipe: str)
         "derpp": {"method.weight", "classifier.distill", "classifier.stop_gradient"},
         "pfr": {"distill.hidden"},
         "aligned": {"classifier.align"},
-        "aligned-pfr": {"classifier.align"},
+        "aligned-pfr": {"classifier.align", "distill.hidden"},
+        "supervised": {"distill.hidden"},
     }
     assert changed <= allowed | allowed_too.get(preset, set()), "everything else is the recipe's"
 
@@ -129,7 +132,7 @@ def test_the_preset_stands_above_the_recipe_and_below_the_command_line(tmp_path:
     [
         (
             ["--preset", "casle"],
-            "error: --preset: is 'casle'; allowed: cassle, cassle-replay, derpp, finetune, joint",
+            "error: --preset: is 'casle'; allowed: aligned, aligned-pfr, cassle, cassle-replay",
         ),
         (["--preset"], "error: --preset: needs a value: --preset NAME"),
         (["--preset", "--optim.lr", "1"], "error: --preset: needs a value: --preset NAME"),

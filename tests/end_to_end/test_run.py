@@ -23,6 +23,7 @@ from kaizen.data.load import load_stream
 from kaizen.evaluation.evaluator import Evaluator
 from kaizen.evaluation.metrics import summarize
 from kaizen.model.learner import Learner, Network
+from kaizen.model.statistics import statistics_bytes
 from kaizen.model.teacher import read_network
 from kaizen.parallel import Parallel
 from kaizen.run.measures import MEASURES
@@ -72,7 +73,7 @@ def test_results_hold_the_matrix_and_its_metrics(undisturbed: Path) -> None:
     ]
     assert results["memory_bytes"] == {
         "images": [8 * 3 * 8 * 8 * (task + 1) for task in range(TASKS)],
-        "statistics": [None] * TASKS,
+        "statistics": [statistics_bytes(2 * (task + 1), 32) for task in range(TASKS)],
     }
     assert len(results["rankme"]) == TASKS
     assert all(1 <= rank <= 32 for rank in results["rankme"])

@@ -55,6 +55,8 @@ class Method(nn.Module, ABC):
     """
 
     Settings: ClassVar[type[MethodSettings]]
+    distill_weight: ClassVar[float | None] = None
+    """What `distill.weight: null` stands for with the distiller below; None: the distiller's own default."""
     distiller: ClassVar[str]
     """The distiller that `distill.name: auto` takes; none: nothing is distilled."""
     pseudo_negatives: ClassVar[Literal["none", "batch", "queue", "predictive", "predictive_mse", "decorrelative"]] = (
@@ -69,6 +71,10 @@ class Method(nn.Module, ABC):
     constant_rate: ClassVar[tuple[str, ...]] = ()
     """Prefixes of the names of parameters whose learning rate stays constant."""
     has_prototypes: ClassVar[bool] = False
+    takes_mixed: ClassVar[bool] = True
+    """Whether it learns from images that are mixed with replay images, which count as images without a label."""
+    distinct_replay: ClassVar[bool] = False
+    """Whether no image of the memory may be in a step twice, as the loss would push its copies apart."""
     needs_labels: ClassVar[bool] = False
     """Whether it learns from labels alone."""
     hidden_layers: ClassVar[int] = 1
@@ -110,7 +116,7 @@ class Method(nn.Module, ABC):
         """Take the teacher's outputs as further negatives from now on, in methods that have negatives (see PNR)."""
         self.meets_old = True
 
-    def queued_negatives(self) -> list[Tensor]:
+    def queued_negatives(self) -> list[list[Tensor]]:
         """Queued negatives (k, d) for the rows of each of the two views, for methods that have them."""
         raise TypeError(f"{type(self).__name__} has no queued negatives")
 

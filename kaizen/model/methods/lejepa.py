@@ -1,8 +1,10 @@
 """LeJEPA (Balestriero & LeCun 2025, arXiv 2511.08544): each view predicts the global ones, SIGReg prevents collapse.
 
-Projector Linear-BN-ReLU-Linear-BN-ReLU-Linear; weight of SIGReg 0.05, 1024 directions drawn anew at each step, 17 knots
-from 0 to 3, as in the authors' code; the first two views are the global ones, views beyond them small crops. No twin,
-no stop-gradient. Needs from other processes: the sums of SIGReg, with gradient.
+Projector Linear-BN-ReLU-Linear-BN-ReLU-Linear; 1024 directions drawn anew at each step, 17 knots from 0 to 3, as in the
+authors' package; weight of SIGReg 0.05 (their minimal example: 0.02, 256 directions). The first two views are global,
+views beyond them small crops. No twin, no stop-gradient. Needs from other processes: the sums of SIGReg, with
+gradient. With gradient accumulation each part is tested for itself, and SIGReg, which grows with the number of images,
+weighs less.
 
 Its distiller is the squared error of its own prediction loss: embeddings that SIGReg keeps near N(0, I) have a scale.
 """
@@ -40,6 +42,7 @@ class LeJEPA(Method):
         extent: Positive = Field(3.0, description="where SIGReg's integral over frequencies ends")
 
     distiller = "predictive_mse"
+    distill_weight = 1.0
     hidden_layers = 2
     most_views = 16
 

@@ -7,7 +7,6 @@ queues hold the teacher's outputs, whose keys are negatives as well.
 
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
@@ -39,15 +38,14 @@ class MoCoV2Plus(Method):
 
     def meet_old_outputs(self) -> None:
         super().meet_old_outputs()
-        # Of the present teacher alone: they begin anew in each task.
+        # Of the present teacher alone: they begin anew in each task. The authors' code keeps those of earlier teachers.
         self.old_queue1 = KeyQueue(self.settings.queue_size, self.settings.projector_out)
         self.old_queue2 = KeyQueue(self.settings.queue_size, self.settings.projector_out)
 
-    def queued_negatives(self) -> list[Tensor]:
+    def queued_negatives(self) -> list[list[Tensor]]:
         if not self.meets_old:
-            return [self.queue2.keys, self.queue1.keys]
-        first = torch.cat([self.queue2.keys, self.old_queue2.keys])
-        return [first, torch.cat([self.queue1.keys, self.old_queue1.keys])]
+            return [[self.queue2.keys], [self.queue1.keys]]
+        return [[self.queue2.keys, self.old_queue2.keys], [self.queue1.keys, self.old_queue1.keys]]
 
     def distill_input(self, projections: Tensor) -> Tensor:
         return F.normalize(projections, dim=1)

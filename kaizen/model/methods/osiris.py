@@ -32,6 +32,8 @@ class Osiris(Method):
 
     distiller = "none"
     projector_form: ClassVar = {}
+    takes_mixed = False
+    distinct_replay = True
     second: nn.Sequential
 
     def build_heads(self, feature_dim: int, num_classes: int) -> None:

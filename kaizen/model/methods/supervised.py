@@ -5,7 +5,8 @@ from labels transfer and last as well as theirs. Projector Linear-BN-ReLU-Linear
 classes of the stream, both kept from task to task; images without a label add nothing. The classifier still reads
 the features. Needs from other processes: nothing.
 
-The paper distils by a cosine to predictions (PFR), which is the distiller `predictive`.
+As in the paper, the distiller is PFR, on the features. There each task has a projector and a head of its own, over the
+classes of the task alone, and no memory.
 """
 
 from typing import Literal
@@ -27,8 +28,9 @@ class Supervised(Method):
         projector_hidden: Count = Field(4096, description="hidden size of the projector")
         projector_out: Count = Field(512, description="size of the projections")
 
-    distiller = "predictive"
+    distiller = "pfr"
     needs_labels = True
+    takes_mixed = False
 
     def build_heads(self, feature_dim: int, num_classes: int) -> None:
         self.head = nn.Linear(self.settings.projector_out, num_classes)
