@@ -28,7 +28,8 @@ def begin_run(config: Config, stream: Stream, plan: Plan, run: Path, parallel: P
     state = TaskState(config, stream.source.num_classes, 0, plan.tasks[0].images, plan.lr, weights, run, parallel)
     stepper = Stepper(stream, plan, state, recording=False)
     stepper.close()
-    state.save_task_end(task_directory(run, 0), stepper.task_end().files(), stepper.image, {"task": 0, "step": 0})
+    files, position = stepper.task_end().files(), {"task": 0, "step": 0}
+    state.save_task_end(task_directory(run, 0), files, stepper.image, lambda: position)
     parallel.accelerator.free_memory()
     return 1
 

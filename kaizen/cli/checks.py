@@ -33,6 +33,8 @@ def check_pairs(config: Config) -> None:
     _check_stream(config)
     if config.classifier.align == "statistics" and not config.statistics.keep:
         raise ConfigError("classifier.align", "is 'statistics', but statistics.keep is false; allowed: none")
+    if config.classifier.align == "statistics" and config.labels.fraction == 0:
+        raise ConfigError("classifier.align", "is 'statistics', but labels.fraction is 0; allowed: none")
     if config.classifier.align == "statistics" and config.classifier.distill == "stored_logits":
         problem = "is 'statistics'; allowed with classifier.distill stored_logits, which are stored before: none"
         raise ConfigError("classifier.align", problem)

@@ -68,7 +68,7 @@ def _evaluate(path: Path, asked: tuple[str, ...] | None, places: dict[str, str],
     from kaizen.training.plan import make_plan
 
     parallel, readers = Parallel(), config.eval.readers
-    directory = RunDirectory(path, own, parallel)
+    directory = RunDirectory(path, own, parallel, reading=True)
     done = directory.tasks_done()
     stream = parallel.main_first(lambda: _load(path, config, other))
     if other is None and "data" not in provenance(path):

@@ -14,12 +14,12 @@ class ReplayConfig(Section):
     policy: Literal["none", "random", "first", "herding", "reservoir"] = Field(
         "random",
         description="images kept: none, random (class-balanced), first (of each class), herding (images whose "
-        "mean features follow those of their class), reservoir (uniform over all images seen, needs total)",
+        "mean features follow those of their class), reservoir (uniform over all images seen, needs total or bytes)",
     )
     per_class: Count | None = Field(None, description="images kept per class")
     fraction: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None,
-        description="fraction kept of each class, at least one image; without per_class, fraction and total: 0.01, at "
+        description="fraction kept of each class, at least one image; without any of these four: 0.01, at "
         "least 5 images",
     )
     total: Count | None = Field(

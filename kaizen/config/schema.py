@@ -150,8 +150,10 @@ class ClassifierConfig(Section):
         description="statistics: after each task, train the classifier further on features and on draws from the "
         "statistics of past classes",
     )
-    align_passes: Count = Field(20, description="passes of align over the features and draws")
-    align_lr: Positive = Field(0.001, description="learning rate of align (AdamW, falls to 0 by cosine)")
+    align_steps: Count = Field(600, description="steps of align, on 128 features each")
+    align_lr: Positive = Field(
+        0.0025, description="learning rate of align (AdamW, falls to 0 by cosine), for features of standard deviation 1"
+    )
 
 
 class TeacherConfig(Section):
@@ -197,9 +199,8 @@ class EvalConfig(Section):
         ("classifier", "statistics", "linear_probe_seen", "linear_probe_all", "knn"),
         min_length=1,
         description="readers of the features, each with its own accuracy matrix: the jointly trained classifier; the "
-        "classifier made from the statistics of past classes; linear probes on the training images of the tasks seen "
-        "or of all tasks; nearest neighbours of the tasks seen; and of the images in the replay memory: a linear probe "
-        "(memory_probe), the nearest class mean (ncm)",
+        "classifier made from the statistics of past classes; linear probes on training images of the tasks seen or "
+        "of all; nearest neighbours of the tasks seen; memory_probe and ncm (nearest mean): on the replay memory",
     )
     knn_k: Count = Field(20, description="number of neighbours that vote; at most the number of training images")
 
@@ -235,13 +236,12 @@ class Config(Section, Generic[M]):
 
     def fixed(self) -> dict[str, Any]:
         """Flat dictionary of the keys that affect the result; the digest of a run identifies its data."""
-        flat = flatten(self.model_dump(mode="json"))
-        return {key: value for key, value in flat.items() if not is_free(key) and key not in PLACE_KEYS}
+        return fixed_keys(flatten(self.model_dump(mode="json")))
 
     def hash(self, *, places: bool = False) -> str:
         """SHA-256 (16 hex digits) of the keys that affect the result; with `places`, also of PLACE_KEYS."""
         named = {key: getattr(self.data, key.partition(".")[2]) for key in PLACE_KEYS} if places else {}
-        return hashlib.sha256(json.dumps(self.fixed() | named, sort_keys=True).encode()).hexdigest()[:16]
+        return hash_keys(self.fixed() | named)
 
     def replay_budget(self) -> tuple[str, float]:
         """The replay budget's kind and size; auto: without a budget, a fraction of each class, at least 5 images."""
@@ -276,6 +276,16 @@ def read_header(text: str) -> tuple[str | None, str | None]:
 def is_free(key: str) -> bool:
     """Whether a dotted key is one of FREE_KEYS, which do not affect the result."""
     return any(key == free or key.startswith(free + ".") for free in FREE_KEYS)
+
+
+def fixed_keys(flat: dict[str, Any]) -> dict[str, Any]:
+    """Those of a flat configuration's keys that affect the result."""
+    return {key: value for key, value in flat.items() if not is_free(key) and key not in PLACE_KEYS}
+
+
+def hash_keys(flat: dict[str, Any]) -> str:
+    """SHA-256 (16 hex digits) of keys and their values."""
+    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

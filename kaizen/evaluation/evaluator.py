@@ -117,15 +117,16 @@ class Evaluator:
 
         def read() -> Measured:
             found: dict[str, list[float | None]] = {}
+            own = Classifier("classifier")
+            own.fit(evidence)
+            given = own.predict(test)
             for reader in chosen:
                 found[reader.name] = [None] * tasks
                 if reader.can_read(evidence):
                     reader.fit(evidence)
-                    found[reader.name] = self._accuracies(reader.predict(test), reader.taught(evidence))
-            own = Classifier("classifier")
-            own.fit(evidence)
-            constant = self._constant(own.predict(test), task, own.taught(evidence))
-            return Measured(found, rankme(test), constant)
+                    guesses = given if isinstance(reader, Classifier) else reader.predict(test)
+                    found[reader.name] = self._accuracies(guesses, reader.taught(evidence))
+            return Measured(found, rankme(test), self._constant(given, task, own.taught(evidence)))
 
         return self.parallel.on_main(read)
 

@@ -231,7 +231,9 @@ def sheets(rows: Sequence[Row]) -> list[Sheet]:
             lines.setdefault(row.group, [row.group]).append(_cell(row.value))
             if row.difference is not None and row.baseline is not None:
                 compared.setdefault(row.group, [row.group, row.baseline]).append(_cell(row.difference, sign="+"))
-        title = f"{reader}: top-1 on the test images of all classes, in %: mean ± standard deviation over seeds (n)"
+        title = (
+            f"{reader}: top-1 accuracy in % on the test images of all classes: mean ± standard deviation over seeds (n)"
+        )
         found.append(Sheet(title, ("group", *metrics, *memory), tuple(map(tuple, lines.values()))))
         if compared:
             title = f"{reader}: differences from the baseline, paired by seed, in points: mean ± standard deviation (n)"

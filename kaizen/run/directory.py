@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from kaizen.config.schema import Config, flatten, header
+from kaizen.config.schema import Config, fixed_keys, flatten, hash_keys, header
 from kaizen.config.types import AUTO
 from kaizen.config.yaml import dump_yaml, parse_yaml
 from kaizen.errors import ConfigError, DamagedError
@@ -29,12 +29,15 @@ LEFT_SECONDS = 60
 class RunDirectory:
     """The directory of one run, new or to be resumed; `lock` creates it, and `claim` writes the configuration into it.
 
+    With `reading`, a run of an earlier version is accepted, which lacks keys of this one.
+
     Raises:
         ConfigError: it contains a run of another configuration, or run.resume does not allow what is found.
     """
 
-    def __init__(self, path: Path, config: Config, parallel: Parallel) -> None:
-        self.path, self.config, self.parallel = path, config, parallel
+    def __init__(self, path: Path, config: Config, parallel: Parallel, *, reading: bool = False) -> None:
+        self.path, self.config, self.parallel, self.reading = path, config, parallel, reading
+        self._hash_of_file: str | None = None
         self.seconds_left: float | None = None
         self._ended = False
         self._lock: RunLock | None = None
@@ -104,7 +107,14 @@ class RunDirectory:
         except (OSError, ValueError) as error:
             raise ConfigError(str(file), f"cannot be read ({error})") from None
         wanted, known = self.config.fixed(), flatten(self.config.model_dump(mode="json"))
-        differ = [key for key, value in wanted.items() if key not in held or value not in (held[key], AUTO)]
+        missing = [key for key in wanted if key not in held]
+        if self.reading:
+            self._hash_of_file = hash_keys(fixed_keys(held))
+        elif missing:
+            problem = f"{self.path} contains a run of an earlier version, which had no {', '.join(missing[:3])}"
+            more = f" and {len(missing) - 3} more keys" if len(missing) > 3 else ""
+            raise ConfigError("run.dir", f"{problem}{more}; allowed: that version, or another run.dir")
+        differ = [key for key, value in wanted.items() if key in held and value not in (held[key], AUTO)]
         differ += [key for key in held if key.split(".")[0] != "log" and key not in known]
         if differ:
             found = "; ".join(f"{key} was {held.get(key)!r} and is now {wanted.get(key)!r}" for key in differ[:5])
@@ -127,7 +137,7 @@ class RunDirectory:
         if not numbers or not belongs(task, step):
             found = f"it was saved in task {task}, step {step}, after {seconds} s of training"
             raise DamagedError(str(path / STATE), f"does not belong to {path.name}: {found}")
-        if state.get("config_hash") != self.config.hash():
+        if state.get("config_hash") not in (self.config.hash(), self._hash_of_file):
             problem = f"{path} was saved by a run of another configuration (its config_hash differs)"
             raise ConfigError("run.dir", f"{problem}; allowed: another run.dir")
         return state

@@ -125,7 +125,7 @@ def describe(config: Config, plan: Plan, world: int, accumulation: int = 1) -> l
             drawn = f"one mixed into each new image, Beta({replay.mix_alpha:g}); replay.batch is not used"
         memory = f"{replay.policy}, {budget}, {drawn}"
     held = config.statistics
-    kept = f"means and covariance of each class's features, map held to the identity by {held.ridge:g}"
+    kept = f"the mean of each class's features and one covariance, map held to the identity by {held.ridge:g}"
     encoder, grid = config.encoder.name, ""
     if (patch := config.encoder.patch) and (side := config.data.image_size):
         grid = f", {(side // patch) ** 2} patches of {patch} x {patch} pixels per image"

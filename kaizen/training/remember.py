@@ -16,10 +16,10 @@ from kaizen.data.load import Stream
 from kaizen.data.random import Purpose, fold
 from kaizen.data.replay import Choice, Memory, choose
 from kaizen.errors import ConfigError
-from kaizen.evaluation.features import extract_features, extract_logits, wide
+from kaizen.evaluation.features import extract_features, extract_logits
 from kaizen.model.networks.encoders import build_encoder
 from kaizen.model.networks.heads import mlp
-from kaizen.model.statistics import FILE, Map, Statistics, fit_map, images_within, memory_weights
+from kaizen.model.statistics import FILE, Map, Statistics, fit_map, memory_weights, statistics_bytes
 from kaizen.model.teacher import read_network
 from kaizen.parallel import memory_format
 from kaizen.training.align import align
@@ -28,12 +28,10 @@ from kaizen.training.state import TaskState
 HEAD = "classifier."
 
 
-def images_affordable(config: Config, stream: Stream, task: int, features: int) -> int:
-    """Images that `replay.bytes` leaves room for after a task, for features of that size."""
-    assert config.replay.bytes is not None
+def kept_bytes(config: Config, stream: Stream, task: int, features: int) -> int:
+    """Bytes of the statistics after a task, for features of that size."""
     seen = np.unique(np.concatenate([stream.labels[done.train] for done in stream.tasks[: task + 1]]))
-    classes = int((seen >= 0).sum()) if config.statistics.keep else None
-    return images_within(config.replay.bytes, image_bytes(config, stream), classes, features)
+    return statistics_bytes(int((seen >= 0).sum()), features) if config.statistics.keep else 0
 
 
 def image_bytes(config: Config, stream: Stream) -> int:
@@ -48,21 +46,21 @@ def check_budget(config: Config, stream: Stream) -> None:
     Raises:
         ConfigError: after some task it does not pay the statistics and an image of each class of each task.
     """
-    if config.replay.bytes is None or config.replay.policy == "none":
+    budget, keep = config.replay.bytes, config.statistics.keep
+    if budget is None:
         return
     with torch.device("meta"):
         features = build_encoder(config.encoder, config.data.image_size).feature_dim
-    groups = 0
+    groups, needed, each = 0, 0, image_bytes(config, stream)
     for number, task in enumerate(stream.tasks):
-        groups += 1 if config.replay.policy == "reservoir" else len(np.unique(stream.labels[task.train]))
-        if images_affordable(config, stream, number, features) < groups:
-            statistics = f"statistics of {features} features" if config.statistics.keep else "no statistics"
-            each = image_bytes(config, stream)
-            problem = f"is {config.replay.bytes}, too little after task {number} for {statistics} and {groups} images"
-            raise ConfigError(
-                "replay.bytes",
-                f"{problem} of {each} bytes; allowed: more, or statistics.keep false",
-            )
+        if config.replay.policy != "none":
+            groups += 1 if config.replay.policy == "reservoir" else len(np.unique(stream.labels[task.train]))
+        needed = max(needed, groups * each + kept_bytes(config, stream, number, features))
+    if budget < needed:
+        kept = f" and {kept_bytes(config, stream, len(stream.tasks) - 1, features)} of statistics" if keep else ""
+        less = ", or statistics.keep false" if keep else ""
+        problem = f"is {budget}; {groups} images, one of each class of each task, take {groups * each} bytes{kept}"
+        raise ConfigError("replay.bytes", f"{problem}; allowed: at least {needed}{less}")
 
 
 @dataclass(frozen=True)
@@ -88,24 +86,37 @@ class TaskEnd:
         return torch.from_numpy(self.stream.labels[self.ids])
 
     @cached_property
-    def new(self) -> tuple[Tensor, Tensor]:
-        """Features of the task's images (n, d) and of the memory's (m, d) by the encoder as it ends the task."""
-        return self._features(self.state.copied("encoder")["encoder"])
+    def encoder_now(self) -> nn.Module:
+        """The encoder as it ends the task."""
+        return self.state.copied("encoder")["encoder"]
 
     @cached_property
-    def old(self) -> tuple[Tensor, Tensor]:
-        """The same by the encoder that the task began with."""
+    def current(self) -> Tensor:
+        """Features (n, d) of the task's images by that encoder."""
+        return self._features(self.encoder_now, self.stream.source.train.images, self.ids)
+
+    @cached_property
+    def remembered(self) -> Tensor:
+        """Features (m, d) of the memory's images by that encoder."""
+        return self._of_memory(self.encoder_now)
+
+    @cached_property
+    def before(self) -> tuple[Tensor, Tensor]:
+        """Features of the task's and of the memory's images by the encoder that the task began with."""
         state, device = self.state, self.state.parallel.device
         assert state.before is not None
         network = read_network(state.before / "student.safetensors", state.config, state.num_classes)
-        return self._features(network.encoder.to(device).to(memory_format=memory_format(network, device)))
+        encoder = network.encoder.to(device).to(memory_format=memory_format(network, device))
+        return self._features(encoder, self.stream.source.train.images, self.ids), self._of_memory(encoder)
 
-    def _features(self, encoder: nn.Module) -> tuple[Tensor, Tensor]:
-        sets = [(self.stream.source.train.images, self.ids)]
-        if len(self.memory):
-            sets.append((self.memory.images.numpy(), np.arange(len(self.memory))))
-        found = extract_features(encoder, sets, self.moments, self.state.parallel)
-        return found[: len(self.ids)], found[len(self.ids) :]
+    def _of_memory(self, encoder: nn.Module) -> Tensor:
+        return self._features(encoder, self.memory.images.numpy(), np.arange(len(self.memory)))
+
+    def _features(self, encoder: nn.Module, images: np.ndarray, ids: np.ndarray) -> Tensor:
+        if not len(ids):
+            size = self.state.learner.encoder.feature_dim
+            return torch.empty(0, size, device=self.state.parallel.device)
+        return extract_features(encoder, [(images, ids)], self.moments, self.state.parallel)
 
     def choice(self) -> Choice:
         """What the replay memory holds after the task.
@@ -116,11 +127,12 @@ class TaskEnd:
         state, config = self.state, self.state.config
         kind, size = config.replay_budget()
         if kind == "bytes":
-            kind, size = "total", images_affordable(config, self.stream, state.task, state.learner.encoder.feature_dim)
+            paid = kept_bytes(config, self.stream, state.task, state.learner.encoder.feature_dim)
+            kind, size = "total", (int(size) - paid) // image_bytes(config, self.stream)
 
         def features(ids: np.ndarray) -> np.ndarray:
             assert np.array_equal(ids, self.ids)
-            return self.new[0].cpu().numpy()
+            return self.current.cpu().numpy()
 
         choice = choose(
             self.memory,
@@ -140,16 +152,16 @@ class TaskEnd:
         config, choice = self.state.config, self.choice()
         logits = self._logits(choice) if self.state.stores_logits else None
         if config.statistics.keep:
-            _ = self.new, self.old if self.state.before else None
+            _ = self.current, self.remembered, self.before if self.state.before else None
 
         def make(student: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
             images, labels = self.stream.source.train.images, self.stream.labels
             made = {"replay": choice.applied(self.memory, images, labels, self.state.task, logits).tensors()}
             if config.statistics.keep:
-                statistics, map = self.statistics()
+                statistics, carry = self.statistics()
                 made[FILE] = statistics.tensors()
-                if map is not None:
-                    made[FILE] |= {"map.weight": map.weight.float(), "map.bias": map.bias.float()}
+                if carry is not None:
+                    made[FILE] |= {"map.weight": carry.weight.float(), "map.bias": carry.bias.float()}
                 # From what is kept, so that the next task and every reader find the same.
                 statistics = Statistics.of(made[FILE])
                 weight, bias = statistics.classifier(config.statistics.shrinkage)
@@ -168,16 +180,16 @@ class TaskEnd:
 
     def statistics(self) -> tuple[Statistics, Map | None]:
         """Statistics of all classes seen, for the new encoder, and the map from the one before."""
-        config, (current, remembered) = self.state.config.statistics, (wide(part).cpu() for part in self.new)
+        config, current, remembered = self.state.config.statistics, self.current.cpu(), self.remembered.cpu()
         found = Statistics.measured(current, self.labels)
         if self.state.before is None:
             return found, None
-        old, new = wide(torch.cat(self.old)).cpu(), torch.cat([current, remembered])
+        old, new = torch.cat([part.cpu() for part in self.before]), torch.cat([current, remembered])
         weights = memory_weights(len(current), len(remembered), config.memory_share)
-        map = fit_map(old, new, weights, config.ridge)
-        before = Statistics.read(self.state.before / f"{FILE}.safetensors", current.shape[1])
-        residuals = remembered - map(old[len(current) :])
-        return before.carried(map).corrected(residuals, self.memory.labels, config.prior).merged(found), map
+        carry = fit_map(old, new, weights, config.ridge)
+        kept = Statistics.read(self.state.before / f"{FILE}.safetensors", current.shape[1])
+        residuals = remembered - carry(old[len(current) :])
+        return kept.carried(carry).corrected(residuals, self.memory.labels, config.prior).merged(found), carry
 
     def _aligned(self, student: Mapping[str, Tensor], statistics: Statistics) -> dict[str, Tensor]:
         """The student's classifier, trained further on features and on draws from the statistics."""
@@ -190,7 +202,7 @@ class TaskEnd:
             known = (labels >= 0).to(device)
             return features[known], labels.to(device)[known]
 
-        current, remembered = labelled(self.new[0], self.labels), labelled(self.new[1], self.memory.labels)
+        current, remembered = labelled(self.current, self.labels), labelled(self.remembered, self.memory.labels)
         seed = fold(config.run.seed, Purpose.ALIGN, self.state.task)
         align(classifier.to(device), current, remembered, statistics, config.classifier, seed)
         return {f"{HEAD}{name}": t.cpu() for name, t in classifier.state_dict().items()}

@@ -143,28 +143,33 @@ class TaskState:
         return write
 
     def save_task_end(
-        self, path: Path, more: Callable[[Mapping[str, Tensor]], Files], image: tuple[int, int, int], position: Position
+        self,
+        path: Path,
+        more: Callable[[Mapping[str, Tensor]], Files],
+        image: tuple[int, int, int],
+        position: Callable[[], Position],
     ) -> None:
         """Write the state at the task's end; all processes call this.
 
         Args:
             more: makes the other files, and those that replace the state's, from the student's tensors, on one process.
             image: shape (c, h, w) of the memory's images.
+            position: for state.json; called on one process when everything else is done, so that it counts the seconds.
         """
         files, kept = self.tensors(), self._kept()
         files["method"] = {name: t for name, t in files["method"].items() if name in kept or name.startswith("twin.")}
 
         def write() -> None:
-            _check_finite(files, position)
+            _check_finite(files, position())
             made = more(files["student"])
-            _check_finite(made, position)
-            write_directory(path, files | made, position)
+            _check_finite(made, position())
+            write_directory(path, files | made, position())
 
         self.parallel.on_main(write)
         read_memory(path, image, self.num_classes, self.parallel, logits=self.stores_logits)
 
     def copied(self, *parts: str) -> nn.ModuleDict:
-        """Copies of parts of the student (encoder, projector), whole, for use outside of steps."""
+        """Copies of parts of the student (encoder, projector, classifier), whole, for use outside of steps."""
         if not self.parallel.sharded:
             return nn.ModuleDict({name: copy.deepcopy(self.learner.get_submodule(name)) for name in parts})
         network = self.parallel.placed(Network(self.config, self.num_classes))

@@ -216,11 +216,11 @@ class Trainer:
             elif (every := self.config.run.checkpoint_every) and number % every == 0:
                 self._save(state, terms, clock)
         self._wait_for_save()
-        path, position = task_directory(self.path, task), self._position(clock)
+        path = task_directory(self.path, task)
         self.parallel.on_main(self.directory.check_lock)
         self.log.sync()
         stepper.close()
-        state.save_task_end(path, stepper.task_end().files(), stepper.image, position)
+        state.save_task_end(path, stepper.task_end().files(), stepper.image, lambda: self._position(clock))
         self.parallel.accelerator.free_memory()
 
     def evaluate(self, task: int, readers: Sequence[str]) -> None:

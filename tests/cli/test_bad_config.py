@@ -140,6 +140,8 @@ BAD = {
         ["--preset", "osiris", "--method.stability", "distill", "--replay.policy", "none"],
         "method.stability",
     ),
+    "alignment without statistics": (["--preset", "aligned", "--statistics.keep", "false"], "classifier.align"),
+    "alignment without labels": (["--preset", "aligned", "--labels.fraction", "0"], "classifier.align"),
     "mixing of no kind": (["--replay.mix", "cutmix"], "replay.mix"),
     "shares of no distribution": (["--replay.mix_alpha", "0"], "replay.mix_alpha"),
     "logits without a memory": (["--preset", "derpp", "--replay.policy", "none"], "classifier.distill"),

@@ -192,7 +192,7 @@ def test_weights_that_a_step_has_broken_are_not_saved(tiny: list[str], tmp_path:
     with pytest.raises(TrainingFailed, match=said):
         state.checkpoint(tmp_path / "checkpoint", position)()
     with pytest.raises(TrainingFailed, match=said):
-        state.save_task_end(tmp_path / "task", lambda student: {}, (3, 8, 8), position)
+        state.save_task_end(tmp_path / "task", lambda student: {}, (3, 8, 8), lambda: position)
     assert not list(tmp_path.glob("*")), "nothing is written"
 
 

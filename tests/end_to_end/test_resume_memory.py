@@ -7,7 +7,7 @@ from conftest import Launcher
 from runs import log_of, snapshots, wait_for_step
 from safetensors.torch import load_file
 
-ALIGNED = ["--classifier.align", "statistics", "--classifier.align_passes", "3"]
+ALIGNED = ["--classifier.align", "statistics", "--classifier.align_steps", "50"]
 USES = {"lump": ["--preset", "lump"], "derpp": ["--preset", "derpp"], "aligned": ALIGNED}
 
 

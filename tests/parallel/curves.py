@@ -6,6 +6,7 @@ process writes OUT/world-N.json, the four terms of each step by name.
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -60,7 +61,7 @@ def curve(method: str, run: Path, cache: str, parallel: Parallel) -> list[dict[s
         # Before they are rounded to float16, where the last bit of a feature can decide the last bit of a mean.
         found[-1] |= {"statistics/means": float(statistics.means.norm())}
         found[-1] |= {"statistics/covariance": float(statistics.covariance.norm())}
-        state.save_task_end(task_directory(run, task), files, stepper.image, {"task": task, "step": 0})
+        state.save_task_end(task_directory(run, task), files, stepper.image, partial(dict, task=task, step=0))
         parallel.accelerator.free_memory()
     return found
 

@@ -16,7 +16,8 @@ class Classifier(Reader):
 
     def taught(self, evidence: Evidence) -> Set[int]:
         """The classes of the run's labels, if they train it."""
-        return evidence.taught if evidence.config.classifier.weight else frozenset()
+        settings = evidence.config.classifier
+        return evidence.taught if settings.weight or settings.align == "statistics" else frozenset()
 
     def fit(self, evidence: Evidence) -> None:
         """Take the network's head."""

@@ -2,10 +2,8 @@
 
 from torch import Tensor
 
-from kaizen.errors import ConfigError
 from kaizen.evaluation.readers.base import Evidence, Reader
-from kaizen.model.statistics import FILE
-from kaizen.run.tensors import read_tensors
+from kaizen.model.statistics import FILE, read_checked
 
 
 class FromStatistics(Reader):
@@ -22,13 +20,10 @@ class FromStatistics(Reader):
         """Read the layer.
 
         Raises:
-            ConfigError: the file holds none.
+            ConfigError: the file is damaged, or of another encoder.
         """
         assert evidence.directory is not None
-        file = evidence.directory / f"{FILE}.safetensors"
-        held = read_tensors(file)
-        if lacking := {"weight", "bias", "classes"} - held.keys():
-            raise ConfigError(str(file), f"is no file of statistics: it lacks {', '.join(sorted(lacking))}")
+        held = read_checked(evidence.directory / f"{FILE}.safetensors", evidence.network.encoder.feature_dim)
         self.weight, self.bias, self.classes = held["weight"], held["bias"], held["classes"]
 
     def predict(self, features: Tensor) -> Tensor:
