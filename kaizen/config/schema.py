@@ -150,7 +150,7 @@ class ClassifierConfig(Section):
         description="statistics: after each task, train the classifier further on features and on draws from the "
         "statistics of past classes",
     )
-    align_steps: Count = Field(600, description="steps of align, on 128 features each")
+    align_steps: Count = Field(1000, description="steps of align, on 128 features each")
     align_lr: Positive = Field(
         0.0025, description="learning rate of align (AdamW, falls to 0 by cosine), for features of standard deviation 1"
     )
