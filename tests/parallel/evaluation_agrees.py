@@ -15,6 +15,7 @@ from kaizen.data.replay import Memory
 from kaizen.evaluation.evaluator import Evaluator
 from kaizen.evaluation.readers import REGISTRY as READERS
 from kaizen.model.learner import Network
+from kaizen.model.statistics import Statistics
 from kaizen.parallel import ONE_PROCESS, Parallel
 
 
@@ -32,8 +33,11 @@ def evaluation_agrees(parallel: Parallel, arguments: list[str], out: Path) -> bo
     def write() -> None:
         (out / "tasks/task-01").mkdir(parents=True)
         save_file(memory.tensors(), out / "tasks/task-01/replay.safetensors")
-        layer = {"weight": torch.randn(10, network.encoder.feature_dim), "bias": torch.randn(10)}
-        save_file({**layer, "classes": torch.arange(10)}, out / "tasks/task-01/statistics.safetensors")
+        size = network.encoder.feature_dim
+        held = Statistics.measured(torch.randn(200, size), torch.arange(200) % 10)
+        weight, bias = held.classifier(0.1)
+        layer = {"weight": weight.float(), "bias": bias.float()}
+        save_file(held.tensors() | layer, out / "tasks/task-01/statistics.safetensors")
 
     parallel.on_main(write)
     found = [
