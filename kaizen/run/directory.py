@@ -110,10 +110,6 @@ class RunDirectory:
         missing = [key for key in wanted if key not in held]
         if self.reading:
             self._hash_of_file = hash_keys(fixed_keys(held))
-        elif missing:
-            problem = f"{self.path} contains a run of an earlier version, which had no {', '.join(missing[:3])}"
-            more = f" and {len(missing) - 3} more keys" if len(missing) > 3 else ""
-            raise ConfigError("run.dir", f"{problem}{more}; allowed: that version, or another run.dir")
         differ = [key for key, value in wanted.items() if key in held and value not in (held[key], AUTO)]
         differ += [key for key in held if key.split(".")[0] != "log" and key not in known]
         if differ:
@@ -121,6 +117,10 @@ class RunDirectory:
             more = f" (and {len(differ) - 5} more)" if len(differ) > 5 else ""
             problem = f"{self.path} contains a run of another configuration: {found}{more}; allowed: another run.dir"
             raise ConfigError("run.dir", problem)
+        if missing and not self.reading:
+            more = f" and {len(missing) - 3} more keys" if len(missing) > 3 else ""
+            problem = f"{self.path} contains a run of an earlier version, which had no {', '.join(missing[:3])}{more}"
+            raise ConfigError("run.dir", f"{problem}; allowed: that version, or another run.dir")
 
     def _read_task_end(self, task: int) -> dict[str, Any]:
         path = task_directory(self.path, task)

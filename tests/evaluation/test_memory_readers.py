@@ -8,6 +8,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+import yaml
 from runs import TASKS, run_of, short
 from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
@@ -17,7 +18,8 @@ from torch.nn import functional as F
 from kaizen.cli.resolve import resolve
 from kaizen.commands import COMMANDS, run
 from kaizen.commands.train import main
-from kaizen.config.schema import Config, Reader
+from kaizen.config.schema import Config, Reader, fixed_keys, flatten, hash_keys
+from kaizen.config.yaml import dump_yaml
 from kaizen.data.load import Stream, load_stream
 from kaizen.errors import ConfigError
 from kaizen.evaluation.evaluator import Evaluator
@@ -26,6 +28,7 @@ from kaizen.evaluation.readers import REGISTRY
 from kaizen.evaluation.readers.logistic import fit_probe
 from kaizen.model.learner import Network
 from kaizen.parallel import Parallel
+from kaizen.run.checkpoint import STATE, seal
 
 BOTH = ("memory_probe", "ncm")
 
@@ -142,3 +145,25 @@ def test_training_images_are_not_read_for_them(config: Config, stream: Stream, u
     network.encoder.register_forward_hook(lambda module, inputs, output: batches.append(len(output)))
     Evaluator(config, stream, Parallel()).row(network, 4, BOTH, run=undisturbed)
     assert batches == [40, 256, 103], "four images of each class, and the test images"
+
+
+def test_a_run_of_an_earlier_version_is_evaluated_and_not_resumed(
+    copied: Path, tiny: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = yaml.safe_load((copied / "config.yaml").read_text())
+    del config["statistics"], config["classifier"]["align"], config["distill"]["negative_weight"]
+    (copied / "config.yaml").write_text(dump_yaml(config))
+    kept = hash_keys(fixed_keys(flatten(config)))
+    for folder in (copied / "tasks").iterdir():
+        (folder / "statistics.safetensors").unlink()
+        state = json.loads((folder / STATE).read_text())
+        del state["files"]["statistics.safetensors"], state["sha256"]
+        state["config_hash"] = kept
+        (folder / STATE).write_text(json.dumps(state | {"sha256": seal(state)}))
+    assert run(["eval", str(copied), "--readers", "statistics,ncm"], COMMANDS) == 0
+    found = results_of(copied)["readers"]
+    assert found["statistics"]["matrix"] == [[None] * TASKS] * TASKS
+    assert found["ncm"]["final_accuracy"] > 0.15
+    assert main([*tiny, "--run.dir", str(copied)]) == 2
+    error = capfd.readouterr().err
+    assert "contains a run of an earlier version, which had no distill.negative_weight, classifier.align" in error
