@@ -195,7 +195,8 @@ class TaskEnd:
         """The student's classifier, trained further on features and on draws from the statistics."""
         config, device = self.state.config, self.state.parallel.device
         held = {name.removeprefix(HEAD): t for name, t in student.items() if name.startswith(HEAD)}
-        classifier = mlp((statistics.means.shape[1], *config.classifier.hidden, self.state.num_classes))
+        with torch.random.fork_rng(devices=[]):  # its first values come from the global generator, and are replaced
+            classifier = mlp((statistics.means.shape[1], *config.classifier.hidden, self.state.num_classes))
         classifier.load_state_dict(held)
 
         def labelled(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -41,8 +41,9 @@ TWO = configured("cpu_2")
 
 @pytest.fixture(scope="module")
 def arguments(cache: str) -> list[str]:
-    """A run with a batch of odd size, and a memory that only one of the processes chooses."""
+    """A run with a batch of odd size, and a memory and an aligned classifier that one of the processes makes."""
     options = ["--stream.tasks", "3", "--optim.batch", "89", "--replay.policy", "herding"]
+    options += ["--classifier.align", "statistics", "--classifier.align_steps", "30"]
     return ["digits", *TINY, *options, "--data.cache_dir", cache]
 
 
