@@ -290,10 +290,10 @@ def test_traffic_of_two_processes_is_that_counted_by_hand(tmp_path: Path, cache:
     # Two projections for the SSL loss, two predictions, both with gradients back for all 24 rows, and two of the
     # teacher's projections for the distiller.
     rows, back = 6 * 12 * 6, 4 * 24 * 6
-    # The log's five terms, and rows, sums and squares of two views' projections.
-    log = 5 + 1 + 2 * 2 * 6
-    assert found["communication"]["bytes"]["all_gather"] == 4 * (norms + rows)
+    # The log's five terms, rows, sums and squares of two views' projections, and for their rank these themselves.
+    log, ranked = 5 + 1 + 2 * 2 * 6, 2 * 12 * 6
+    assert found["communication"]["bytes"]["all_gather"] == 4 * (norms + rows + ranked)
     assert found["communication"]["bytes"]["all_reduce"] == 4 * (back + log)
-    gathered = 4 * len(widths[0]) + 2 * len(widths[1]) + 6
+    gathered = 4 * len(widths[0]) + 2 * len(widths[1]) + 6 + 2
     assert found["communication"]["messages"] == {"all_gather": gathered, "all_reduce": 4 + 4}
     assert found["parts"]["communication"]["low"] > 0
