@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,6 +50,22 @@ def accelerate_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A cache of decoded images that lives as long as the tests."""
     return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def config(cache: str) -> Any:
+    """The configuration of a narrow network on the digits, for tests that read features of them."""
+    from kaizen.cli.resolve import resolve
+
+    return resolve("digits", {"data.cache_dir": cache, "encoder.width": "8", "eval.knn_k": "7"})[1]
+
+
+@pytest.fixture(scope="session")
+def stream(config: Any) -> Any:
+    """Its data, cut into tasks."""
+    from kaizen.data.load import load_stream
+
+    return load_stream(config)
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import pytest
 import torch
 from runs import run_of, short
 
-from kaizen.cli.resolve import resolve
 from kaizen.commands import COMMANDS, run
 from kaizen.commands.train import main
 from kaizen.config.schema import ClassifierConfig, Config
@@ -15,16 +14,6 @@ from kaizen.data.load import Stream, load_stream
 from kaizen.evaluation.evaluator import Evaluator
 from kaizen.model.learner import Network
 from kaizen.parallel import Parallel
-
-
-@pytest.fixture(scope="module")
-def config(cache: str) -> Config:
-    return resolve("digits", {"data.cache_dir": cache, "encoder.width": "4"})[1]
-
-
-@pytest.fixture(scope="module")
-def stream(config: Config) -> Stream:
-    return load_stream(config)
 
 
 def network_that_prefers(config: Config, label: int) -> Network:

@@ -11,25 +11,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from kaizen.cli.resolve import resolve
 from kaizen.config.schema import Config
-from kaizen.data.load import Stream, load_stream
+from kaizen.data.load import Stream
 from kaizen.evaluation.evaluator import Evaluator
 from kaizen.evaluation.readers import logistic
 from kaizen.evaluation.readers.logistic import fit_probe, held_out
 from kaizen.model.learner import Network
 from kaizen.parallel import Parallel
-
-
-@pytest.fixture(scope="module")
-def config(cache: str) -> Config:
-    return resolve("digits", {"data.cache_dir": cache, "encoder.width": "8", "eval.knn_k": "7"})[1]
-
-
-@pytest.fixture(scope="module")
-def stream(config: Config) -> Stream:
-    return load_stream(config)
-
 
 Digits = tuple[Tensor, Tensor, Tensor, np.ndarray]
 

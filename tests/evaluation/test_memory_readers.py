@@ -111,16 +111,6 @@ def test_without_a_memory_rows_and_metrics_are_null(
     assert results_of(path)["readers"] == found
 
 
-@pytest.fixture(scope="module")
-def config(cache: str) -> Config:
-    return resolve("digits", {"data.cache_dir": cache, "encoder.width": "4"})[1]
-
-
-@pytest.fixture(scope="module")
-def stream(config: Config) -> Stream:
-    return load_stream(config)
-
-
 def test_images_in_the_memory_without_a_label_teach_nothing(config: Config, stream: Stream, tmp_path: Path) -> None:
     folder = tmp_path / "tasks/task-01"
     folder.mkdir(parents=True)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from kaizen.cli.resolve import resolve
 from kaizen.config.schema import ClassifierConfig, Config
 from kaizen.data.load import Stream, load_stream
 from kaizen.errors import ConfigError, Stopped, TrainingFailed
@@ -21,16 +20,6 @@ from kaizen.model.learner import Network
 from kaizen.parallel import Parallel
 
 READERS = ("classifier", "linear_probe_seen", "linear_probe_all", "knn")
-
-
-@pytest.fixture(scope="module")
-def config(cache: str) -> Config:
-    return resolve("digits", {"data.cache_dir": cache, "encoder.width": "8", "eval.knn_k": "7"})[1]
-
-
-@pytest.fixture(scope="module")
-def stream(config: Config) -> Stream:
-    return load_stream(config)
 
 
 def test_features_that_are_not_finite_end_the_run(config: Config, stream: Stream) -> None:
