@@ -56,15 +56,20 @@ def _summary(run: Path, trainer: Trainer, epochs: int) -> dict[str, Any]:
     )
     tasks = []
     for task, plan in enumerate(trainer.plan.tasks):
-        later = [line for line in lines if line["task"] == task and line["epoch"] > 0]
+        of_task = [line for line in lines if line["task"] == task]
+        later = [line for line in of_task if line["epoch"] > 0]
         trained, evaluated = (results["seconds"][name][task] for name in ("train", "evaluate"))
+        # The last step of a task has a log line, whose seconds count from the start of the run.
+        end = max(0.0, sum(results["seconds"]["train"][: task + 1]) - of_task[-1]["seconds"])
+        trained -= end
         step = trained / plan.steps
         if len(later) > 1:
             step = (later[-1]["seconds"] - later[0]["seconds"]) / (later[-1]["step"] - later[0]["step"])
         start, rate = max(0.0, trained - step * plan.steps), plan.batch / step
-        whole = start + step * plan.steps_per_epoch * epochs + evaluated
-        found = {"step": step, "images_per_second": rate, "start": start, "evaluate": evaluated, "whole": whole}
-        tasks.append(found | {"steps_per_epoch": plan.steps_per_epoch})
+        whole = start + step * plan.steps_per_epoch * epochs + end + evaluated
+        parts = {"start": start, "end": end, "evaluate": evaluated, "whole": whole}
+        found = {"step": step, "images_per_second": rate, "steps_per_epoch": plan.steps_per_epoch}
+        tasks.append(found | parts)
     return {
         "epochs": epochs,
         "trained_epochs": trainer.config.optim.epochs,
@@ -81,7 +86,8 @@ def whole_lines(found: dict[str, Any]) -> Iterator[str]:
     for number, task in enumerate(found["tasks"]):
         yield (
             f"{f'task {number}':19} {1000 * task['step']:.2f} ms per step, {task['images_per_second']:.0f} images/s, "
-            f"start {task['start']:.1f} s, evaluation {task['evaluate']:.1f} s, in all {task['whole'] / 60:.2f} min"
+            f"start {task['start']:.1f} s, end {task['end']:.1f} s ({task['end'] / task['whole']:.2%}), "
+            f"evaluation {task['evaluate']:.1f} s, in all {task['whole'] / 60:.2f} min"
         )
     yield f"{'peak memory':19} {found['peak_memory_bytes'] / 2**20:.0f} MiB"
     yield (

@@ -36,7 +36,8 @@ CLOSING = """Undefined metrics are empty and not counted: those of unfinished ru
 forward transfer of readers that cannot name a class before they are taught it.
 report.csv contains fractions in full precision; report.md and the terminal show per cent.
 
-  python -m kaizen report runs/sweep --baseline cassle-replay      # each group against its recipe's cassle-replay"""
+  python -m kaizen report runs/sweep --baseline cassle-replay      # each group against its recipe's cassle-replay
+  python -m kaizen report runs/sweep --baseline 'kaizen optim.lr=0.2'      # ... against its kaizen with that rate"""
 
 
 def main(tokens: Sequence[str]) -> int:
@@ -44,7 +45,12 @@ def main(tokens: Sequence[str]) -> int:
     parser = Parser("python -m kaizen report RUN [RUN ...] [--out DIR] [--baseline GROUP]", ABOUT, CLOSING)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run directory, or a directory that contains runs")
     parser.add_argument("--out", metavar="DIR", help="where files are written [one RUN: RUN/report; several: nowhere]")
-    parser.add_argument("--baseline", metavar="GROUP", help="differences, paired by seed, from this group or preset")
+    parser.add_argument(
+        "--baseline",
+        metavar="GROUP",
+        help="differences, paired by seed, from this group, or from "
+        "the nearest on the same data: PRESET [KEY=VALUE ...]",
+    )
     given = parser.parse_args(tokens)
     found = {path.resolve(): path for run in given.runs for path in find_runs(Path(run).expanduser())}
     groups = group_runs([read_run(path) for path in found.values()])
@@ -53,6 +59,10 @@ def main(tokens: Sequence[str]) -> int:
     for group in groups:
         for record in group.repeated:
             print(f"note: {record.path} repeats a seed of {group.name} and is left out")
+    bases = {row.group: row.baseline for row in rows}
+    for name in bases if given.baseline is not None else ():
+        if bases[name] is None and name not in bases.values():
+            print(f"note: {name} has no baseline: --baseline fits no group on the same data, or several equally well")
     out = given.out or (os.path.join(given.runs[0], "report") if len(given.runs) == 1 else None)
     if out is not None:
         _write(Path(out).expanduser(), {"report.md": markdown(sheets(rows)), "report.csv": csv_text(rows)})

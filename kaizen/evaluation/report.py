@@ -66,6 +66,8 @@ class Group:
 
     label: str
     keys: str
+    config: Mapping[str, Any]
+    """Keys that decide the result, without those that are null, and provenance."""
     runs: Mapping[int, RunRecord]
     repeated: tuple[RunRecord, ...]
 
@@ -129,9 +131,13 @@ def group_runs(records: Sequence[RunRecord]) -> list[Group]:
         every = dict.fromkeys([*(key for other in siblings for key in other), *compared])
         differ = [k for k in every if any(other.get(k) != config.get(k) for other in compared.get(k, siblings))]
         shown = {**config, **_shown_data(members[0])}
-        keys = " ".join(f"{key}={json.dumps(shown.get(key)).replace(' ', '')}" for key in differ).replace('"', "")
-        groups.append(Group(" = ".join(mine), keys, *_by_seed(members)))
+        keys = " ".join(_told(shown, key) for key in differ)
+        groups.append(Group(" = ".join(mine), keys, config, *_by_seed(members)))
     return groups
+
+
+def _told(config: Mapping[str, Any], key: str) -> str:
+    return f"{key}={json.dumps(config.get(key)).replace(' ', '')}".replace('"', "")
 
 
 def _deciding(record: RunRecord) -> dict[str, Any]:
@@ -178,17 +184,25 @@ def paired_difference(group: Group, baseline: Group, reader: str, metric: str) -
 
 
 def find_baseline(groups: Sequence[Group], group: Group, name: str) -> Group | None:
-    """The group with this name; if it names a preset, the group of that preset with the same recipe and keys."""
+    """The group with this name, or the nearest of those that `PRESET [KEY=VALUE ...]` describes.
+
+    These have the given group's recipe, data and training settings; the nearest differs from it in the fewest keys.
+    None: there is no such group, or several are equally near.
+    """
     exact = [other for other in groups if name in (other.name, *other.label.split(" = "))]
     if len(exact) == 1:
         return exact[0]
+    preset, *values = name.split() or [""]
     recipes = {run.recipe for run in group.runs.values()}
-    fits = [
-        other
-        for other in groups
-        if other.keys == group.keys and any(r.preset == name and r.recipe in recipes for r in other.runs.values())
-    ]
-    return fits[0] if len(fits) == 1 else None
+    fits: dict[int, list[Group]] = {}
+    for other in groups:
+        named = any(run.preset == preset and run.recipe in recipes for run in other.runs.values())
+        valued = all(_told(other.config, value.partition("=")[0]) == value for value in values)
+        if named and valued and all(other.config.get(k) == group.config.get(k) for k in ("data", *SETTINGS)):
+            every = {**other.config, **group.config}
+            fits.setdefault(sum(other.config.get(k) != group.config.get(k) for k in every), []).append(other)
+    nearest = fits[min(fits)] if fits else []
+    return nearest[0] if len(nearest) == 1 else None
 
 
 def summarise_groups(groups: Sequence[Group], baseline: str | None = None) -> list[Row]:
@@ -199,7 +213,8 @@ def summarise_groups(groups: Sequence[Group], baseline: str | None = None) -> li
     """
     bases = {g.name: find_baseline(groups, g, baseline) if baseline is not None else None for g in groups}
     if baseline is not None and not any(bases.values()):
-        raise ConfigError("--baseline", f"is {baseline!r}; allowed: {', '.join(map(repr, bases))}, or a preset of them")
+        allowed = f"{', '.join(map(repr, bases))}, or a preset of them [KEY=VALUE ...]"
+        raise ConfigError("--baseline", f"is {baseline!r}; allowed: {allowed}")
     readers = dict.fromkeys(reader for group in groups for run in group.runs.values() for reader in run.readers)
     known = any(run.memory_bytes is not None for group in groups for run in group.runs.values())
     metrics = (*DEFINITIONS, *((MEMORY,) if known else ()))

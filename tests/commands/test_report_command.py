@@ -53,6 +53,14 @@ def test_the_command_finds_runs_prints_and_writes_them(
     assert not (runs / "report").exists()
 
 
+def test_a_group_without_a_baseline_is_named(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["report", str(runs), "--baseline", "replay"], COMMANDS) == 0
+    assert "note" not in capsys.readouterr().out
+    (runs / "begun/environment.json").write_text(json.dumps({"data": "1" * 64}))
+    assert run(["report", str(runs), "--baseline", "replay"], COMMANDS) == 0
+    assert "note: digits data=null has no baseline: " in capsys.readouterr().out
+
+
 def test_without_out_the_report_of_one_run_lies_in_it_and_of_several_nowhere(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

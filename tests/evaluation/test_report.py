@@ -12,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kaizen.config.schema import FREE_KEYS
+from kaizen.errors import ConfigError
 from kaizen.evaluation.metrics import DEFINITIONS, summarize
 from kaizen.evaluation.report import (
     CSV_COLUMNS,
     RunRecord,
     csv_text,
     describe_values,
+    find_baseline,
     group_runs,
     markdown,
     sheets,
@@ -142,7 +144,24 @@ def test_paired_differences_take_common_seeds_alone() -> None:
     assert found.std == pytest.approx(np.std(expected, ddof=1))
 
 
-def test_a_preset_as_baseline_stands_for_the_group_of_the_same_recipe_and_keys() -> None:
+def test_a_preset_as_baseline_stands_for_the_nearest_group_on_the_same_data() -> None:
+    sides = [("kaizen", 0.1, "a"), ("kaizen", 0.2, "a"), ("kaizen", 0.3, "b"), ("pfr", 0.2, "a"), ("pfr", 0.9, "b")]
+    runs = [
+        replace(record(0, preset=preset, optim__lr=rate, distill__name=preset), provenance={"data": data * 64})
+        for preset, rate, data in [*sides, ("pfr", 0.4, "a"), ("pfr", 0.2, "c")]
+    ]
+    groups = group_runs(runs)
+    nearest = [find_baseline(groups, group, "kaizen") for group in groups]
+    # A group of the preset is its own; 0.4 is as near to 0.1 as to 0.2, as keys count and not values; c has none.
+    assert [found and groups.index(found) for found in nearest] == [0, 1, 2, 1, 2, None, None]
+    valued = [find_baseline(groups, group, "kaizen optim.lr=0.1") for group in groups]
+    assert [found and groups.index(found) for found in valued] == [0, 0, None, 0, None, 0, None]
+    for name in ("kaizen optim.lr=0.4", "kaizen optim.rate=0.1", "kaizen lr", ""):
+        with pytest.raises(ConfigError, match="or a preset of them"):
+            summarise_groups(groups, name)
+
+
+def test_a_preset_as_baseline_stands_for_the_group_of_the_same_recipe() -> None:
     runs = [
         record(0, accuracy, preset, recipe, number=number)
         for number, (accuracy, preset, recipe) in enumerate(
