@@ -62,7 +62,8 @@ def main(tokens: Sequence[str]) -> int:
     bases = {row.group: row.baseline for row in rows}
     for name in bases if given.baseline is not None else ():
         if bases[name] is None and name not in bases.values():
-            print(f"note: {name} has no baseline: --baseline fits no group on the same data, or several equally well")
+            why = "no group on the same data, several equally near, or this one"
+            print(f"note: {name} has no baseline: --baseline describes {why}")
     out = given.out or (os.path.join(given.runs[0], "report") if len(given.runs) == 1 else None)
     if out is not None:
         _write(Path(out).expanduser(), {"report.md": markdown(sheets(rows)), "report.csv": csv_text(rows)})
