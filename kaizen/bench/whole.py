@@ -60,7 +60,7 @@ def _summary(run: Path, trainer: Trainer, epochs: int) -> dict[str, Any]:
         later = [line for line in of_task if line["epoch"] > 0]
         trained, evaluated = (results["seconds"][name][task] for name in ("train", "evaluate"))
         # The last step of a task has a log line, whose seconds count from the start of the run.
-        end = max(0.0, sum(results["seconds"]["train"][: task + 1]) - of_task[-1]["seconds"])
+        end = sum(results["seconds"]["train"][: task + 1]) - of_task[-1]["seconds"]
         trained -= end
         step = trained / plan.steps
         if len(later) > 1:

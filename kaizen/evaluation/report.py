@@ -194,15 +194,19 @@ def find_baseline(groups: Sequence[Group], group: Group, name: str) -> Group | N
         return exact[0]
     preset, *values = name.split() or [""]
     recipes = {run.recipe for run in group.runs.values()}
-    fits: dict[int, list[Group]] = {}
-    for other in groups:
-        named = any(run.preset == preset and run.recipe in recipes for run in other.runs.values())
-        valued = all(_told(other.config, value.partition("=")[0]) == value for value in values)
-        if named and valued and all(other.config.get(k) == group.config.get(k) for k in ("data", *SETTINGS)):
-            every = {**other.config, **group.config}
-            fits.setdefault(sum(other.config.get(k) != group.config.get(k) for k in every), []).append(other)
-    nearest = fits[min(fits)] if fits else []
-    return nearest[0] if len(nearest) == 1 else None
+    fits = [
+        other
+        for other in groups
+        if any(run.preset == preset and run.recipe in recipes for run in other.runs.values())
+        and all(_told(other.config, value.partition("=")[0]) == value for value in values)
+        and not _differing(other.config, group.config) & {"data", *SETTINGS}
+    ]
+    far = [len(_differing(other.config, group.config)) for other in fits]
+    return fits[far.index(min(far))] if far and far.count(min(far)) == 1 else None
+
+
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> set[str]:
+    return {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)}
 
 
 def summarise_groups(groups: Sequence[Group], baseline: str | None = None) -> list[Row]:
