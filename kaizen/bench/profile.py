@@ -11,8 +11,8 @@ from torch.profiler import ProfilerActivity
 from kaizen.bench.session import Session
 from kaizen.parallel import synchronize
 
-PROFILED, TOP = 10, 10
-"""Number of profiled steps, and of kernels in the output."""
+PROFILED, TOP = 10, 40
+"""Number of profiled steps, and of kernels in the JSON file."""
 
 
 def profile(session: Session, steps: int) -> dict[str, Any]:

@@ -5,6 +5,9 @@ from typing import Any
 
 from kaizen.bench.spread import Spread
 
+PRINTED = 10
+"""Number of kernels of a profile that are printed; the JSON file has more."""
+
 
 def lines(found: dict[str, Any]) -> Iterator[str]:
     """The numbers of `measure`: each a median, with its 5 % and 95 % quantiles over the repetitions in brackets."""
@@ -57,7 +60,7 @@ def _profile_lines(found: dict[str, Any]) -> Iterator[str]:
     if found["idle_share"] is not None:
         yield _row("idle", f"{found['idle_share']:.1%} of the time between the first and the last kernel")
     yield _row("kernels per step", f"{found['kernels']:.0f}; those with most time:")
-    for top in found["top"]:
+    for top in found["top"][:PRINTED]:
         yield f"  {top['share']:6.1%} {top['calls']:7.1f} x {1e6 * top['seconds']:8.1f} us  {top['name'][:80]}"
 
 

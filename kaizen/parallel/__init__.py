@@ -10,7 +10,7 @@ Run, data, model and the floors above import it; it imports kaizen.errors alone.
 from kaizen.parallel.accumulation import accumulation
 from kaizen.parallel.batch import Batch
 from kaizen.parallel.collectives import ONE_PROCESS, Group, shard
-from kaizen.parallel.device import synchronize
+from kaizen.parallel.device import products_of_losses, synchronize
 from kaizen.parallel.foreach import add_scaled_
 from kaizen.parallel.graphs import Branches, CudaGraph, CudaLanes
 from kaizen.parallel.launch import usable_cores

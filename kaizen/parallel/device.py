@@ -1,6 +1,8 @@
 """Waiting for the device, and the choice of its kernels."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -28,3 +30,21 @@ def choose_kernels(device: torch.device, deterministic: bool) -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+
+
+@contextmanager
+def products_of_losses(device: torch.device, precision: str) -> Iterator[None]:
+    """Inside, a GPU rounds factors of float32 products to TF32 (10 bits) if networks are in half precision.
+
+    Such a network's outputs have 8 to 11 bits. Only with KAIZEN_TRIAL=1, until `.ci/gpu` has shown that it is faster.
+
+    Args:
+        precision: Accelerate's mixed precision; "no" leaves float32 products whole.
+    """
+    held = torch.backends.cuda.matmul.allow_tf32
+    if device.type == "cuda" and precision != "no" and os.environ.get("KAIZEN_TRIAL") == "1":
+        torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = held

@@ -18,7 +18,7 @@ from kaizen.data.packing import StepData, unpack
 from kaizen.data.views import augment
 from kaizen.model.learner import TERMS, Remembered, own_labels, total
 from kaizen.model.methods.base import Outputs, TeacherOutputs
-from kaizen.parallel import Batch, Branches, memory_format
+from kaizen.parallel import Batch, Branches, memory_format, products_of_losses
 from kaizen.training.measures import global_norm, gradients
 from kaizen.training.optim import set_rates
 from kaizen.training.state import TaskState
@@ -150,7 +150,8 @@ class DeviceStep:
             label_share=data.label_share,
             numbers=data.method,
         )
-        with accelerator.accumulate(state.wrapped):
+        products = products_of_losses(self.parallel.device, accelerator.mixed_precision)
+        with accelerator.accumulate(state.wrapped), products:
             twin, old = self._targets(views, branches)
             join = branches.join if branches is not None else None
             with accelerator.autocast():

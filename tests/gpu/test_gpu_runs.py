@@ -78,7 +78,7 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 def launched(arguments: list[str], launcher: list[str], **env: str) -> str:
     around = {**os.environ, "KAIZEN_THREADS": "2", **env}
     command = [sys.executable, *launcher, *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=around, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, cwd=ROOT, env=around, capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
     return done.stdout
 

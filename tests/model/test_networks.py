@@ -9,7 +9,8 @@ from kaizen.cli.resolve import resolve
 from kaizen.config.schema import EncoderConfig
 from kaizen.model.learner import Network
 from kaizen.model.networks.encoders import build_encoder
-from kaizen.model.networks.heads import forget_running_statistics, mlp
+from kaizen.model.networks.heads import forget_running_statistics, forward_all, mlp
+from kaizen.model.networks.norm import views_apart
 from kaizen.parallel import Parallel, memory_format
 
 
@@ -76,3 +77,20 @@ def test_images_and_weights_lie_alike_and_where_the_cpu_can_take_it_channels_las
     assert weight.is_contiguous(memory_format=layout)
     assert memory_format(network, torch.device("cuda")) == torch.channels_last
     assert memory_format(build_encoder(resolve("digits-vit", {})[1].encoder, 8), parallel.device) == torch.channels_last
+
+
+def test_views_in_one_call_have_statistics_of_their_own() -> None:
+    views = [torch.randn(6, 3, 8, 8) + number for number in range(3)]
+    found = []
+    for together in (True, False):
+        torch.manual_seed(0)
+        encoder = build_encoder(EncoderConfig(stem="cifar", width=4)).double()
+        if together:
+            with views_apart(3):
+                features = encoder(torch.cat(views).double())
+        else:
+            features = torch.cat(forward_all(encoder, [view.double() for view in views]))
+        features.square().mean().backward()
+        found.append([features, *(p.grad for p in encoder.parameters()), *encoder.buffers()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)

@@ -1,12 +1,14 @@
 """Heads: small MLPs and prototypes on features or projections."""
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from kaizen.model.networks.norm import takes_views_together, views_apart
 
 
 def mlp(
@@ -77,11 +79,16 @@ def forward_all(module: nn.Module, views: Sequence[Tensor]) -> list[Tensor]:
 
 
 def encode_all(encoder: nn.Module, views: Sequence[Tensor]) -> list[Tensor]:
-    """Features of each view; a GPU takes all views in one call if they have one size and the encoder no BatchNorm.
+    """Features of each view; a GPU takes successive views of one size in one call, where their statistics stay apart.
 
-    The results are the same; the GPU has fewer and larger kernels to run.
+    The results are the same to rounding; the GPU has fewer and larger kernels to run.
     """
-    alike = len({view.shape for view in views}) == 1
-    if encoder.mixes_images or not alike or views[0].device.type != "cuda":
+    device = views[0].device
+    if device.type != "cuda" or (encoder.mixes_images and not takes_views_together(encoder, device)):
         return forward_all(encoder, views)
-    return list(encoder(torch.cat(list(views))).chunk(len(views)))
+    features: list[Tensor] = []
+    for _, alike in groupby(views, key=lambda view: view.shape):
+        together = list(alike)
+        with views_apart(len(together)):
+            features += encoder(torch.cat(together) if len(together) > 1 else together[0]).chunk(len(together))
+    return features
