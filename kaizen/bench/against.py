@@ -13,7 +13,8 @@ from torch import Tensor
 from torchvision import transforms as tv
 
 from kaizen.bench.spread import Spread, inverse, ratio, spread
-from kaizen.config.schema import Config, ViewConfig
+from kaizen.config.schema import Config
+from kaizen.config.views import ViewConfig
 from kaizen.data.colour import SOLARIZE_FROM
 from kaizen.data.load import Stream
 from kaizen.data.random import fold, hash_rows

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, get_args
 
 from kaizen.cli.resolve import resolve
 from kaizen.commands.parser import Parser
-from kaizen.config.schema import Config, DataConfig, Reader, read_header
+from kaizen.config.data import DataConfig
+from kaizen.config.schema import Config, Reader, read_header
 from kaizen.errors import ConfigError
 from kaizen.evaluation.schema import DAMAGED, provenance, read_results
 

@@ -6,13 +6,16 @@ on the data (classes of an unknown data set, steps per epoch), also before any w
 
 import hashlib
 import json
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
-from pydantic import Field, SerializeAsAny, model_validator
+from pydantic import Field, SerializeAsAny
 
+from kaizen.config.data import DataConfig, LabelsConfig, StreamConfig
+from kaizen.config.encoder import EncoderConfig
 from kaizen.config.memory import BUDGETS, ReplayConfig, StatisticsConfig
 from kaizen.config.optim import OptimConfig
-from kaizen.config.types import AUTO, Count, NonNegative, Positive, Probability, Section, Seed, Text
+from kaizen.config.types import AUTO, Count, NonNegative, Positive, Section, Seed, Text
+from kaizen.config.views import ViewConfig
 
 Reader = Literal["classifier", "statistics", "linear_probe_seen", "linear_probe_all", "knn", "memory_probe", "ncm"]
 
@@ -40,73 +43,6 @@ class RunConfig(Section):
         "possible; off: ordinary steps; must: end the run if steps cannot be recorded",
     )
     deterministic: bool = Field(False, description="on GPUs, only kernels that give the same bits in every run; slower")
-
-
-class DataConfig(Section):
-    source: str = Field(
-        "digits",
-        description="digits, cifar10, cifar100, imagenet100, domainnet, fashion_mnist, hub:OWNER/NAME, parquet:DIR, "
-        "imagefolder:DIR, disk:DIR",
-    )
-    config: Text | None = Field(None, description="configuration of a hub source; null: its default")
-    revision: Text | None = Field(None, description="branch, tag or commit of a hub source; null: main")
-    image_size: int | None = Field(
-        None, ge=4, le=1024, description="side of the images in pixels; null: as in the data"
-    )
-    image_column: str | None = Field(None, description="column of the images; null: found by type")
-    label_column: str | None = Field(None, description="column of the labels; null: found by type")
-    domain_column: str | None = Field(None, description="column of the domains; null: none")
-    train_split: str = Field("train", description="split for training")
-    test_split: str = Field("test", description="split for evaluation")
-    background: Literal["white", "black"] = Field("white", description="colour behind transparent images")
-    broken: Literal["error", "skip"] = Field("error", description="images that cannot be read: an error, or left out")
-    cache_dir: Text | None = Field(None, description="where decoded images are kept; null: ~/.cache/kaizen")
-    normalize: Literal["dataset"] | tuple[tuple[float, float, float], tuple[Positive, Positive, Positive]] = Field(
-        "dataset", description="dataset: mean and std of the training images; or [[mean x 3], [std x 3]] of levels 0..1"
-    )
-
-
-class StreamConfig(Section):
-    kind: Literal["class", "data", "domain", "joint"] = Field(
-        "class",
-        description="class: each task brings new classes; data: random parts of the images; "
-        "domain: one task per domain; joint: everything in one task",
-    )
-    tasks: Count = Field(5, description="number of tasks (joint: always 1; domain: always one per domain)")
-    seed: Seed = Field(5, description="seed of the split into tasks (5: the released split)")
-    domains: Annotated[tuple[Text, ...], Field(min_length=1)] | None = Field(
-        None,
-        description="domains in the order of their tasks, for kind domain; null: all, sorted",
-        examples=["real,sketch"],
-    )
-
-
-class LabelsConfig(Section):
-    fraction: Probability = Field(
-        1.0, description="fraction of each class's training images whose label is used; the rest has label -1"
-    )
-    seed: Seed = Field(0, description="seed of the choice of labelled images")
-
-
-class EncoderConfig(Section):
-    name: Literal["resnet18", "resnet34", "resnet50", "vit_tiny", "vit_small", "vit_base"] = Field(
-        "resnet18", description="architecture; ViTs (from timm) are meant for optim.name adamw"
-    )
-    stem: Literal["auto", "cifar", "imagenet"] = Field(
-        AUTO,
-        description="ResNets; cifar: 3x3 stride 1, no max-pool; imagenet: 7x7 stride 2 with max-pool; auto: cifar for "
-        "images of up to 64 pixels",
-    )
-    stem_padding: int = Field(1, ge=0, le=3, description="ResNets; padding of the cifar stem (2 in the released code)")
-    norm: Literal["batch", "group"] = Field("batch", description="ResNets; normalisation layers")
-    width: int = Field(64, ge=1, le=1024, description="ResNets; channels of the first stage")
-    patch: int | None = Field(
-        None,
-        ge=1,
-        le=1024,
-        description="ViTs; side of a patch in pixels, a divisor of the side of images and of small crops; null: 16 "
-        "for images of 160 pixels or more, 8 from 64, 4 from 24, else 2, or the next of these that is a divisor",
-    )
 
 
 class MethodSettings(Section):
@@ -161,37 +97,6 @@ class TeacherConfig(Section):
         "batch", description="the teacher's BatchNorm uses batch statistics, or its frozen running statistics"
     )
     shard: bool = Field(False, description="under FSDP, shard the teacher's weights over the processes")
-
-
-class ViewConfig(Section):
-    size: int | None = Field(
-        None, ge=4, le=1024, description="side in pixels; null: that of the images, as the first two views need"
-    )
-    crop_scale: tuple[Positive, Positive] = Field(
-        (0.08, 1.0), description="smallest and largest part of the image's area"
-    )
-    crop_ratio: tuple[Positive, Positive] = Field(
-        (0.75, 4 / 3), description="width / height of the crop, smallest and largest"
-    )
-    jitter: tuple[NonNegative, NonNegative, NonNegative, Annotated[float, Field(ge=0, le=0.5)]] = Field(
-        (0.4, 0.4, 0.2, 0.1), description="strength of brightness, contrast, saturation, hue"
-    )
-    jitter_p: Probability = Field(0.8, description="probability of colour jitter")
-    gray_p: Probability = Field(0.2, description="probability of greyscale")
-    blur_p: Probability = Field(0.0, description="probability of Gaussian blur")
-    blur_sigma: tuple[Positive, Positive] = Field((0.1, 2.0), description="radius of the blur in pixels")
-    solarize_p: Probability = Field(0.0, description="probability of solarisation at 128")
-    flip_p: Probability = Field(0.5, description="probability of a horizontal flip")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "ViewConfig":
-        for key in ("crop_scale", "crop_ratio", "blur_sigma"):
-            low, high = getattr(self, key)
-            if low > high:
-                raise ValueError(f"{key} is [{low}, {high}]; allowed: [smallest, largest]")
-        if self.crop_scale[1] > 1:
-            raise ValueError(f"crop_scale is {list(self.crop_scale)}; allowed: areas up to 1, the whole image")
-        return self
 
 
 class EvalConfig(Section):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kaizen.config.schema import DataConfig
+from kaizen.config.data import DataConfig
 from kaizen.errors import ConfigError
 
 KINDS = {"hub": "hub:OWNER/NAME", "parquet": "parquet:DIR", "imagefolder": "imagefolder:DIR", "disk": "disk:DIR"}

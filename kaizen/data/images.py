@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import ValidationError
 
-from kaizen.config.schema import DataConfig
+from kaizen.config.data import DataConfig
 from kaizen.data.files import Request
 from kaizen.data.tables import Part
 from kaizen.errors import ConfigError

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kaizen.config.schema import ViewConfig
+from kaizen.config.views import ViewConfig
 from kaizen.data.colour import Part, apply_to, gray, jitter, jitter_steps, on_cpu, solarize
 from kaizen.data.crop import BOX_DRAWS, GRID, crop_resize, exact_products, resample, sample_boxes
 from kaizen.data.random import uniform

@@ -10,7 +10,7 @@ from pictures import some_images, some_keys
 from PIL import Image, ImageFilter
 from torch._subclasses import FakeTensorMode
 
-from kaizen.config.schema import ViewConfig
+from kaizen.config.views import ViewConfig
 from kaizen.data import colour, crop, random, views
 from kaizen.data.colour import gray, jitter, jitter_steps, solarize
 from kaizen.data.crop import crop_resize, sample_boxes

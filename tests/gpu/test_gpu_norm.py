@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kaizen.config.schema import EncoderConfig
+from kaizen.config.encoder import EncoderConfig
 from kaizen.model.networks.encoders import build_encoder
 from kaizen.model.networks.heads import encode_all, forward_all
 from kaizen.model.networks.norm import fuses

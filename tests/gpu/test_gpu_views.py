@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kaizen.config.schema import ViewConfig
+from kaizen.config.views import ViewConfig
 from kaizen.data.random import hash_rows
 from kaizen.data.views import augment
 

@@ -225,7 +225,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from kaizen.config.schema import MethodSettings, Positive
+from kaizen.config.schema import MethodSettings
+from kaizen.config.types import Positive
 from kaizen.model.methods.base import Method
 
 

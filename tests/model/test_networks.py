@@ -6,7 +6,7 @@ import torchvision
 from torch import nn
 
 from kaizen.cli.resolve import resolve
-from kaizen.config.schema import EncoderConfig
+from kaizen.config.encoder import EncoderConfig
 from kaizen.model.learner import Network
 from kaizen.model.networks.encoders import build_encoder
 from kaizen.model.networks.heads import forget_running_statistics, forward_all, mlp

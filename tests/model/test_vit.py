@@ -17,7 +17,8 @@ from torchvision.models.vision_transformer import VisionTransformer
 from kaizen.cli.resolve import parse_arguments, resolve
 from kaizen.cli.shipped import shipped_recipes
 from kaizen.commands.train import main
-from kaizen.config.schema import Config, EncoderConfig
+from kaizen.config.encoder import EncoderConfig
+from kaizen.config.schema import Config
 from kaizen.data.load import load_stream
 from kaizen.errors import ConfigError
 from kaizen.evaluation.evaluator import Evaluator

@@ -9,7 +9,8 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from kaizen.config.schema import Count, MethodSettings, NonNegative, Positive
+from kaizen.config.schema import MethodSettings
+from kaizen.config.types import Count, NonNegative, Positive
 from kaizen.losses import barlow_twins
 from kaizen.model.methods.base import Method, Outputs
 from kaizen.parallel import Batch

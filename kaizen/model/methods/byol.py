@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from kaizen.config.schema import Count
+from kaizen.config.types import Count
 from kaizen.losses import byol
 from kaizen.model.methods.base import Method, Outputs, TwinSettings
 from kaizen.model.networks.heads import forward_all, mlp

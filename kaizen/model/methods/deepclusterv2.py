@@ -13,7 +13,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from kaizen.config.schema import Count, MethodSettings, Positive
+from kaizen.config.schema import MethodSettings
+from kaizen.config.types import Count, Positive
 from kaizen.data.random import fold, permutation
 from kaizen.errors import ConfigError
 from kaizen.losses import deepcluster

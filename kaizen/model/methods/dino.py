@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kaizen.config.schema import Count, Positive
+from kaizen.config.types import Count, Positive
 from kaizen.losses import dino
 from kaizen.model.methods.base import Method, Outputs, TwinSettings
 from kaizen.model.networks.heads import Prototypes

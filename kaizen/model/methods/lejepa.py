@@ -17,7 +17,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from kaizen.config.schema import Count, MethodSettings, Positive, Probability
+from kaizen.config.schema import MethodSettings
+from kaizen.config.types import Count, Positive, Probability
 from kaizen.data.random import hash_rows, uniform
 from kaizen.losses import sigreg, view_prediction
 from kaizen.model.methods.base import Method, Outputs

@@ -11,7 +11,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from kaizen.config.schema import Count, MethodSettings, Positive
+from kaizen.config.schema import MethodSettings
+from kaizen.config.types import Count, Positive
 from kaizen.losses import nearest_neighbour
 from kaizen.model.methods.base import Method, Outputs
 from kaizen.model.methods.queue import KeyQueue

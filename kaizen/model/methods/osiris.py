@@ -12,7 +12,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from kaizen.config.schema import MethodSettings, NonNegative, Positive
+from kaizen.config.schema import MethodSettings
+from kaizen.config.types import NonNegative, Positive
 from kaizen.losses import cross_task, instance_distillation, nt_xent, promote
 from kaizen.model.methods.base import Method, Outputs
 from kaizen.model.networks.heads import forward_all

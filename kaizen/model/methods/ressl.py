@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from kaizen.config.schema import Count, Positive
+from kaizen.config.types import Count, Positive
 from kaizen.losses import relational
 from kaizen.model.methods.base import Method, Outputs, TwinSettings
 from kaizen.model.methods.queue import KeyQueue

@@ -10,7 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kaizen.config.schema import MethodSettings, Positive
+from kaizen.config.schema import MethodSettings
+from kaizen.config.types import Positive
 from kaizen.losses import nt_xent
 from kaizen.model.methods.base import Method, Outputs
 from kaizen.parallel import Batch

@@ -9,7 +9,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from kaizen.config.schema import Count, MethodSettings
+from kaizen.config.schema import MethodSettings
+from kaizen.config.types import Count
 from kaizen.losses import simsiam
 from kaizen.model.methods.base import Method, Outputs
 from kaizen.model.networks.heads import forward_all, mlp

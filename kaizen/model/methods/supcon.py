@@ -9,7 +9,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from kaizen.config.schema import MethodSettings, Positive
+from kaizen.config.schema import MethodSettings
+from kaizen.config.types import Positive
 from kaizen.losses import sup_con
 from kaizen.model.methods.base import Method, Outputs
 from kaizen.parallel import Batch

@@ -15,7 +15,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from kaizen.config.schema import Count, MethodSettings
+from kaizen.config.schema import MethodSettings
+from kaizen.config.types import Count
 from kaizen.losses import labelled_cross_entropy
 from kaizen.model.methods.base import Method, Outputs
 from kaizen.model.networks.heads import forward_all

@@ -12,7 +12,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kaizen.config.schema import Count, MethodSettings, Positive
+from kaizen.config.schema import MethodSettings
+from kaizen.config.types import Count, Positive
 from kaizen.losses import sinkhorn_knopp, swapped_prediction
 from kaizen.model.methods.base import Method, Outputs
 from kaizen.model.methods.queue import GrowingQueue

@@ -9,7 +9,8 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from kaizen.config.schema import Count, MethodSettings, NonNegative
+from kaizen.config.schema import MethodSettings
+from kaizen.config.types import Count, NonNegative
 from kaizen.losses import vicreg
 from kaizen.model.methods.base import Method, Outputs
 from kaizen.parallel import Batch

@@ -11,7 +11,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from kaizen.config.schema import Count, MethodSettings, Probability
+from kaizen.config.schema import MethodSettings
+from kaizen.config.types import Count, Probability
 from kaizen.data.random import permutation
 from kaizen.errors import ConfigError
 from kaizen.losses import w_mse

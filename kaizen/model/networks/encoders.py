@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet
 from torchvision.models.resnet import conv1x1
 
-from kaizen.config.schema import EncoderConfig
+from kaizen.config.encoder import EncoderConfig
 from kaizen.model.networks.fit import is_vit
 from kaizen.model.networks.norm import normalised
 

@@ -1,6 +1,7 @@
 """Checks, before any work and without the data, that keys fit the encoder and that a ViT's patches fit the images."""
 
-from kaizen.config.schema import Config, EncoderConfig
+from kaizen.config.encoder import EncoderConfig
+from kaizen.config.schema import Config
 from kaizen.config.types import AUTO
 from kaizen.errors import ConfigError
 

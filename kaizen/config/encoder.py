@@ -1,0 +1,28 @@
+"""Section encoder."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from kaizen.config.types import AUTO, Section
+
+
+class EncoderConfig(Section):
+    name: Literal["resnet18", "resnet34", "resnet50", "vit_tiny", "vit_small", "vit_base"] = Field(
+        "resnet18", description="architecture; ViTs (from timm) are meant for optim.name adamw"
+    )
+    stem: Literal["auto", "cifar", "imagenet"] = Field(
+        AUTO,
+        description="ResNets; cifar: 3x3 stride 1, no max-pool; imagenet: 7x7 stride 2 with max-pool; auto: cifar for "
+        "images of up to 64 pixels",
+    )
+    stem_padding: int = Field(1, ge=0, le=3, description="ResNets; padding of the cifar stem (2 in the released code)")
+    norm: Literal["batch", "group"] = Field("batch", description="ResNets; normalisation layers")
+    width: int = Field(64, ge=1, le=1024, description="ResNets; channels of the first stage")
+    patch: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="ViTs; side of a patch in pixels, a divisor of the side of images and of small crops; null: 16 "
+        "for images of 160 pixels or more, 8 from 64, 4 from 24, else 2, or the next of these that is a divisor",
+    )
