@@ -35,6 +35,8 @@ def help_text(usage: str, about: str) -> str:
     ]
     lines += [_entry(name, description(text)) for name, text in shipped_presets().items()] + [""]
     for section, field in Config.model_fields.items():
+        if section == "extensions":
+            continue
         if section == "method":
             lines += _method_lines()
             continue

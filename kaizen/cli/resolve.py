@@ -75,7 +75,7 @@ def resolve(recipe: str, overrides: dict[str, str], preset: str | None = None) -
     _drop(tree, overrides, changes)
     for section, keys in changes.items():
         tree.setdefault(section, {}).update(keys)
-    _override(tree, overrides)
+    override(tree, overrides)
     if meant != _distiller(tree):
         # The recipe's strengths belong to its distiller; a different distiller uses its defaults unless they are given.
         for key in ("weight", "temperature", "negative_weight"):
@@ -172,14 +172,14 @@ def default_directory(recipe: str, preset: str | None, seed: int) -> str:
     return f"runs/{'-'.join([recipe, *([preset] if preset else []), f'seed{seed}'])}"
 
 
-def _override(tree: dict[str, Any], overrides: dict[str, str]) -> None:
+def override(tree: dict[str, Any], overrides: dict[str, str]) -> None:
     """Apply overrides to a recipe, in place."""
     budgets = [key for key in BUDGETS if overrides.get(f"replay.{key}", "null") != "null"]
     for key in BUDGETS if budgets else ():
         tree.get("replay", {}).pop(key, None)
     for dotted, text in overrides.items():
         section, *path = dotted.split(".")
-        if section not in Config.model_fields:
+        if section not in Config.model_fields or section == "extensions":
             raise ConfigError(dotted, f"is not a key: no section {section!r}{similar(section, Config.model_fields)}")
         value = _parsed(dotted, text)
         if section == "views":

@@ -5,6 +5,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from kaizen.config.schema import read_header
 from kaizen.config.yaml import YamlError, parse_yaml
 from kaizen.errors import ConfigError
 
@@ -35,7 +36,9 @@ def read_recipe(recipe: str) -> tuple[str, dict[str, Any]]:
         name, text = recipe, shipped[recipe]
     elif recipe.endswith((".yaml", ".yml")) or "/" in recipe:
         try:
-            name, text = Path(recipe).stem, Path(recipe).read_text(encoding="utf-8")
+            text = Path(recipe).read_text(encoding="utf-8")
+            # The config.yaml of a run names the recipe that it came from.
+            name = read_header(text)[0] or Path(recipe).stem
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError("RECIPE", f"{recipe!r} cannot be read ({error})") from None
     else:

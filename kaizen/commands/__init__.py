@@ -19,6 +19,7 @@ COMMANDS = {
     "report": "compare runs: mean and spread over seeds of every reader and metric, as Markdown and CSV",
     "cache": "list or clear the cache of decoded images",
     "bench": "measure a training step: images/s, time by part, FLOPs, memory, comparison with a plain loop",
+    "extend": "add tasks with new data to the end of a run, which training then continues",
     "sweep": "train every run of a sweep file: skip finished runs, resume the rest",
 }
 

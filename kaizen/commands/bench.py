@@ -199,7 +199,7 @@ def _flat(recipe: str, config: Config, turns: int, synthetic: bool, parallel: "P
         def evaluate(self, task: int, readers: Sequence[str]) -> None:
             super().evaluate(task, readers)
             if task == len(self.tasks) - 1:
-                again = compare_tasks(self.config, self.stream, self.plan, self.path, self.parallel, turns)
+                again = compare_tasks(self.config, stream, self.plan, self.path, self.parallel, turns)
                 found.update(summary(self.path, self.plan, config.optim.epochs, peaks, again))
 
     # What a run prints is progress here.

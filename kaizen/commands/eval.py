@@ -59,30 +59,34 @@ def main(tokens: Sequence[str]) -> int:
 
 
 def _evaluate(path: Path, asked: tuple[str, ...] | None, places: dict[str, str], other: str | None) -> None:
-    described, own, config = _configurations(path, asked, places)
+    described, own, config = _configurations(path, asked, places, other)
     # torch is loaded only for a valid run and valid readers
+    from kaizen.data.chapters import open_chapters
     from kaizen.evaluation.evaluator import Evaluator
     from kaizen.evaluation.results import Results
     from kaizen.evaluation.table import print_results, show_results
     from kaizen.parallel import Parallel
     from kaizen.run.directory import RunDirectory
-    from kaizen.training.plan import make_plan
+    from kaizen.training.plan import plan_chapters
 
     parallel, readers = Parallel(), config.eval.readers
     directory = RunDirectory(path, own, parallel, reading=True)
     done = directory.tasks_done()
-    stream = parallel.main_first(lambda: _load(path, config, other))
+    chapters = parallel.main_first(lambda: open_chapters(config, path, lambda: _load(path, config, other)))
     if other is None and "data" not in provenance(path):
         parallel.announce(f"note: {path / 'environment.json'} names no data, so they were not compared")
     file = path / ("results.json" if other is None else f"results-{other}.json")
 
     def results_so_far() -> Results:
-        return Results(file, described, config, stream)
+        return Results(file, described, config, chapters)
 
+    for part in chapters.parts:
+        if part.stream is None:
+            parallel.announce(f"note: {part.config.data.source} is gone, so its tasks are not evaluated: {part.gone}")
     world = directory.world_size(done - 1) if done else parallel.world
-    plan = make_plan(config, stream.train_sizes, world) if other is None else None
+    plan = plan_chapters(chapters, world) if other is None else None
     results_so_far()  # an unreadable file ends the command before the work, not after it
-    evaluator, rows, seconds = Evaluator(config, stream, parallel), [], []
+    evaluator, rows, seconds = Evaluator(config, chapters, parallel), [], []
     for task in range(-1, done):
         began = time.perf_counter()
         rows.append(evaluator.row(evaluator.network(path, task), task, readers, run=path))
@@ -158,7 +162,7 @@ def _as_trained(file: Path, config: Config, stream: "Stream") -> "Stream":
 
 
 def _configurations(
-    path: Path, readers: tuple[str, ...] | None, places: dict[str, str]
+    path: Path, readers: tuple[str, ...] | None, places: dict[str, str], other: str | None
 ) -> tuple[dict[str, str | None], Config, Config]:
     """Origin of a run as in results.json, its configuration, and the configuration for the evaluation."""
     file = path / "config.yaml"
@@ -166,6 +170,9 @@ def _configurations(
         raise ConfigError("RUN", f"is '{path}', which contains no run (no config.yaml); allowed: a run directory")
     name, own = resolve(str(file), {})
     recipe, preset = read_header(file.read_text(encoding="utf-8"))
+    if other is not None and own.extensions:
+        problem = "is given, and the run was extended with further sources"
+        raise ConfigError("--other-data", f"{problem}; allowed: a run without extensions")
     described = {"recipe": recipe or name, "preset": preset, "config_hash": own.hash()}
     # The run exists by now, whatever run.resume was at its start.
     own = own.model_copy(update={"run": own.run.model_copy(update={"resume": "must"})})

@@ -29,7 +29,7 @@ def main(tokens: Sequence[str]) -> int:
     except ConfigError as error:
         missing = error
     print(f"{header(recipe, arguments.preset)}# config hash: {config.hash()}")
-    print(dump_yaml(config.model_dump(mode="json")), end="")
+    print(dump_yaml(config.tree()), end="")
     for line in said:
         print(f"# {line}")
     if missing:

@@ -12,6 +12,7 @@ from pydantic import Field, SerializeAsAny
 
 from kaizen.config.data import DataConfig, LabelsConfig, StreamConfig
 from kaizen.config.encoder import EncoderConfig
+from kaizen.config.extension import Extension
 from kaizen.config.memory import BUDGETS, ReplayConfig, StatisticsConfig
 from kaizen.config.optim import OptimConfig
 from kaizen.config.types import AUTO, Count, NonNegative, Positive, Section, Seed, Text
@@ -138,15 +139,31 @@ class Config(Section, Generic[M]):
     optim: OptimConfig = OptimConfig()
     eval: EvalConfig = EvalConfig()
     log: LogConfig = LogConfig()
+    extensions: tuple[Extension, ...] = Field((), description="parts of the stream that `kaizen extend` added")
+
+    def tree(self) -> dict[str, Any]:
+        """Nested dictionary of all keys, as in config.yaml; without `extensions` where there are none."""
+        return self.model_dump(mode="json", exclude=None if self.extensions else {"extensions"})
 
     def fixed(self) -> dict[str, Any]:
-        """Flat dictionary of the keys that affect the result; the digest of a run identifies its data."""
-        return fixed_keys(flatten(self.model_dump(mode="json")))
+        """Flat dictionary of the keys that affect the tasks before any extension; a digest identifies the data."""
+        return fixed_keys(flatten(self.model_dump(mode="json", exclude={"extensions"})))
 
-    def hash(self, *, places: bool = False) -> str:
-        """SHA-256 (16 hex digits) of the keys that affect the result; with `places`, also of PLACE_KEYS."""
+    def hash(self, *, places: bool = False, extensions: int = 0) -> str:
+        """SHA-256 (16 hex digits) of the keys that affect the result; with `places`, also of PLACE_KEYS.
+
+        Args:
+            extensions: number of the first extensions whose keys count too.
+        """
         named = {key: getattr(self.data, key.partition(".")[2]) for key in PLACE_KEYS} if places else {}
+        for number, extension in enumerate(self.extensions[:extensions]):
+            own = fixed_keys(flatten(extension.model_dump(mode="json")))
+            named |= {f"extensions.{number}.{key}": value for key, value in own.items()}
         return hash_keys(self.fixed() | named)
+
+    def chapter(self, number: int) -> "Config[M]":
+        """The configuration of a chapter of the stream: 0 is the run's own, the others are those of its extensions."""
+        return self if number == 0 else self.model_copy(update=dict(self.extensions[number - 1]))
 
     def replay_budget(self) -> tuple[str, float]:
         """The replay budget's kind and size; auto: without a budget, a fraction of each class, at least 5 images."""

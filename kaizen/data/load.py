@@ -24,12 +24,20 @@ class Stream:
     labels: int64 (n,) of the training images as the learner and the memory may see them, -1 = not available; the
     source's labels are for the division and for evaluation. moments: mean and std, (3,) each for 0..1, that images are
     normalised by.
+
+    Where the source was added to a run later, tasks of earlier sources come first, without images (`first` of them).
+    known: classes of labels that those had; groups: the number of their (task, class) groups; offset: added to the
+    indices of training images, so that sample ids in the memory differ from those of earlier sources.
     """
 
     source: Source
     tasks: tuple[Task, ...]
     labels: np.ndarray
     moments: tuple[Tensor, Tensor]
+    first: int = 0
+    known: frozenset[int] = frozenset()
+    groups: int = 0
+    offset: int = 0
 
     def describe(self) -> list[str]:
         """Lines for the user on what was found."""
@@ -50,7 +58,16 @@ class Stream:
     @property
     def train_sizes(self) -> list[int]:
         """Training images of each task."""
-        return [len(task.train) for task in self.tasks]
+        return [len(task.train) for task in self.tasks[self.first :]]
+
+    def taught(self, task: int) -> frozenset[int]:
+        """Classes of the labels that the run has seen after a task (-1: none)."""
+        labels = np.unique(np.concatenate([self.labels[part.train] for part in self.tasks[: max(0, task + 1)]] or [[]]))
+        return self.known.union(labels[labels >= 0].astype(int).tolist()) if task >= 0 else frozenset()
+
+    def groups_of(self, task: int) -> int:
+        """Number of classes, -1 among them, that the task's images have as the run sees them."""
+        return len(np.unique(self.labels[self.tasks[task].train]))
 
 
 def load_stream(config: Config, check: Callable[[], None] = lambda: None) -> Stream:

@@ -112,20 +112,27 @@ class Choice:
         return hashlib.sha256(self.ids.tobytes() + rows).hexdigest()
 
     def applied(
-        self, memory: Memory, images: np.ndarray, labels: np.ndarray, task: int, logits: Tensor | None = None
+        self,
+        memory: Memory,
+        images: np.ndarray,
+        labels: np.ndarray,
+        task: int,
+        logits: Tensor | None = None,
+        offset: int = 0,
     ) -> Memory:
         """The memory after the task.
 
         Args:
             images, labels: uint8 (N, c, h, w) and int64 (N,) of the source's train split.
             logits: float32 (n, classes) of the images that are taken up, for a memory that holds logits.
+            offset: added to their indices in the train split for their sample ids.
         """
         if not len(self.ids):
             return memory
         taken = {
             "images": torch.from_numpy(images[self.ids]),
             "labels": torch.from_numpy(labels[self.ids]),
-            "sample_ids": torch.from_numpy(self.ids),
+            "sample_ids": torch.from_numpy(self.ids + offset),
             "task_ids": torch.full((len(self.ids),), task),
         }
         if logits is not None:
@@ -144,6 +151,7 @@ def choose(
     policy: str,
     budget: tuple[str, float],
     features: Features,
+    offset: int = 0,
 ) -> Choice:
     """Which images the memory holds after a task: what it held and a choice of the task's images, cut to the budget.
 
@@ -156,14 +164,16 @@ def choose(
         budget: ("per_class", k), ("fraction", part of each class, at least one image), ("auto", part of each class, at
             least AUTO_LEAST images) or ("total", images in all); reservoir takes a total.
         features: called once for all images of the task, only by herding.
+        offset: see `Choice.applied`.
     """
     kind, size = budget
     if policy == "none":
         return Choice(np.empty(0, dtype=np.int64))
     if policy == "reservoir":
         # Cut twice, so that a large task is never copied as a whole.
-        ids = sample_ids[_reservoir(torch.from_numpy(sample_ids), int(size), seed).numpy()].astype(np.int64)
-        return Choice(ids, _reservoir(torch.cat([memory.sample_ids, torch.from_numpy(ids)]), int(size), seed))
+        ids = sample_ids[_reservoir(torch.from_numpy(sample_ids + offset), int(size), seed).numpy()].astype(np.int64)
+        together = torch.cat([memory.sample_ids, torch.from_numpy(ids + offset)])
+        return Choice(ids, _reservoir(together, int(size), seed))
     ids = np.sort(sample_ids) if policy == "herding" else sample_ids
     found = features(ids) if policy == "herding" else None
     chosen = []

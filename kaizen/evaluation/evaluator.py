@@ -1,6 +1,6 @@
 """Evaluation after a task: features of all images, then every reader's accuracy on every task's test images."""
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from kaizen.config.schema import Config
+from kaizen.data.chapters import Chapters
 from kaizen.data.load import Stream
 from kaizen.data.replay import Memory
 from kaizen.errors import ConfigError, TrainingFailed
 from kaizen.evaluation.features import extract_features, rankme
-from kaizen.evaluation.metrics import cannot_name, mean
+from kaizen.evaluation.metrics import mean
+from kaizen.evaluation.questions import NONE, accuracies, asking, constant, teaching
 from kaizen.evaluation.readers import REGISTRY, Check, Evidence
 from kaizen.evaluation.readers.classifier import Classifier
 from kaizen.model.learner import Network
@@ -48,19 +50,24 @@ class Evaluator:
     """Measures networks on the test images of all tasks, over all classes, without the task index.
 
     A network is put into eval mode, so its running statistics are used and not updated. What readers learn from is in
-    `Evidence`; images without a label (-1) teach none.
+    `Evidence`; images without a label (-1) teach none. In a run that was extended, a network is evaluated on the tasks
+    of its own chapter and of those before; tasks whose source is gone are left out, and so are readers of its images.
 
     Raises:
         ConfigError: a reader of true labels is configured, and the first task has no labelled training image.
     """
 
-    def __init__(self, config: Config, stream: Stream, parallel: Parallel) -> None:
-        self.config, self.stream, self.parallel = config, stream, parallel
-        mean, std = stream.moments
+    def __init__(self, config: Config, data: Stream | Chapters, parallel: Parallel) -> None:
+        self.config, self.parallel = config, parallel
+        self.chapters = data if isinstance(data, Chapters) else Chapters.single(config, data)
+        mean, std = self.chapters.moments
         self.moments = mean.to(parallel.device), std.to(parallel.device)
-        labels = stream.source.train.labels
-        self.labelled = [task.train[labels[task.train] >= 0] for task in stream.tasks]
-        if self._learning(config.eval.readers) and not len(self.labelled[0]):
+        first = self.chapters.parts[0].stream
+        if (
+            self._learning(config.eval.readers)
+            and first is not None
+            and not np.any(first.source.train.labels[first.tasks[0].train] >= 0)
+        ):
             problem = f"is {list(config.eval.readers)}, and no training image of task 0 has a label to train them"
             others = [reader for reader in REGISTRY if not self._learning([reader])]
             raise ConfigError("eval.readers", f"{problem}; allowed: {', '.join(others)}")
@@ -72,9 +79,8 @@ class Evaluator:
             ConfigError: the snapshot is missing, damaged, or of different networks.
         """
         if task < 0:
-            return Network(self.config, self.stream.source.num_classes)
-        snapshot = task_directory(run, task) / "student.safetensors"
-        return read_network(snapshot, self.config, self.stream.source.num_classes)
+            return Network(self.config, len(self.chapters.of(task).record.class_names))
+        return read_network(task_directory(run, task) / "student.safetensors", self.config)
 
     def row(
         self,
@@ -97,21 +103,29 @@ class Evaluator:
         """
         chosen = [REGISTRY[name](name) for name in readers]
         directory = None if run is None or task < 0 else task_directory(run, task)
-        sees, tasks = {reader.sees for reader in chosen}, len(self.stream.tasks)
-        last = tasks if "all" in sees or task < 0 else task + 1
-        ids = np.concatenate([np.empty(0, np.int64), *self.labelled[: last if sees & {"all", "seen"} else 0]])
+        sees, parts = {reader.sees for reader in chosen}, self.chapters.parts[: self.chapters.of(task).number + 1]
+        whole = all(part.stream is not None for part in parts)
+        last = parts[-1].last if "all" in sees or task < 0 else task
+        taught = [teaching(part, last if whole and sees & {"all", "seen"} else -1) for part in parts]
         memory, kept = self._memory(directory if "memory" in sees else None)
-        train, held, test = self._features(network, [(self.stream.source.train.images, ids), memory], check)
+        asked = [asking(part) for part in parts]
+        images = [*(sets.images for sets in taught), memory, *(sets.images for sets in asked)]
+        features = self._features(network, images, check)
+        train, held, test = torch.cat(features[: len(parts)]), features[len(parts)], torch.cat(features[-len(parts) :])
+        truths = [labels for sets in asked for labels in sets.labels]
+        own_labels = [NONE if labels is None else labels for sets in taught for labels in sets.labels]
+        if len(test) == 0:
+            raise ConfigError("data.source", f"no test image of task {task} or an earlier one is here to evaluate")
         evidence = Evidence(
             self.config,
             network,
             task,
             train,
-            torch.from_numpy(self.stream.source.train.labels[ids]),
-            ends=tuple(np.cumsum([len(part) for part in self.labelled]).tolist()),
+            torch.from_numpy(np.concatenate(own_labels)),
+            ends=tuple(np.cumsum([len(labels) for labels in own_labels]).tolist()),
             memory=None if kept is None else (held, kept),
             directory=directory,
-            taught=self._taught(task),
+            taught=self.chapters.taught(task),
             check=check_alone,
         )
 
@@ -121,12 +135,13 @@ class Evaluator:
             own.fit(evidence)
             given = own.predict(test)
             for reader in chosen:
-                found[reader.name] = [None] * tasks
-                if reader.can_read(evidence):
+                found[reader.name] = [None] * len(self.chapters.tasks)
+                if reader.can_read(evidence) and (whole or reader.sees not in ("seen", "all")):
                     reader.fit(evidence)
                     guesses = given if isinstance(reader, Classifier) else reader.predict(test)
-                    found[reader.name] = self._accuracies(guesses, reader.taught(evidence))
-            return Measured(found, rankme(test), self._constant(given, task, own.taught(evidence)))
+                    row = accuracies(guesses, truths, reader.taught(evidence))
+                    found[reader.name][: len(row)] = row
+            return Measured(found, rankme(test), constant(given, truths[: task + 1], own.taught(evidence)))
 
         return self.parallel.on_main(read)
 
@@ -138,55 +153,30 @@ class Evaluator:
     def _memory(self, directory: Path | None) -> tuple[tuple[np.ndarray, np.ndarray], Tensor | None]:
         """Images of the replay memory, rows of those with a label, and these labels; without a directory, none."""
         if directory is None:
-            return (self.stream.source.train.images, np.empty(0, np.int64)), None
+            return (np.empty((0, *self.chapters.parts[0].record.image), np.uint8), NONE), None
         file = directory / "replay.safetensors"
         self.parallel.await_file(file)
         logits = self.config.classifier.distill == "stored_logits"
-        memory = Memory.read(file, None, self.stream.source.num_classes, logits=logits)
+        memory = Memory.read(file, None, len(self.chapters.class_names), logits=logits)
         rows = torch.nonzero(memory.labels >= 0).squeeze(1)
         return (memory.images.numpy(), rows.numpy()), memory.labels[rows]
-
-    def _taught(self, task: int) -> frozenset[int]:
-        """Classes of the labels that the run has seen after a task (-1: none)."""
-        seen = [self.stream.labels[part.train] for part in self.stream.tasks[: task + 1]]
-        return frozenset(int(label) for part in seen for label in np.unique(part) if label >= 0)
-
-    def _constant(self, guesses: Tensor, task: int, taught: Set[int]) -> int | None:
-        """The only class among the classifier's guesses for the tasks seen, though it was taught and asked several."""
-        labels = [self.stream.source.test.labels[part.test] for part in self.stream.tasks[: task + 1]]
-        asked = {int(label) for part in labels for label in np.unique(part) if label >= 0}
-        if len(asked) < 2 or len(taught) < 2:
-            return None
-        given = guesses[: sum(map(len, labels))].unique().tolist()
-        return int(given[0]) if len(given) == 1 else None
 
     def notes(self, task: int, measured: Measured) -> list[str]:
         """What the user should know about the measurements after a task, one line each."""
         if measured.constant is None:
             return []
-        name, optim = self.stream.source.class_names[measured.constant], self.config.optim
+        name, optim = self.chapters.class_names[measured.constant], self.chapters.of(task).config.optim
         return [
             f"note: after task {task} the classifier gives the class {name!r} for every test image of the tasks seen, "
             f"so it no longer learns; lower optim.classifier_lr ({optim.classifier_lr}) or raise optim.warmup_epochs "
             f"({optim.warmup_epochs})"
         ]
 
-    def _accuracies(self, guesses: Tensor, taught: Set[int]) -> list[float | None]:
-        """Fraction of correct predictions (all test images, by task) per task, for a reader taught these classes."""
-        labels = [self.stream.source.test.labels[task.test] for task in self.stream.tasks]
-        parts = guesses.cpu().split(list(map(len, labels)))
-        return [
-            None if cannot_name(taught, set(truth.tolist())) else float(np.mean(part.numpy() == truth))
-            for part, truth in zip(parts, labels, strict=True)
-        ]
-
     def _features(
         self, network: Network, sets: Sequence[tuple[np.ndarray, np.ndarray]], check: Check
     ) -> tuple[Tensor, ...]:
-        """Features (n, d) of rows of images, for each set, and of all test images, by task, on every process."""
+        """Features (n, d) of rows of images, for each set, on every process."""
         network.to(self.parallel.device).to(memory_format=memory_format(network, self.parallel.device)).eval()
-        tests = np.concatenate([task.test for task in self.stream.tasks])
-        sets = [*sets, (self.stream.source.test.images, tests)]
         features = extract_features(network.encoder, sets, self.moments, self.parallel, check)
         if not bool(features.isfinite().all()):
             raise TrainingFailed("the network has diverged: its features of some images, in eval mode, are not finite")

@@ -11,6 +11,7 @@ from typing import Any, get_args
 from safetensors import SafetensorError, safe_open
 
 from kaizen.config.schema import Config, Reader
+from kaizen.data.chapters import Chapters
 from kaizen.data.load import Stream
 from kaizen.errors import ConfigError
 from kaizen.evaluation.evaluator import Measured
@@ -34,19 +35,12 @@ class Results:
         ConfigError: the file exists and cannot be read, or its results are on different data.
     """
 
-    def __init__(self, file: Path, described: Mapping[str, str | None], config: Config, stream: Stream) -> None:
+    def __init__(
+        self, file: Path, described: Mapping[str, str | None], config: Config, data: Stream | Chapters
+    ) -> None:
         self.file = file
-        listed = [
-            {"name": t.name, "classes": list(t.classes), "train_images": len(t.train), "test_images": len(t.test)}
-            for t in stream.tasks
-        ]
-        mean, std = (moment.tolist() for moment in stream.moments)
-        told: dict[str, Any] = {
-            "schema": SCHEMA,
-            "data": {"source": config.data.source, "digest": stream.source.digest(), "mean": mean, "std": std},
-            "class_names": list(stream.source.class_names),
-            "stream": {"kind": config.stream.kind, "tasks": listed},
-        }
+        chapters = data if isinstance(data, Chapters) else Chapters.single(config, data)
+        told = _told(config, chapters)
         self.content: dict[str, Any] = {
             **told,
             **described,
@@ -70,6 +64,14 @@ class Results:
             if not same:
                 raise ConfigError(str(file), "contains results on different images or labels; allowed: another file")
             self.content |= held | told
+            self._widen(len(chapters.tasks))
+
+    def _widen(self, tasks: int) -> None:
+        """Add cells without a value for tasks that an extension has added since."""
+        for found in self.content["readers"].values():
+            for row in (found["untrained"], *found["matrix"]):
+                row += [None] * (tasks - len(row))
+            found |= summarize(found["matrix"], found["untrained"])
 
     def keep(self, tasks: int) -> None:
         """Drop the rows of tasks beyond the first `tasks`: tasks whose end state no longer exists are trained again."""
@@ -132,6 +134,27 @@ class Results:
         self.content["world_size"] = world
         self.content["peak_memory_bytes"] = max(peak_memory, self.content["peak_memory_bytes"])
         write_json(self.file, self.content)
+
+
+def _told(config: Config, chapters: Chapters) -> dict[str, Any]:
+    """What results.json tells of the data, with a list of extensions if there are any."""
+    listed = [
+        {"name": t.name, "classes": list(t.classes), "train_images": t.train_images, "test_images": t.test_images}
+        for t in chapters.records
+    ]
+    own, *later = chapters.parts
+    data = {"digest": own.record.digest, "mean": list(own.record.mean), "std": list(own.record.std)}
+    told: dict[str, Any] = {
+        "schema": SCHEMA,
+        "data": {"source": config.data.source, **data},
+        "class_names": list(chapters.class_names),
+        "stream": {"kind": config.stream.kind, "tasks": listed},
+    }
+    if later:
+        told["extensions"] = [
+            {"source": part.record.source, "digest": part.record.digest, "first_task": part.first} for part in later
+        ]
+    return told
 
 
 def _image_bytes(file: Path) -> int | None:

@@ -169,6 +169,11 @@ class Learner(Network):
         return terms
 
 
+def last_layer(config: Config) -> str:
+    """Name of the classifier's last layer, which has an output per class; an activation follows every other one."""
+    return f"classifier.{2 * len(config.classifier.hidden)}"
+
+
 def own_labels(labels: Tensor, remembered: Remembered | None) -> Tensor:
     """The labels that an SSL loss sees: a mixed image has none of its own, as it shows images of two labels."""
     return labels if remembered is None or remembered.labels is None else torch.full_like(labels, -1)

@@ -5,25 +5,27 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kaizen.config.schema import Config
 from kaizen.losses import promote
-from kaizen.model.learner import Learner, Network
+from kaizen.model.learner import Learner, Network, last_layer
 from kaizen.model.methods.base import TeacherOutputs
 from kaizen.model.networks.heads import encode_all, forget_running_statistics, forward_all
 from kaizen.parallel import Parallel, add_scaled_, check_alike, local
 from kaizen.run.tensors import load_into, read_tensors
 
 
-def read_network(snapshot: Path, config: Config, num_classes: int) -> Network:
-    """Encoder, projector and classifier of a task-end snapshot, on the CPU.
+def read_network(snapshot: Path, config: Config) -> Network:
+    """Encoder, projector and classifier of a task-end snapshot, on the CPU; with as many classes as it was saved with.
 
     Raises:
         ConfigError: the file is missing, damaged, or of other networks.
     """
-    network = Network(config, num_classes)
     parts = ("encoder.", "projector.", "classifier.")
     tensors = {name: tensor for name, tensor in read_tensors(snapshot).items() if name.startswith(parts)}
+    last = tensors.get(f"{last_layer(config)}.bias")
+    network = Network(config, 1 if last is None else len(last))
     load_into(network, tensors, parts, snapshot)
     return network
 
@@ -40,7 +42,8 @@ class Teacher:
         self, snapshot: Path, config: Config, num_classes: int, parallel: Parallel, prototypes: Tensor | None = None
     ) -> None:
         self.prototypes = prototypes
-        self.network = parallel.placed(read_network(snapshot, config, num_classes)).requires_grad_(False).eval()
+        self.network = parallel.placed(read_network(snapshot, config)).requires_grad_(False).eval()
+        self._num_classes = num_classes
         self._reads = config.labels.fraction > 0 and config.classifier.distill == "soft_label"
         if config.teacher.batchnorm == "batch":
             forget_running_statistics(self.network)
@@ -56,8 +59,13 @@ class Teacher:
         features = encode_all(self.network.encoder, views)
         projections = forward_all(self.network.projector, features)
         logits = forward_all(self.network.classifier, features) if self._reads else []
-        said = [promote(z) for z in projections], [promote(g) for g in logits]
+        said = [promote(z) for z in projections], [self._widened(promote(g)) for g in logits]
         return TeacherOutputs(*said, self.prototypes, features)
+
+    def _widened(self, logits: Tensor) -> Tensor:
+        """Logits (n, classes) with those of classes that came later, to which it gives no probability."""
+        later = self._num_classes - logits.shape[1]
+        return F.pad(logits, (0, later), value=float("-inf")) if later else logits
 
 
 class MomentumTwin(nn.Module):

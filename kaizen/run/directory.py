@@ -85,7 +85,7 @@ class RunDirectory:
                 problem = f"{self.config.data.source} contains other images or labels than {self.path} began with"
                 raise ConfigError("data.source", f"{problem}; allowed: the original data, or another run.dir")
             self._tidy()
-            dumped = dump_yaml(self.config.model_dump(mode="json"))
+            dumped = dump_yaml(self.config.tree())
             write_text(self.path / "config.yaml", header(recipe, preset) + dumped)
         except OSError as error:
             raise ConfigError("run.dir", f"{self.path} cannot be written ({error.strerror})") from None
@@ -107,6 +107,8 @@ class RunDirectory:
         except (OSError, ValueError) as error:
             raise ConfigError(str(file), f"cannot be read ({error})") from None
         wanted, known = self.config.fixed(), flatten(self.config.model_dump(mode="json"))
+        # Extensions are taken from the file before (see kaizen.data.chapters).
+        held = {key: value for key, value in held.items() if key.split(".")[0] != "extensions"}
         missing = [key for key in wanted if key not in held]
         if self.reading:
             self._hash_of_file = hash_keys(fixed_keys(held))
@@ -137,7 +139,8 @@ class RunDirectory:
         if not numbers or not belongs(task, step):
             found = f"it was saved in task {task}, step {step}, after {seconds} s of training"
             raise DamagedError(str(path / STATE), f"does not belong to {path.name}: {found}")
-        if state.get("config_hash") not in (self.config.hash(), self._hash_of_file):
+        allowed = {self.config.hash(extensions=count) for count in range(len(self.config.extensions) + 1)}
+        if state.get("config_hash") not in allowed | {self._hash_of_file}:
             problem = f"{path} was saved by a run of another configuration (its config_hash differs)"
             raise ConfigError("run.dir", f"{problem}; allowed: another run.dir")
         return state

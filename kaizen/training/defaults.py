@@ -11,6 +11,7 @@ import numpy as np
 from kaizen.cli.checks import check_pairs
 from kaizen.config.schema import Config
 from kaizen.config.types import AUTO
+from kaizen.data.chapters import Chapters
 from kaizen.data.load import Stream
 from kaizen.data.replay import AUTO_LEAST
 from kaizen.model.networks.fit import is_vit
@@ -105,6 +106,15 @@ def suit(config: Config, facts: Facts) -> tuple[Config, list[str]]:
     suited = config.model_copy(update={"optim": optim, "encoder": encoder})
     check_pairs(suited)
     return suited, lines
+
+
+def suit_chapters(chapters: Chapters) -> tuple[Chapters, list[str]]:
+    """The chapters with `suit` applied to the run's own; those of extensions got their numbers when they were added."""
+    own, lines = chapters.parts[0], list[str]()
+    config = own.config
+    if own.stream is not None:
+        config, lines = suit(config, Facts.of(own.stream))
+    return chapters.of_config(config), lines
 
 
 def _batch(smallest: int) -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from kaizen.config.schema import Config
 from kaizen.config.types import AUTO
+from kaizen.data.chapters import Chapters
 from kaizen.data.replay import AUTO_LEAST
 from kaizen.data.stream import Task
 from kaizen.errors import ConfigError
@@ -29,15 +30,21 @@ class TaskPlan:
     warmup_steps: int
     first_step: int
     """Number of steps of the run before this task."""
+    lr: float
+    """Base rate, scaled by the configured batch / 256."""
+    min_lr: float
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The run in numbers; `lr` is the base rate scaled by batch / 256."""
+    """The run in numbers."""
 
     tasks: tuple[TaskPlan, ...]
-    lr: float
-    min_lr: float
+
+    @property
+    def lr(self) -> float:
+        """Scaled base rate of the first task."""
+        return self.tasks[0].lr
 
     @property
     def steps(self) -> int:
@@ -47,19 +54,20 @@ class Plan:
     def rate(self, task: int, step: int, base: float) -> float:
         """Learning rate of a group with that base rate at a step of the task."""
         plan, start = self.tasks[task], min(WARMUP_START, base)
-        return warmup_cosine(step, plan.steps, plan.warmup_steps, base, start, min(self.min_lr, base))
+        return warmup_cosine(step, plan.steps, plan.warmup_steps, base, start, min(plan.min_lr, base))
 
 
-def make_plan(config: Config, images: Sequence[int], world: int, accumulation: int = 1) -> Plan:
+def make_plan(config: Config, images: Sequence[int], world: int, accumulation: int = 1, first: int = 0) -> Plan:
     """Steps and rates for tasks with these numbers of training images, on `world` processes.
 
     Args:
         accumulation: number of parts of a global batch.
+        first: number of steps of the run before these tasks.
 
     Raises:
         ConfigError: a process has no image of the task in some step, or a task does not fit the method.
     """
-    tasks, first = [], 0
+    tasks, lr = [], config.optim.lr * config.optim.batch / 256
     for count in images:
         batch = min(config.optim.batch, count)
         least = max(2, world) * accumulation  # a single image has no statistics
@@ -75,9 +83,20 @@ def make_plan(config: Config, images: Sequence[int], world: int, accumulation: i
         steps = per_epoch * config.optim.epochs
         warmup = per_epoch * config.optim.warmup_epochs
         # A warm-up of one step has no slope; it is left out.
-        tasks.append(TaskPlan(count, batch, per_epoch, steps, warmup if warmup >= 2 else 0, first))
+        warmup = warmup if warmup >= 2 else 0
+        tasks.append(TaskPlan(count, batch, per_epoch, steps, warmup, first, lr, config.optim.min_lr))
         first += steps
-    return Plan(tuple(tasks), config.optim.lr * config.optim.batch / 256, config.optim.min_lr)
+    return Plan(tuple(tasks))
+
+
+def plan_chapters(chapters: Chapters, world: int, accumulation: int = 1) -> Plan:
+    """The plan of all chapters of a run, each by its own configuration."""
+    tasks: list[TaskPlan] = []
+    for part in chapters.parts:
+        images = [task.train_images for task in part.record.tasks]
+        first = sum(task.steps for task in tasks)
+        tasks += make_plan(part.config, images, world, accumulation, first).tasks
+    return Plan(tuple(tasks))
 
 
 def term_weights(config: Config, tasks: Sequence[Task], task: int) -> dict[str, float]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kaizen.config.schema import Config
+from kaizen.data.chapters import Chapters
 from kaizen.data.load import Stream
 from kaizen.data.random import Purpose, fold
 from kaizen.data.replay import Choice, Memory, choose
@@ -30,14 +31,20 @@ HEAD = "classifier."
 
 def kept_bytes(config: Config, stream: Stream, task: int, features: int) -> int:
     """Bytes of the statistics after a task, for features of that size."""
-    seen = np.unique(np.concatenate([stream.labels[done.train] for done in stream.tasks[: task + 1]]))
-    return statistics_bytes(int((seen >= 0).sum()), features) if config.statistics.keep else 0
+    return statistics_bytes(len(stream.taught(task)), features) if config.statistics.keep else 0
 
 
 def image_bytes(config: Config, stream: Stream) -> int:
     """Bytes of an image in the replay memory, and of its logits where they are stored."""
     logits = 4 * stream.source.num_classes if config.classifier.distill == "stored_logits" else 0
     return int(np.prod(stream.source.train.images.shape[1:])) + logits
+
+
+def check_budgets(chapters: Chapters) -> None:
+    """Refuse a `replay.bytes` that is too small for a chapter whose source is here; see `check_budget`."""
+    for part in chapters.parts:
+        if part.stream is not None:
+            check_budget(part.config, part.stream)
 
 
 def check_budget(config: Config, stream: Stream) -> None:
@@ -51,10 +58,10 @@ def check_budget(config: Config, stream: Stream) -> None:
         return
     with torch.device("meta"):
         features = build_encoder(config.encoder, config.data.image_size).feature_dim
-    groups, needed, each = 0, 0, image_bytes(config, stream)
-    for number, task in enumerate(stream.tasks):
+    groups, needed, each = stream.groups, 0, image_bytes(config, stream)
+    for number in range(stream.first, len(stream.tasks)):
         if config.replay.policy != "none":
-            groups += 1 if config.replay.policy == "reservoir" else len(np.unique(stream.labels[task.train]))
+            groups += 1 if config.replay.policy == "reservoir" else stream.groups_of(number)
         needed = max(needed, groups * each + kept_bytes(config, stream, number, features))
     if budget < needed:
         kept = f" and {kept_bytes(config, stream, len(stream.tasks) - 1, features)} of statistics" if keep else ""
@@ -105,7 +112,7 @@ class TaskEnd:
         """Features of the task's and of the memory's images by the encoder that the task began with."""
         state, device = self.state, self.state.parallel.device
         assert state.before is not None
-        network = read_network(state.before / "student.safetensors", state.config, state.num_classes)
+        network = read_network(state.before / "student.safetensors", state.config)
         encoder = network.encoder.to(device).to(memory_format=memory_format(network, device))
         return self._features(encoder, self.stream.source.train.images, self.ids), self._of_memory(encoder)
 
@@ -143,6 +150,7 @@ class TaskEnd:
             policy=config.replay.policy,
             budget=(kind, size),
             features=features,
+            offset=self.stream.offset,
         )
         state.parallel.agree("the choice for the replay memory", choice.digest)
         return choice
@@ -156,7 +164,8 @@ class TaskEnd:
 
         def make(student: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
             images, labels = self.stream.source.train.images, self.stream.labels
-            made = {"replay": choice.applied(self.memory, images, labels, self.state.task, logits).tensors()}
+            more = self.state.task, logits, self.stream.offset
+            made = {"replay": choice.applied(self.memory, images, labels, *more).tensors()}
             if config.statistics.keep:
                 statistics, carry = self.statistics()
                 made[FILE] = statistics.tensors()

@@ -4,7 +4,7 @@ A task always begins from files (the task-end state of the task before), whether
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from kaizen.config.schema import Config
 from kaizen.data.replay import Memory
 from kaizen.errors import TrainingFailed
 from kaizen.model.distillers import build_distiller
-from kaizen.model.learner import Learner, Network
+from kaizen.model.growth import grown
+from kaizen.model.learner import Learner, Network, last_layer
 from kaizen.model.teacher import MomentumTwin, Teacher
 from kaizen.parallel import Parallel, full_tensors
 from kaizen.run.checkpoint import write_directory
@@ -49,6 +50,7 @@ class TaskState:
 
     Args:
         images: training images of the task.
+        class_names: names of the classes, from which those that the task before did not know get their first outputs.
         weights: weights of the four terms; without a weight on the old classifier, without a distiller and with a
             method that needs none there is no teacher. Stored logits need none.
     """
@@ -63,8 +65,10 @@ class TaskState:
         weights: dict[str, float],
         run: Path,
         parallel: Parallel,
+        class_names: Sequence[str] = (),
     ) -> None:
         self.config, self.num_classes, self.task, self.parallel = config, num_classes, task, parallel
+        self.class_names = class_names
         self.weights = weights
         distiller = build_distiller(config.distill) if task else None
         self.learner = parallel.placed(Learner(config, num_classes, distiller)).train()
@@ -197,6 +201,9 @@ class TaskState:
     def _load(self, path: Path, names: tuple[str, ...]) -> None:
         """Load student, twin and the method's state of these names from a directory."""
         student, method = (read_tensors(path / f"{file}.safetensors") for file in ("student", "method"))
+        heads = (last_layer(self.config), *(f"method.{name}" for name in self.learner.method.class_heads))
+        for tensors in (student, method):
+            tensors.update(grown(tensors, heads, self.class_names, self.config.run.seed))
         # At task 1 the distillation predictor is new: the snapshot of task 0 has none, so it keeps its initial values.
         held = tuple(part for part in STUDENT if any(name.startswith(part) for name in student))
         load_into(self.learner, student, held, path / "student.safetensors")

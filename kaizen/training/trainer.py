@@ -9,6 +9,7 @@ from torch import Tensor
 
 import kaizen
 from kaizen.config.schema import Config
+from kaizen.data.chapters import open_chapters, with_history
 from kaizen.data.load import Stream, load_stream
 from kaizen.errors import ConfigError, KaizenError, Stopped, explained
 from kaizen.evaluation.evaluator import Evaluator
@@ -26,11 +27,11 @@ from kaizen.run.places import checkpoint_directory, task_directory
 from kaizen.run.progress import Clock
 from kaizen.run.stop import STOP_STEPS, StopRequest
 from kaizen.run.writer import Writer
-from kaizen.training.defaults import Facts, suit
+from kaizen.training.defaults import suit_chapters
 from kaizen.training.measures import finite_losses
-from kaizen.training.plan import describe, make_plan, term_weights
+from kaizen.training.plan import describe, plan_chapters, term_weights
 from kaizen.training.recording import check_recording
-from kaizen.training.remember import check_budget
+from kaizen.training.remember import check_budgets
 from kaizen.training.state import TaskState
 from kaizen.training.step import Stepper
 
@@ -64,6 +65,7 @@ class Trainer:
         self.versions, self.writer, self._first = versions(), Writer(), True
         tracker = "wandb" if config.log.wandb != "disabled" else None
         self.parallel = Parallel(log_with=tracker, deterministic=config.run.deterministic)
+        self.config = config = self.parallel.on_main(lambda: with_history(config, path))
         self.directory = RunDirectory(path, config, self.parallel)
         self.directory.lock()
         self.parallel.watch(self.directory.write_failure, lambda: stop.signalled)
@@ -131,31 +133,33 @@ class Trainer:
         config = self.config
         check_deterministic(config, self.parallel.device.type)
         recording = check_recording(config, self.parallel)
-        self.stream = self.parallel.main_first(self.load)
-        self.parallel.agree(f"the data of {config.data.source}", self.stream.source.digest)
-        self.source, self.tasks = self.stream.source, self.stream.tasks
-        config, chosen = suit(config, Facts.of(self.stream))
-        self.config = self.directory.config = config
+        chapters = self.parallel.main_first(lambda: open_chapters(config, self.path, self.load, self.stop.check))
+        self.parallel.agree(f"the data of {config.data.source}", chapters.digest)
+        self.chapters, chosen = suit_chapters(chapters)
+        chapters, self.tasks = self.chapters, self.chapters.tasks
+        self.config = self.directory.config = config = chapters.parts[0].config
         sizes = self.parallel.world, self.parallel.accumulation
-        self.plan = make_plan(config, self.stream.train_sizes, *sizes)
+        self.plan = plan_chapters(chapters, *sizes)
         if self.parallel.sharded:
             check_encoder(build_encoder(config.encoder, config.data.image_size))
         elif config.teacher.shard:
             raise ConfigError("teacher.shard", "is true; allowed without FSDP (accelerate_configs/fsdp2.yaml): false")
-        check_budget(config, self.stream)
-        self.evaluator = Evaluator(config, self.stream, self.parallel)
-        self.directory.claim(self.recipe, self.preset, self.source.digest())
+        check_budgets(chapters)
+        self.evaluator = Evaluator(config, chapters, self.parallel)
+        self.directory.claim(self.recipe, self.preset, chapters.parts[0].record.digest)
+        self.parallel.on_main(lambda: chapters.write(self.path))
         self.stop.defer()
         origin = {"recipe": self.recipe, "preset": self.preset, "config_hash": config.hash()}
         # One process reads for all: `kaizen eval` may replace the file between two reads.
-        self.results = self.parallel.on_main(lambda: Results(self.path / "results.json", origin, config, self.stream))
+        self.results = self.parallel.on_main(lambda: Results(self.path / "results.json", origin, config, chapters))
         self.parallel.announce(f"run directory       {self.path}")
-        described = [*self.stream.describe(), *describe(config, self.plan, *sizes), *chosen]
+        described = [*chapters.describe(), *describe(config, self.plan, *sizes), *chosen]
         for line in (*self.notes, *described, *filter(None, [recording])):
             self.parallel.announce(line)
 
     def _run(self) -> None:
         done, readers = self.directory.tasks_done(), self.config.eval.readers
+        self.chapters.check_from(done)
         self.results.keep(done)
         steps_done = self.plan.tasks[done].first_step if done < len(self.tasks) else self.plan.steps
         if found := self.directory.find_checkpoint(done):
@@ -163,7 +167,7 @@ class Trainer:
         self.directory.position = (min(done, len(self.tasks) - 1), steps_done)
         self.parallel.on_main(lambda: cut_log(self.path / "log.jsonl", steps_done))
         if done < len(self.tasks):
-            start = self.path / "environment.json", self.parallel, self.source.digest(), steps_done
+            start = self.path / "environment.json", self.parallel, self.chapters.parts[0].record.digest, steps_done
             self.parallel.on_main(lambda: record_start(*start))
         self.log = RunLog(self.path, self.config, self.parallel, steps=self.plan.steps, done=steps_done)
         try:
@@ -180,15 +184,17 @@ class Trainer:
 
     def train_task(self, task: int, checkpoint: tuple[Path, dict[str, Any]] | None) -> None:
         """Train one task from its beginning or from a checkpoint, and write its end state."""
-        plan, weights = self.plan.tasks[task], term_weights(self.config, self.tasks, task)
-        sizes = self.source.num_classes, task, plan.images
-        state = TaskState(self.config, *sizes, self.plan.lr, weights, self.path, self.parallel)
+        plan, chapter = self.plan.tasks[task], self.chapters.of(task)
+        assert chapter.stream is not None
+        names, weights = chapter.record.class_names, term_weights(chapter.config, self.tasks, task)
+        sizes = len(names), task, plan.images, plan.lr
+        state = TaskState(chapter.config, *sizes, weights, self.path, self.parallel, names)
         position: dict[str, Any] = {"step": plan.first_step, "train_seconds": 0.0, "measures": {}}
         if checkpoint:
             path, position = checkpoint
             state.restore(path)
         self.parallel.set_scaler(position.get("scaler"))
-        stepper = Stepper(self.stream, self.plan, state)
+        stepper = Stepper(chapter.stream, self.plan, state)
         clock = Clock(position["train_seconds"], sum(map(self.directory.train_seconds, range(task))))
         self.means = TaskMeans(position.get("measures"))
         for step in range(position["step"] - plan.first_step, plan.steps):
@@ -203,7 +209,7 @@ class Trainer:
                 self.log.say(FIRST_STEP.format(time.time() - kaizen.STARTED))
             self.directory.position = (task, number)
             clock.count(plan.batch)
-            self.log.progress.advance(task, len(self.tasks), step // plan.steps_per_epoch, self.config.optim.epochs)
+            self.log.progress.advance(task, len(self.tasks), step // plan.steps_per_epoch, chapter.config.optim.epochs)
             self.directory.follow(self.log.progress.seconds_left())
             if logged:
                 self._log(task, step, terms, stepper, clock)
@@ -250,7 +256,7 @@ class Trainer:
             "epoch": step // plan.steps_per_epoch,
             "seconds": clock.seconds(),
             "images_per_second": rate,
-            "lr": self.plan.rate(task, step, self.plan.lr),
+            "lr": self.plan.rate(task, step, plan.lr),
             **losses,
             **(measures := stepper.measures()),
         }
@@ -272,7 +278,8 @@ class Trainer:
     def _position(self, clock: Clock) -> dict[str, Any]:
         """The position of the run, for state.json."""
         task, step = self.directory.position
-        setting = {"config_hash": self.config.hash(), "versions": self.versions, **self.parallel.setting()}
+        config_hash = self.config.hash(extensions=self.chapters.of(task).number)
+        setting = {"config_hash": config_hash, "versions": self.versions, **self.parallel.setting()}
         where = {"task": task, "step": step, "train_seconds": clock.task_seconds(), "measures": self.means.sums}
         return where | setting | {"scaler": self.parallel.scaler_state()}
 

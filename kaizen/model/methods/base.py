@@ -105,6 +105,9 @@ class Method(nn.Module, ABC):
         """What the distiller compares, from projections (n, d): the projections as they are unless overridden."""
         return projections
 
+    class_heads: ClassVar[tuple[str, ...]] = ()
+    """Names of linear layers that have an output per class."""
+
     def build_heads(self, feature_dim: int, num_classes: int) -> None:
         """Make the heads on the encoder's features (n, feature_dim) or with an output per class of the stream.
 

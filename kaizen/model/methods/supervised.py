@@ -32,6 +32,7 @@ class Supervised(Method):
     distiller = "pfr"
     needs_labels = True
     takes_mixed = False
+    class_heads = ("head",)
 
     def build_heads(self, feature_dim: int, num_classes: int) -> None:
         self.head = nn.Linear(self.settings.projector_out, num_classes)
