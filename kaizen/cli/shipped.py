@@ -55,7 +55,7 @@ def read_recipe(recipe: str) -> tuple[str, dict[str, Any]]:
     if not isinstance(content, dict):
         raise ConfigError("RECIPE", f"{recipe!r} has no sections; allowed: sections of keys, as optim: {{lr: 1}}")
     for section, part in content.items():
-        is_list = section == "views"
+        is_list = section in ("views", "extensions")
         members = part if is_list and isinstance(part, list) else [part]
         fits = isinstance(part, list) == is_list and all(isinstance(member, dict) for member in members)
         if not fits or not all(isinstance(key, str) for member in members for key in member):

@@ -191,7 +191,8 @@ def with_history(config: Config, run: Path) -> Config:
     Raises:
         ConfigError: the configuration has other extensions, or config.yaml cannot be read.
     """
-    held = _held(run)
+    if not (held := _held(run)):
+        return config
     try:
         extensions = tuple(Extension.model_validate_json(json.dumps(one)) for one in held.get("extensions") or ())
     except (ValidationError, TypeError) as error:

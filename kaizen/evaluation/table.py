@@ -18,7 +18,10 @@ from kaizen.run.checkpoint import write_text
 COLUMN, LABEL = 10, 44
 """Width of a task's column with its border, and maximum length of a row's label, in characters."""
 LEAST_WIDTH = 112
-UNTAUGHT = "classes not yet taught to the reader, which it cannot name: counts as 0; a row of -: nothing to learn from"
+UNTAUGHT = (
+    "classes not yet taught to the reader, which it cannot name: counts as 0; a row of -: nothing to learn from; "
+    "a column of -: images that are gone"
+)
 COLD, WARM = (247, 251, 255), (33, 113, 181)
 """Colours of accuracy 0 and 1."""
 
@@ -97,7 +100,7 @@ def _metrics(readers: Mapping[str, Any]) -> list[RenderableType]:
             told.append(f"  {name + ':':20} {definition}")
     if any(None in row for found in readers.values() for row in found["matrix"]):
         told.append(f"  {'-:':20} {UNTAUGHT}")
-    return [table, *told]
+    return [table, *told] if table.row_count else told
 
 
 def _name(reader: str) -> str:
