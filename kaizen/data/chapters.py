@@ -276,7 +276,7 @@ def added(config: Config, before: Sequence[Chapter], check: Callable[[], None] =
     held = before[-1].record
     normalize = (held.mean, held.std)
     data = config.data.model_copy(update={"image_size": held.image[-1], "normalize": normalize})
-    raw = load_stream(config.model_copy(update={"data": data}), check)
+    raw = load_stream(config.model_copy(update={"data": data}), check, labelled=False)
     names = (*held.class_names, *(name for name in raw.source.class_names if name not in held.class_names))
     places = np.array([*(names.index(name) for name in raw.source.class_names), -1])
 

@@ -70,13 +70,16 @@ class Stream:
         return len(np.unique(self.labels[self.tasks[task].train]))
 
 
-def load_stream(config: Config, check: Callable[[], None] = lambda: None) -> Stream:
+def load_stream(config: Config, check: Callable[[], None] = lambda: None, *, labelled: bool = True) -> Stream:
     """Load the data (from the cache if possible) and divide them; `check` is called while images are decoded."""
-    return make_stream(config, load_source(**config.data.model_dump(), check=check))
+    return make_stream(config, load_source(**config.data.model_dump(), check=check), labelled=labelled)
 
 
-def make_stream(config: Config, source: Source) -> Stream:
+def make_stream(config: Config, source: Source, *, labelled: bool = True) -> Stream:
     """Divide a source into tasks and hide labels.
+
+    Args:
+        labelled: whether some training image must have a label, and classes of training and test images must meet.
 
     Raises:
         ConfigError: it cannot be divided as configured, or a key does not fit the tasks.
@@ -95,7 +98,10 @@ def make_stream(config: Config, source: Source) -> Stream:
         class_names=source.class_names,
     )
     taught, judged = _labels_used(source, tasks)
-    if not set(taught) & set(judged):
+    if labelled and not len(taught):
+        problem = f"is {data.train_split!r}, where no image that takes part has a label"
+        raise ConfigError("data.train_split", f"{problem}; allowed: a split with labels")
+    if labelled and not set(taught) & set(judged):
         problem = f"is {data.test_split!r}, and none of its classes has a training image: {_classes(source, judged)}"
         raise ConfigError("data.test_split", f"{problem}; allowed: some of {_classes(source, taught)}")
     # Only among images that take part, so that no class has its only label in a domain that is left out.

@@ -100,7 +100,7 @@ def _metrics(readers: Mapping[str, Any]) -> list[RenderableType]:
             told.append(f"  {name + ':':20} {definition}")
     if any(None in row for found in readers.values() for row in found["matrix"]):
         told.append(f"  {'-:':20} {UNTAUGHT}")
-    return [table, *told] if table.row_count else told
+    return [table, *told] if table.row_count else [*told]
 
 
 def _name(reader: str) -> str:
