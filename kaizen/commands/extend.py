@@ -18,7 +18,8 @@ from kaizen.config.yaml import dump_yaml
 from kaizen.errors import ConfigError
 
 if TYPE_CHECKING:
-    from kaizen.data.chapters import Chapter, Chapters, Record
+    from kaizen.data.chapters import Chapter, Chapters
+    from kaizen.data.history import Record
 
 USAGE = "python -m kaizen extend RUN --data.source SOURCE [--section.key VALUE ...]"
 SECTIONS = tuple(Extension.model_fields)
@@ -137,7 +138,8 @@ def _prepare(own: Config, extension: Extension, run: Path) -> tuple["Chapters", 
     Raises:
         ConfigError: the new data do not fit the run.
     """
-    from kaizen.data.chapters import Chapter, Chapters, added, read_history
+    from kaizen.data.chapters import Chapter, Chapters, added
+    from kaizen.data.history import read_history
     from kaizen.run.places import task_directory
     from kaizen.training.defaults import Facts, suit
     from kaizen.training.plan import make_plan
@@ -169,7 +171,7 @@ def _prepare(own: Config, extension: Extension, run: Path) -> tuple["Chapters", 
 
 def _from_results(own: Config, run: Path) -> "Record":
     """The record of a run that has no history.json, from its data."""
-    from kaizen.data.chapters import record_of
+    from kaizen.data.history import record_of
     from kaizen.data.load import load_stream
 
     stream = load_stream(own)

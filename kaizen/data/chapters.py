@@ -6,7 +6,7 @@ trained. Later chapters see the tasks of earlier ones by name and classes, witho
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,49 +18,15 @@ from torch import Tensor
 from kaizen.config.extension import Extension
 from kaizen.config.schema import Config, with_numbers
 from kaizen.config.yaml import YamlError, parse_yaml
+from kaizen.data.history import Record, read_history, record_of, write_history
 from kaizen.data.load import Stream, load_stream
 from kaizen.data.store import Split
 from kaizen.data.stream import Task, task_name
 from kaizen.errors import ConfigError
-from kaizen.run.checkpoint import write_json
 
-FILE = "history.json"
 OFFSET = 1 << 40
 """Distance between the sample ids of two chapters, far more than a source has images."""
 NONE = np.empty(0, dtype=np.int64)
-
-
-@dataclass(frozen=True)
-class TaskRecord:
-    """What is known of a task without its images.
-
-    taught: classes of the labels that the run sees; groups: their number, with one more if images without a label are
-    among them.
-    """
-
-    name: str
-    classes: tuple[int, ...]
-    train_images: int
-    test_images: int
-    taught: tuple[int, ...]
-    groups: int
-
-
-@dataclass(frozen=True)
-class Record:
-    """What is known of a chapter without its source.
-
-    source, digest: where the data were, and their digest; class_names: all classes up to this chapter, by output;
-    image: shape (c, h, w); mean, std: (3,) by which images are normalised.
-    """
-
-    source: str
-    digest: str
-    class_names: tuple[str, ...]
-    image: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    tasks: tuple[TaskRecord, ...]
 
 
 @dataclass(frozen=True)
@@ -142,57 +108,17 @@ class Chapters:
 
     def write(self, run: Path) -> None:
         """Write history.json."""
-        write_json(run / FILE, {"chapters": [asdict(part.record) for part in self.parts]})
+        write_history(run, [part.record for part in self.parts])
 
 
-def record_of(stream: Stream, source: str, digest: str) -> Record:
-    """The record of a stream's own tasks."""
-    own = range(stream.first, len(stream.tasks))
-    tasks = []
-    for number in own:
-        task = stream.tasks[number]
-        labels = np.unique(stream.labels[task.train]).tolist()
-        taught = tuple(label for label in labels if label >= 0)
-        tasks.append(TaskRecord(task.name, task.classes, len(task.train), len(task.test), taught, len(labels)))
-    mean, std = (tuple(moment.tolist()) for moment in stream.moments)
-    shape = stream.source.train.images.shape[1:]
-    return Record(source, digest, tuple(stream.source.class_names), tuple(shape), mean, std, tuple(tasks))
-
-
-def read_history(run: Path) -> list[Record]:
-    """Records of the chapters of a run; none if it has no history.json.
-
-    Raises:
-        ConfigError: the file cannot be read.
-    """
-    file = run / FILE
-    try:
-        held = json.loads(file.read_text(encoding="utf-8"))["chapters"]
-        return [_record(part) for part in held]
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(str(file), f"cannot be read ({type(error).__name__}: {error})") from None
-
-
-def _record(held: dict[str, Any]) -> Record:
-    """A record as JSON holds it, with its lists as tuples again."""
-
-    def frozen(value: Any) -> Any:
-        return tuple(map(frozen, value)) if isinstance(value, list) else value
-
-    tasks = tuple(TaskRecord(**{key: frozen(value) for key, value in task.items()}) for task in held["tasks"])
-    return Record(**{key: frozen(value) for key, value in held.items() if key != "tasks"}, tasks=tasks)
-
-
-def with_history(config: Config, run: Path) -> Config:
-    """The configuration with the extensions of the run in a directory, if there is one.
+def held_extensions(config: Config, run: Path) -> tuple[Extension, ...]:
+    """The extensions of the run in a directory; of the configuration if there is no run.
 
     Raises:
         ConfigError: the configuration has other extensions, or config.yaml cannot be read.
     """
     if not (held := _held(run)):
-        return config
+        return config.extensions
     try:
         extensions = tuple(Extension.model_validate_json(json.dumps(one)) for one in held.get("extensions") or ())
     except (ValidationError, TypeError) as error:
@@ -200,7 +126,7 @@ def with_history(config: Config, run: Path) -> Config:
     if config.extensions and extensions != config.extensions:
         problem = f"are not those of the run in {run}"
         raise ConfigError("extensions", f"{problem}; allowed: none, which takes the run's, or another run.dir")
-    return config.model_copy(update={"extensions": extensions})
+    return extensions
 
 
 def _held(run: Path) -> dict[str, Any]:
@@ -221,7 +147,7 @@ def open_chapters(
     """All chapters of a run, with the streams of those sources that are here.
 
     Args:
-        config: with the run's extensions, as `with_history` gives them.
+        config: with the run's extensions (see `held_extensions`).
         load: loads the run's own source.
 
     Raises:

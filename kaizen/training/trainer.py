@@ -9,7 +9,7 @@ from torch import Tensor
 
 import kaizen
 from kaizen.config.schema import Config
-from kaizen.data.chapters import open_chapters, with_history
+from kaizen.data.chapters import held_extensions, open_chapters
 from kaizen.data.load import Stream, load_stream
 from kaizen.errors import ConfigError, KaizenError, Stopped, explained
 from kaizen.evaluation.evaluator import Evaluator
@@ -40,11 +40,9 @@ class Trainer:
     """A run in its directory: `run()` trains or resumes it.
 
     Args:
-        recipe: name of the recipe, for the record.
-        config: the checked configuration.
-        path: the run directory.
+        recipe, preset: names of the recipe and of the preset laid over it, for the record.
+        config: the checked configuration; path: the run directory.
         stop: notices requests to stop.
-        preset: name of the preset laid over the recipe, for the record.
         notes: lines on the configuration, for the user.
 
     Raises:
@@ -65,7 +63,8 @@ class Trainer:
         self.versions, self.writer, self._first = versions(), Writer(), True
         tracker = "wandb" if config.log.wandb != "disabled" else None
         self.parallel = Parallel(log_with=tracker, deterministic=config.run.deterministic)
-        self.config = config = self.parallel.on_main(lambda: with_history(config, path))
+        extensions = self.parallel.on_main(lambda: held_extensions(config, path))
+        self.config = config = config.model_copy(update={"extensions": extensions})
         self.directory = RunDirectory(path, config, self.parallel)
         self.directory.lock()
         self.parallel.watch(self.directory.write_failure, lambda: stop.signalled)
