@@ -15,7 +15,7 @@ from kaizen.config.extension import Extension
 from kaizen.config.schema import Config, header, read_header
 from kaizen.config.types import AUTO
 from kaizen.config.yaml import dump_yaml
-from kaizen.errors import ConfigError
+from kaizen.errors import ConfigError, Stopped
 
 if TYPE_CHECKING:
     from kaizen.data.chapters import Chapter, Chapters
@@ -82,7 +82,7 @@ def _extend(run: Path, overrides: dict[str, str]) -> None:
     lock = RunLock(run)
     try:
         own = resolve(str(file), {})[1]
-        chapters, new, done = _prepare(own, extension, run)
+        chapters, new = _prepare(own, extension, run)
         extension = extension.model_copy(update={"optim": new.config.optim})
         extended = own.model_copy(update={"extensions": (*own.extensions, extension)})
         chapters = type(chapters)([*chapters.parts, new])
@@ -90,7 +90,7 @@ def _extend(run: Path, overrides: dict[str, str]) -> None:
         # The record first: a kill in between leaves one too many, which the next extension replaces.
         chapters.write(run)
         write_text(file, header(*_origin(file)) + dump_yaml(extended.tree()))
-        _tell_status(run, chapters, new, done)
+        _tell_status(run, new)
     finally:
         lock.release()
     _say(chapters, new, run)
@@ -132,8 +132,8 @@ def _extension(own: Config, overrides: dict[str, str]) -> Extension:
         raise explained(error, tree, Extension) from None
 
 
-def _prepare(own: Config, extension: Extension, run: Path) -> tuple["Chapters", "Chapter", int]:
-    """The chapters of the run, the new one, and the number of tasks that are done.
+def _prepare(own: Config, extension: Extension, run: Path) -> tuple["Chapters", "Chapter"]:
+    """The chapters of the run, and the new one.
 
     Raises:
         ConfigError: the new data do not fit the run.
@@ -151,10 +151,8 @@ def _prepare(own: Config, extension: Extension, run: Path) -> tuple["Chapters", 
         parts.append(Chapter(number, own.chapter(number), first, record, None))
     if len(parts) <= len(own.extensions):
         raise ConfigError(str(run / "history.json"), "lacks an extension that config.yaml has; train the run first")
-    done = 0
-    while task_directory(run, done).exists():
-        done += 1
-    if own.extensions and own.extensions[-1].data.source == extension.data.source and parts[-1].first >= done:
+    untrained = not task_directory(run, parts[-1].first).exists()
+    if own.extensions and own.extensions[-1].data.source == extension.data.source and untrained:
         problem = f"is {extension.data.source}, by which the run is already extended"
         raise ConfigError("data.source", f"{problem}; allowed: train the new tasks first, or another source")
     config = own.model_copy(update=dict(extension))
@@ -166,7 +164,7 @@ def _prepare(own: Config, extension: Extension, run: Path) -> tuple["Chapters", 
     facts = Facts.of(stream)
     config = suit(config, facts)[0]
     make_plan(config, facts.images, 1)
-    return Chapters(parts), Chapter(len(parts), config, stream.first, record, stream), done
+    return Chapters(parts), Chapter(len(parts), config, stream.first, record, stream)
 
 
 def _from_results(own: Config, run: Path) -> "Record":
@@ -178,16 +176,15 @@ def _from_results(own: Config, run: Path) -> "Record":
     return record_of(stream, own.data.source, stream.source.digest())
 
 
-def _tell_status(run: Path, chapters: "Chapters", new: "Chapter", done: int) -> None:
+def _tell_status(run: Path, new: "Chapter") -> None:
     """status.json: the run waits for training again."""
     from kaizen.run.status import read_position, timestamp, write_status
 
     task, step = read_position(run)
     tasks = f"{len(new.record.tasks)} task{'s' if len(new.record.tasks) > 1 else ''}"
     reason = f"extended by {new.config.data.source} ({tasks}), which the training command trains"
-    content = {"state": "stopped", "exit_code": 0, "task": task, "step": step, "updated": timestamp()}
-    left = len(chapters.tasks) - done
-    write_status(run, content | {"seconds_left": None, "tasks_left": left, "reason": reason})
+    content = {"state": "stopped", "exit_code": Stopped.exit_code, "task": task, "step": step, "updated": timestamp()}
+    write_status(run, content | {"seconds_left": None, "reason": reason})
 
 
 def _say(chapters: "Chapters", new: "Chapter", run: Path) -> None:
