@@ -3,8 +3,3 @@ that `export` writes (export.py), which needs no trainer.
 
 The commands import it, and users through `kaizen.load_model`; it imports kaizen.evaluation and the floors below.
 """
-
-from kaizen.takeaway.load import load_model
-from kaizen.takeaway.model import Model, Prediction
-
-__all__ = ["Model", "Prediction", "load_model"]

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
+import kaizen
 from kaizen.config.encoder import EncoderConfig
 from kaizen.config.schema import read_header
 from kaizen.config.types import Positive, Section
@@ -30,13 +31,15 @@ Three = tuple[float, float, float]
 class Description(Section):
     """A model without its tensors, as config.json has it.
 
-    image_size: side in pixels. mean, std: per channel, of levels 0..1. taught: outputs of each reader that the run has
-    taught it, in the order of class_names. task: number of the task whose end the model is from. run: where it comes
-    from, and accuracies: what was measured; both for people to read.
+    kaizen: version that wrote it. features: their number. image_size: side in pixels. mean, std: per channel, of levels
+    0..1. taught: for each reader the positions in class_names of the classes that it was taught. task: number of the
+    task whose end the model is from. run: where it comes from, and accuracies: what was measured; for people to read.
     """
 
     format: Literal[1] = 1
+    kaizen: str
     encoder: EncoderConfig
+    features: int
     image_size: int = Field(ge=1, le=1024)
     mean: Three
     std: tuple[Positive, Positive, Positive]
@@ -121,7 +124,9 @@ def read_run(run: Path, task: int) -> Held:
     file = run / "results.json"
     try:
         description = Description(
+            kaizen=kaizen.__version__,
             encoder=TypeAdapter(EncoderConfig).validate_json(json.dumps(tree["encoder"])),
+            features=dim,
             image_size=read_tensors(folder / "replay.safetensors")["images"].shape[-1],  # even of an empty memory
             mean=tuple(results["data"]["mean"]),
             std=tuple(results["data"]["std"]),
@@ -194,7 +199,8 @@ def _origin(tree: Mapping[str, Any], text: str, results: Mapping[str, Any], task
         "recipe": recipe or results.get("recipe"),
         "preset": preset,
         "config_hash": results.get("config_hash"),
-        "data": section("data", "source", "config", "revision") | {"digest": results["data"].get("digest")},
+        "data": section("data", "config", "revision")
+        | {"source": _public(str(tree["data"].get("source"))), "digest": results["data"].get("digest")},
         "stream": {"kind": stream["kind"], "tasks": stream["tasks"]},
         "labels": section("labels", "fraction"),
         "method": section("method", "name", "weight"),
@@ -203,6 +209,12 @@ def _origin(tree: Mapping[str, Any], text: str, results: Mapping[str, Any], task
         "optim": section("optim", "name", "epochs", "batch"),
         "seed": section("run", "seed").get("seed"),
     }
+
+
+def _public(source: str) -> str:
+    """A source without the folders of this machine, which are nobody else's concern."""
+    kind, colon, place = source.partition(":")
+    return source if not colon or kind == "hub" else f"{kind}:{Path(place).name}"
 
 
 def _accuracies(results: Mapping[str, Any], task: int, done: int) -> dict[str, Any]:
