@@ -58,7 +58,7 @@ def main(tokens: Sequence[str]) -> int:
     torch.set_num_threads(threads())
     model = load_model(given.run, -1 if given.task is None else given.task, given.reader).to(_device(given.device))
     table, unread = _table(given.top), 0
-    for file, found in _predicted(model, files, given.top):
+    for file, found in _predicted(model, files, given.top, bar=not (given.json and sys.stdout.isatty())):
         if isinstance(found, ConfigError):
             unread += 1
             tqdm.write(f"error: {found.problem}", file=sys.stderr)
@@ -101,23 +101,23 @@ def _images(path: Path) -> Iterator[Path]:
 
 
 def _predicted(
-    model: "Model", files: Sequence[Path], top: int
+    model: "Model", files: Sequence[Path], top: int, *, bar: bool
 ) -> Iterator[tuple[Path, "list[Prediction] | ConfigError"]]:
-    """Each file with its predictions, or with what is wrong with it."""
+    """Each file with its predictions, or with what is wrong with it; `bar`: show one if stderr is a terminal."""
     import numpy as np
 
-    with tqdm(total=len(files), desc="predicting", unit="img", disable=None, leave=False) as bar:
+    with tqdm(total=len(files), desc="predicting", unit="img", disable=None if bar else True, leave=False) as progress:
         for start in range(0, len(files), CHUNK):
-            pixels: dict[Path, np.ndarray | ConfigError] = {}
+            pixels: list[np.ndarray | ConfigError] = []
             for file in files[start : start + CHUNK]:
                 try:
-                    pixels[file] = model.prepare(file)
+                    pixels.append(model.prepare(file))
                 except ConfigError as error:
-                    pixels[file] = error
-                bar.update()
-            good = [held for held in pixels.values() if not isinstance(held, ConfigError)]
+                    pixels.append(error)
+                progress.update()
+            good = [held for held in pixels if not isinstance(held, ConfigError)]
             predictions = iter(model.read(model.encode(np.concatenate(good)), top) if good else [])
-            for file, held in pixels.items():
+            for file, held in zip(files[start:], pixels, strict=False):
                 yield file, held if isinstance(held, ConfigError) else next(predictions)
 
 

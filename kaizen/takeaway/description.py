@@ -165,7 +165,7 @@ def _results(run: Path) -> dict[str, Any]:
     try:
         return read_results(file)
     except FileNotFoundError:
-        problem = f"is missing, which has the names of the classes and the normalisation; {remedy}"
+        problem = f"is missing, and only it has the classes' names and the normalisation; {remedy}"
         raise ConfigError(str(file), problem) from None
     except DAMAGED as error:
         raise ConfigError(str(file), f"cannot be read ({type(error).__name__}: {error}); {remedy}") from None

@@ -142,7 +142,7 @@ MISTAKES = {
     "no results": (
         lambda run: (run / "results.json").unlink(),
         {},
-        "{run}/results.json: is missing, which has the names of the classes and the normalisation; `python -m kaizen eval",
+        "{run}/results.json: is missing, and only it has the classes' names and the normalisation; `python -m kaizen",
     ),
     "half results": (lambda run: (run / "results.json").write_text("{"), {}, "{run}/results.json: cannot be read"),
     "other results": (
