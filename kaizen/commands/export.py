@@ -59,6 +59,8 @@ def main(tokens: Sequence[str]) -> int:
         raise ConfigError("--onnx", f"needs the packages {' and '.join(PACKAGES)}; allowed after {remedy}")
     onnx = can_write() if given.onnx is None else given.onnx
     held = read_run(run, -1 if given.task is None else given.task)
+    later = "; model.onnx takes a while" if onnx else ""
+    print(f"exporting           task {held.description.task} of {run}{later}", flush=True)
     export(held, folder, onnx=onnx, licence=given.license)
     for file in sorted(folder.iterdir()):
         print(f"wrote {file} ({file.stat().st_size:,} bytes)")

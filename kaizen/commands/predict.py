@@ -47,7 +47,7 @@ def main(tokens: Sequence[str]) -> int:
     parser.add_argument("--top", type=at_least(1), default=3, metavar="K", help="classes of each image [3]")
     parser.add_argument("--json", action="store_true", help="one JSON object per image and line, instead of a table")
     parser.add_argument("--device", metavar="D", help="such as cpu, cuda or cuda:1 [cuda where there is a GPU]")
-    given = parser.parse_args(tokens)
+    given = parser.parse_intermixed_args(tokens)  # files may stand on both sides of options
     files = [file for name in given.files for file in _images(Path(name))]
     # torch is loaded only for files that are there
     import torch
@@ -83,7 +83,6 @@ def _images(path: Path) -> Iterator[Path]:
     Raises:
         ConfigError: a directory contains no image.
     """
-    path = path.expanduser()
     if not path.is_dir():
         yield path  # one that is missing is reported among the others that cannot be read
         return

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, ValidationError
 from torch import Tensor
 
 import kaizen
@@ -125,7 +125,7 @@ def read_run(run: Path, task: int) -> Held:
     try:
         description = Description(
             kaizen=kaizen.__version__,
-            encoder=TypeAdapter(EncoderConfig).validate_json(json.dumps(tree["encoder"])),
+            encoder=_encoder(tree["encoder"]),
             features=dim,
             image_size=read_tensors(folder / "replay.safetensors")["images"].shape[-1],  # even of an empty memory
             mean=tuple(results["data"]["mean"]),
@@ -157,6 +157,12 @@ def _settings(file: Path) -> tuple[dict[str, Any], str]:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(str(file), f"cannot be read ({type(error).__name__}: {error})") from None
     return tree, text
+
+
+def _encoder(section: Mapping[str, Any]) -> EncoderConfig:
+    """The architecture; weights that training began with are replaced, and may be a path of this machine."""
+    kept = {key: value for key, value in section.items() if key != "weights"}
+    return EncoderConfig.model_validate_json(json.dumps(kept))
 
 
 def _results(run: Path) -> dict[str, Any]:

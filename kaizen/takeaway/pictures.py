@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, Union
 
 import numpy as np
@@ -58,7 +57,7 @@ def pixels_of(picture: Picture, size: int, background: str, number: int = 0) -> 
     named = isinstance(picture, str | os.PathLike)
     try:
         if isinstance(picture, str | os.PathLike):
-            image = decode_image({"bytes": None, "path": str(Path(os.fspath(picture)).expanduser())}, background)[0]
+            image = decode_image({"bytes": None, "path": os.fspath(picture)}, background)[0]
         elif isinstance(picture, Image.Image):
             image = upright_rgb(picture, background)[0]
         else:

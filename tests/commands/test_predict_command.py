@@ -31,8 +31,8 @@ def lines(text: str) -> list[dict[str, object]]:
 def test_json_lines_are_what_load_model_predicts(
     undisturbed: Path, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = [str(images / "z.png"), str(images / "b"), "--json", "--top", "2", "--device", "cpu"]
-    assert run(["predict", str(undisturbed), *given, "--task", "2", "--reader", "statistics"], COMMANDS) == 0
+    given = ["--task", "2", str(undisturbed), str(images / "z.png"), "--json", "--top", "2", "--device", "cpu"]
+    assert run(["predict", *given, str(images / "b"), "--reader", "statistics"], COMMANDS) == 0
     files = [images / "z.png", images / "b/y.jpg", images / "b/c/x.PNG"]
     expected = kaizen.load_model(undisturbed, 2, "statistics").predict(files, top=2)
     found = lines(capsys.readouterr().out)
