@@ -57,7 +57,7 @@ def main(tokens: Sequence[str]) -> int:
 
     torch.set_num_threads(threads())
     model = load_model(given.run, -1 if given.task is None else given.task, given.reader).to(_device(given.device))
-    table, unread = _table(given.top), 0
+    table, unread = _table(min(given.top, len(model.taught))), 0
     for file, found in _predicted(model, files, given.top, bar=not (given.json and sys.stdout.isatty())):
         if isinstance(found, ConfigError):
             unread += 1

@@ -15,7 +15,7 @@ STREAMS = {
     "class": "each task brought new classes",
     "data": "each task brought new images of any class",
     "domain": "each task brought images of a new domain",
-    "joint": "one task, with all images",
+    "joint": "it has all images",
 }
 
 
@@ -68,7 +68,8 @@ def _protocol(about: Description) -> list[str]:
     tasks = stream["tasks"]
     lines = ["## How it was trained", ""]
     kind = STREAMS.get(stream["kind"], stream["kind"])
-    told = [f"Stream of {len(tasks)} task(s): {kind}. This is the network at the end of task {about.task}."]
+    count = "one task" if len(tasks) == 1 else f"{len(tasks)} tasks"
+    told = [f"Stream of {count}: {kind}. This is the network at the end of task {about.task}."]
     if len(tasks) > 1:
         told += ["Images of earlier tasks were no longer available, except for a replay memory:"]
         told += [f"{_told(run['replay'])}."]

@@ -26,6 +26,8 @@ def check_free(folder: Path) -> None:
     Raises:
         ConfigError: something is there, or it cannot be looked at.
     """
+    if folder.absolute() == Path.cwd():  # a rename would take it away from under the user
+        raise ConfigError("--out", f"is '{folder}', the current directory; allowed: another, new or empty one")
     try:
         if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
             raise ConfigError("--out", f"is '{folder}', which exists; allowed: a new or an empty directory")

@@ -226,6 +226,7 @@ MISTAKES = {
     "public": (["RUN", "--out", "OUT", "--public"], "--public: is given without --push"),
     "no repository": (["RUN", "--out", "OUT", "--push", "model"], "--push: is 'model'; allowed: OWNER/NAME"),
     "not logged in": (["RUN", "--out", "OUT", "--push", "me/model"], "--push: is 'me/model', but nobody is logged in"),
+    "here": (["RUN", "--out", "."], "--out: is '.', the current directory"),
     "taken": (["RUN", "--out", "RUN"], "--out: is '"),
 }
 
