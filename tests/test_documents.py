@@ -19,7 +19,7 @@ from PIL import Image
 
 from kaizen.cli.resolve import parse_arguments, resolve
 from kaizen.cli.sweep import read_sweep
-from kaizen.commands import COMMANDS, bench, cache, eval, report, run, sweep, train
+from kaizen.commands import COMMANDS, bench, cache, eval, export, predict, report, run, sweep, train
 from kaizen.parallel.launch import SEVERAL_ON_CPU
 
 FOLDERS = ("accelerate_configs", "kaizen", "launch", "tests")
@@ -169,6 +169,10 @@ def check_kaizen(tokens: list[str], patch: pytest.MonkeyPatch) -> None:
             check_until("find_runs", report, rest, patch)
         case ["eval", *rest]:
             check_until("_evaluate", eval, rest, patch)
+        case ["predict", *rest]:
+            check_until("_images", predict, rest, patch)
+        case ["export", *rest]:
+            check_until("user_path", export, rest, patch)
         case ["cache", *rest]:
             check_until("entries", cache, rest, patch)
         case ["show", *rest]:

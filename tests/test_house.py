@@ -17,7 +17,7 @@ FLOORS = (
     ("model",),
     ("cli",),
     ("evaluation",),
-    ("training",),
+    ("training", "takeaway"),
     ("bench", "optim"),
     ("commands",),
     ("__main__",),

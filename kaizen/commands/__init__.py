@@ -16,6 +16,8 @@ COMMANDS = {
     "recipes": "list the shipped recipes and presets",
     "eval": "evaluate every task's snapshot of a run again",
     "show": "print the resolved configuration of a recipe and the numbers derived from it",
+    "predict": "class names and probabilities of images, with the model of a run or an exported one",
+    "export": "write the model of a run to a folder, for kaizen, torchvision, timm and ONNX, or to the hub",
     "report": "compare runs: mean and spread over seeds of every reader and metric, as Markdown and CSV",
     "cache": "list or clear the cache of decoded images",
     "bench": "measure a training step: images/s, time by part, FLOPs, memory, comparison with a plain loop",

@@ -104,17 +104,25 @@ def _eight_bits(image: "Image.Image", white: int) -> "Image.Image":
 
 
 def decode_image(row: Any, background: str = "white") -> tuple["Image.Image", bool]:
-    """One encoded image, {"bytes", "path"} or bytes, as an upright RGB PIL image, and whether the background shows.
+    """One encoded image, {"bytes", "path"} or bytes, as `upright_rgb` gives it."""
+    with _open(row) as image:
+        return upright_rgb(image, background)
+
+
+def upright_rgb(image: "Image.Image", background: str = "white") -> tuple["Image.Image", bool]:
+    """A PIL image of any mode as a new, upright RGB image, and whether the background shows.
 
     Opaque images keep their pixels; others are blended on the background.
+
+    Raises:
+        ValueError: its pixels have no fixed range.
     """
     from PIL import Image, ImageOps
 
-    with _open(row) as image:
-        _check_range(image)
-        image.load()
+    _check_range(image)
+    image.load()
     bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))[0]
-    ImageOps.exif_transpose(image, in_place=True)
+    image = ImageOps.exif_transpose(image)  # a copy, as the image may be the caller's
     if image.mode.startswith("I"):
         image = _eight_bits(image, 2**bits - 1)
     if image.mode.endswith("A") or "transparency" in image.info:

@@ -15,6 +15,12 @@ RANK_IMAGES = 25_600
 """Maximum number of images for `rankme`, as its authors use."""
 
 
+def encode(encoder: nn.Module, images: Tensor, moments: tuple[Tensor, Tensor], layout: torch.memory_format) -> Tensor:
+    """Features (n, d) float32 of a batch uint8 (n, 3, h, w), normalised by mean and std (3,) for 0..1."""
+    features: Tensor = encoder(normalize(images, *moments).contiguous(memory_format=layout))
+    return features.float()
+
+
 @torch.no_grad()
 def extract_features(
     encoder: nn.Module,
@@ -46,8 +52,7 @@ def extract_features(
     for number in range(max(map(len, parts))):
         check()
         for images, ids in mine[number : number + 1]:
-            pixels = normalize(parallel.put(torch.from_numpy(images[ids])), *moments)
-            local.append(encoder(pixels.contiguous(memory_format=layout)).float())
+            local.append(encode(encoder, parallel.put(torch.from_numpy(images[ids])), moments, layout))
     encoder.train(was_training)
     return parallel.group.gather(torch.cat(local), [sum(len(ids) for _, ids in part) for part in parts])
 
