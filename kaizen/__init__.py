@@ -11,13 +11,15 @@ if sys.version_info < (3, 11):  # noqa: UP036
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from kaizen.api import Config as Config
+    from kaizen.api import Trainer as Trainer
     from kaizen.takeaway.load import load_model as load_model
 
 __version__ = "0.1.0"
 STARTED = time.time()
 """When this program began, as near as a package can tell."""
 
-LATER = {"load_model": "kaizen.takeaway.load"}
+LATER = {"Config": "kaizen.api", "Trainer": "kaizen.api", "load_model": "kaizen.takeaway.load"}
 """Names that are imported when they are used: `import kaizen` does not load torch."""
 
 

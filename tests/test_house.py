@@ -18,7 +18,7 @@ FLOORS = (
     ("cli",),
     ("evaluation",),
     ("training", "takeaway"),
-    ("bench", "optim"),
+    ("bench", "optim", "api"),
     ("commands",),
     ("__main__",),
 )

@@ -16,6 +16,7 @@ from kaizen.cli.lists import alternatives, make_lists
 from kaizen.cli.shipped import read_preset, read_recipe
 from kaizen.config.memory import BUDGETS
 from kaizen.config.schema import Config
+from kaizen.config.types import AUTO
 from kaizen.config.yaml import YamlError, parse_yaml
 from kaizen.data.source import KNOWN_SOURCES
 from kaizen.errors import ConfigError
@@ -76,6 +77,7 @@ def resolve(recipe: str, overrides: dict[str, str], preset: str | None = None) -
     for section, keys in changes.items():
         tree.setdefault(section, {}).update(keys)
     override(tree, overrides)
+    shorten_warmup(tree, overrides)
     if meant != _distiller(tree):
         # The recipe's strengths belong to its distiller; a different distiller uses its defaults unless they are given.
         for key in ("weight", "temperature", "negative_weight"):
@@ -170,6 +172,16 @@ def _derive_tasks(stream: dict[str, Any]) -> None:
 def default_directory(recipe: str, preset: str | None, seed: int) -> str:
     """Run directory if run.dir is null: runs/RECIPE[-PRESET]-seedN."""
     return f"runs/{'-'.join([recipe, *([preset] if preset else []), f'seed{seed}'])}"
+
+
+def shorten_warmup(tree: dict[str, Any], overrides: dict[str, str]) -> None:
+    """Leave the warm-up open, in place, if it belongs to more epochs than the overrides ask for."""
+    optim = tree.get("optim", {})
+    epochs, warmup = optim.get("epochs"), optim.get("warmup_epochs")
+    if "optim.warmup_epochs" in overrides or "optim.epochs" not in overrides:
+        return
+    if type(epochs) is int and type(warmup) is int and warmup >= epochs:
+        optim["warmup_epochs"] = AUTO
 
 
 def override(tree: dict[str, Any], overrides: dict[str, str]) -> None:

@@ -10,10 +10,9 @@ from pydantic import ValidationError
 
 from kaizen.cli.explain import explained
 from kaizen.cli.lists import make_lists
-from kaizen.cli.resolve import override, parse_arguments, resolve
+from kaizen.cli.resolve import override, parse_arguments, resolve, shorten_warmup
 from kaizen.config.extension import Extension
 from kaizen.config.schema import Config, header, read_header
-from kaizen.config.types import AUTO
 from kaizen.config.yaml import dump_yaml
 from kaizen.errors import ConfigError, Stopped
 
@@ -122,9 +121,7 @@ def _extension(own: Config, overrides: dict[str, str]) -> Extension:
         stream["kind"] = "joint" if not stream or own.stream.kind == "joint" else own.stream.kind
     if stream["kind"] == "joint":
         stream["tasks"] = 1
-    optim, warmup = tree["optim"], "optim.warmup_epochs"
-    if warmup not in overrides and isinstance(optim["epochs"], int) and optim["warmup_epochs"] >= optim["epochs"]:
-        optim["warmup_epochs"] = AUTO
+    shorten_warmup(tree, overrides)
     make_lists(tree, Extension)
     try:
         return Extension.model_validate_json(json.dumps(tree))

@@ -41,6 +41,13 @@ class Chapter:
     gone: ConfigError | None = None
 
     @property
+    def present(self) -> Stream:
+        """The stream; the ConfigError that says why it is gone."""
+        if self.stream is None:
+            raise self.gone or ConfigError("data.source", f"{self.record.source} is gone")
+        return self.stream
+
+    @property
     def last(self) -> int:
         """Number of the chapter's last task."""
         return self.first + len(self.record.tasks) - 1

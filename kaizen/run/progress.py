@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 LINE_SECONDS = 120.0
 """Seconds between two lines where there is no terminal for a bar."""
@@ -45,7 +45,7 @@ class Clock:
 
 
 class Progress:
-    """A bar on stderr, or lines on stdout where stderr is no terminal.
+    """A bar on stderr or in a notebook, or lines on stdout where stderr is no terminal.
 
     Args:
         steps, done: steps of the run, and how many of them are done.
@@ -54,7 +54,7 @@ class Progress:
     """
 
     def __init__(self, steps: int, done: int, *, bar: bool, lines: bool) -> None:
-        shown = bar and sys.stderr.isatty()
+        shown = bar and (sys.stderr.isatty() or "ipykernel" in sys.modules)
         self._bar = tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True, disable=not shown)
         self._lines, self._next_line, self._latest = lines and not shown, time.monotonic() + LINE_SECONDS, ""
         self._steps, self._done = steps, done

@@ -27,6 +27,7 @@ from kaizen.run.places import checkpoint_directory, task_directory
 from kaizen.run.progress import Clock
 from kaizen.run.stop import STOP_STEPS, StopRequest
 from kaizen.run.writer import Writer
+from kaizen.training.callbacks import Callbacks
 from kaizen.training.defaults import suit_chapters
 from kaizen.training.measures import finite_losses
 from kaizen.training.plan import describe, plan_chapters, term_weights
@@ -42,8 +43,7 @@ class Trainer:
     Args:
         recipe, preset: names of the recipe and of the preset laid over it, for the record.
         config: the checked configuration; path: the run directory.
-        stop: notices requests to stop.
-        notes: lines on the configuration, for the user.
+        stop: notices requests to stop; notes: lines on the configuration, for the user; callbacks: see `Callbacks`.
 
     Raises:
         ConfigError: the directory or the launch does not fit the configuration.
@@ -57,14 +57,16 @@ class Trainer:
         stop: StopRequest,
         preset: str | None = None,
         notes: Sequence[str] = (),
+        callbacks: Sequence[Any] = (),
     ) -> None:
         self.notes = notes
         self.recipe, self.preset, self.config, self.path, self.stop = recipe, preset, config, path, stop
         self.versions, self.writer, self._first = versions(), Writer(), True
         tracker = "wandb" if config.log.wandb != "disabled" else None
         self.parallel = Parallel(log_with=tracker, deterministic=config.run.deterministic)
-        extensions = self.parallel.on_main(lambda: held_extensions(config, path))
-        self.config = config = config.model_copy(update={"extensions": extensions})
+        self.callbacks = Callbacks(callbacks, active=self.parallel.is_main)
+        held = self.parallel.on_main(lambda: held_extensions(config, path))
+        self.config = config = config.model_copy(update={"extensions": held})
         self.directory = RunDirectory(path, config, self.parallel)
         self.directory.lock()
         self.parallel.watch(self.directory.write_failure, lambda: stop.signalled)
@@ -99,11 +101,7 @@ class Trainer:
         self.parallel.announce(f"done: results.json, log.jsonl and all other files of the run are in {self.path}")
 
     def load(self) -> Stream:
-        """The data, cut into tasks.
-
-        Raises:
-            ConfigError: the data are missing, or cannot be cut into these tasks.
-        """
+        """The run's own data, cut into tasks; a ConfigError if they are missing or do not fit."""
         return load_stream(self.config, self.stop.check)
 
     def _end_stopped(self, stopped: Stopped) -> None:
@@ -137,8 +135,7 @@ class Trainer:
         self.chapters, chosen = suit_chapters(chapters)
         chapters, self.tasks = self.chapters, self.chapters.tasks
         self.config = self.directory.config = config = chapters.parts[0].config
-        sizes = self.parallel.world, self.parallel.accumulation
-        self.plan = plan_chapters(chapters, *sizes)
+        self.plan = plan_chapters(chapters, *(sizes := (self.parallel.world, self.parallel.accumulation)))
         if self.parallel.sharded:
             check_encoder(build_encoder(config.encoder, config.data.image_size))
         elif config.teacher.shard:
@@ -152,8 +149,8 @@ class Trainer:
         # One process reads for all: `kaizen eval` may replace the file between two reads.
         self.results = self.parallel.on_main(lambda: Results(self.path / "results.json", origin, config, chapters))
         self.parallel.announce(f"run directory       {self.path}")
-        described = [*chapters.describe(), *describe(config, self.plan, *sizes), *chosen]
-        for line in (*self.notes, *described, *filter(None, [recording])):
+        chosen += [recording] if recording else []
+        for line in (*self.notes, *chapters.describe(), *describe(config, self.plan, *sizes), *chosen):
             self.parallel.announce(line)
 
     def _run(self) -> None:
@@ -184,7 +181,6 @@ class Trainer:
     def train_task(self, task: int, checkpoint: tuple[Path, dict[str, Any]] | None) -> None:
         """Train one task from its beginning or from a checkpoint, and write its end state."""
         plan, chapter = self.plan.tasks[task], self.chapters.of(task)
-        assert chapter.stream is not None
         names, weights = chapter.record.class_names, term_weights(chapter.config, self.tasks, task)
         sizes = len(names), task, plan.images, plan.lr
         state = TaskState(chapter.config, *sizes, weights, self.path, self.parallel, names)
@@ -193,7 +189,7 @@ class Trainer:
             path, position = checkpoint
             state.restore(path)
         self.parallel.set_scaler(position.get("scaler"))
-        stepper = Stepper(chapter.stream, self.plan, state)
+        stepper = Stepper(chapter.present, self.plan, state)
         clock = Clock(position["train_seconds"], sum(map(self.directory.train_seconds, range(task))))
         self.means = TaskMeans(position.get("measures"))
         for step in range(position["step"] - plan.first_step, plan.steps):
@@ -202,6 +198,7 @@ class Trainer:
             if logged:
                 stepper.prepare_measures()
             terms = stepper.step(step)
+            self.callbacks.step(number, terms)
             if self._first:
                 self._first = False
                 synchronize(self.parallel.device)
@@ -242,8 +239,9 @@ class Trainer:
             means = row.means(task + 1)
             told = f"task {task} ({self.tasks[task].name}): mean accuracy in % on the tasks seen: {means}"
             self.log.say("\n".join([told, *self.evaluator.notes(task, row)]))
-        world, peak = self.parallel.world, self.parallel.peak_memory()
-        self.parallel.on_main(lambda: self.results.write(world=world, peak_memory=peak))
+            self.callbacks.task_end(task, row.accuracies)
+        costs = {"world": self.parallel.world, "peak_memory": self.parallel.peak_memory()}
+        self.parallel.on_main(lambda: self.results.write(**costs))
 
     def _log(self, task: int, step: int, terms: dict[str, Tensor], stepper: Stepper, clock: Clock) -> None:
         plan = self.plan.tasks[task]
@@ -277,8 +275,8 @@ class Trainer:
     def _position(self, clock: Clock) -> dict[str, Any]:
         """The position of the run, for state.json."""
         task, step = self.directory.position
-        config_hash = self.config.hash(extensions=self.chapters.of(task).number)
-        setting = {"config_hash": config_hash, "versions": self.versions, **self.parallel.setting()}
+        of = self.config.hash(extensions=self.chapters.of(task).number)
+        setting = {"config_hash": of, "versions": self.versions, **self.parallel.setting()}
         where = {"task": task, "step": step, "train_seconds": clock.task_seconds(), "measures": self.means.sums}
         return where | setting | {"scaler": self.parallel.scaler_state()}
 
