@@ -186,20 +186,6 @@ def test_random_images_stand_in_for_a_source_that_is_not_here(tmp_path: Path) ->
     assert stream.source.train.images.shape[1:] == (3, 32, 32)
 
 
-@pytest.mark.parametrize(
-    ("keys", "images"),
-    [
-        ({"stream.classes": "[[apple,bear],[99]]"}, [1000, 500]),
-        ({"stream.sizes": "60,10"}, [30000, 5000]),
-        ({"stream.kind": "data", "stream.sizes": "40000,10"}, [40000, 10]),
-        ({"stream.kind": "column", "data.task_column": "year"}, [10000] * 5),
-    ],
-)
-def test_random_images_are_cut_into_tasks_of_ones_choice(keys: dict[str, str], images: list[int]) -> None:
-    config = resolve("cifar100-simclr", keys | {"data.image_size": "4"})[1]
-    assert choose_stream(config, True)[0].train_sizes == images
-
-
 def test_domains_are_those_of_the_recipe() -> None:
     config = resolve(*parse_arguments(["domainnet-simclr", "--data.image_size", "8", "--optim.batch", "16"]))[1]
     stream = choose_stream(config, True)[0]
