@@ -9,12 +9,13 @@ from typing import Any
 from kaizen.bench.session import Session
 from kaizen.bench.spread import Spread, interleaved, ratio, spread
 from kaizen.bench.synthetic import choose_stream
+from kaizen.config.optim import OptimConfig
 from kaizen.config.schema import Config
 from kaizen.data.load import Stream
 from kaizen.errors import ConfigError
 from kaizen.parallel import Parallel
 from kaizen.training.defaults import Facts, suit
-from kaizen.training.plan import Plan, make_plan
+from kaizen.training.plan import Plan, make_plan, task_steps
 
 EARLY = 1
 """The first task with a teacher and a memory; the last task is compared with it."""
@@ -40,7 +41,7 @@ def small_tasks(config: Config, steps: int, synthetic: bool, parallel: Parallel)
     batch = min(config.optim.batch, *stream.train_sizes)
     epochs = max(1, -(-steps // min(images // batch for images in stream.train_sizes)))
     changed = {
-        "optim": config.optim.model_copy(update={"batch": batch, "epochs": epochs, "warmup_epochs": 0}),
+        "optim": config.optim.model_copy(update={"batch": batch, "epochs": epochs, "images": None, "warmup_epochs": 0}),
         "run": config.run.model_copy(update={"checkpoint_every": 0}),
         "log": config.log.model_copy(update={"every_steps": 1, "wandb": "disabled"}),
     }
@@ -67,16 +68,18 @@ def compare_tasks(config: Config, stream: Stream, plan: Plan, run: Path, paralle
     return ratio(late, early)
 
 
-def summary(run: Path, plan: Plan, epochs: int, peaks: list[int], again: Spread) -> dict[str, Any]:
-    """Costs of a finished run per task; the share of evaluation assumes the recipe's full `epochs`."""
+def summary(run: Path, plan: Plan, optim: OptimConfig, peaks: list[int], again: Spread) -> dict[str, Any]:
+    """Costs of a finished run per task; the share of evaluation assumes the recipe's full epochs or images."""
     tasks = len(plan.tasks)
     taken = [step_seconds(run, task) for task in range(tasks)]
     evaluated = json.loads((run / "results.json").read_text(encoding="utf-8"))["seconds"]["evaluate"]
-    trained = [median(s) * t.steps_per_epoch * epochs for s, t in zip(taken, plan.tasks, strict=True)]
+    steps = [task_steps(optim, t.batch, t.steps_per_epoch) for t in plan.tasks]
+    trained = [median(seconds) * count for seconds, count in zip(taken, steps, strict=True)]
     shares = [e / (t + e) for t, e in zip(trained, evaluated, strict=True)]
     return {
         "tasks": tasks,
-        "epochs": epochs,
+        "epochs": optim.epochs,
+        "images": optim.images,
         "step_seconds": [spread(steps) for steps in taken],
         "last_over_first": again,
         "last_over_first_in_the_run": median(taken[-1]) / median(taken[EARLY]),

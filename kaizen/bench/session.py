@@ -75,7 +75,7 @@ class Session:
         terms = self.stepper.step(step)
         self.done += 1
         self.clock.count(plan.batch)
-        self.log.progress.advance(self.task, self.tasks, step // plan.steps_per_epoch, self.config.optim.epochs)
+        self.log.progress.advance(self.task, self.tasks, step // plan.steps_per_epoch, plan.epochs)
         if logged:
             self.write_log(terms)
         if self.done % STOP_STEPS == 0:

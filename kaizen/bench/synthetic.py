@@ -48,10 +48,14 @@ def choose_stream(config: Config, synthetic: bool, *, most_bytes: int = MOST_BYT
 def make_source(config: Config, most_bytes: int) -> Source:
     """Random images, as many as the known source has: at most `most_bytes`, at least BATCHES batches per task."""
     known = KNOWN_SOURCES.get(config.data.source)
-    classes = known.classes if known else max(UNKNOWN_CLASSES, config.stream.tasks)
+    stream, images = config.stream, 0
+    listed = list(map(len, stream.classes or ())) or [config.stream.tasks]
+    if stream.sizes is not None:
+        listed, images = (list(stream.sizes), 0) if stream.kind == "class" else (listed, sum(stream.sizes))
+    classes = known.classes if known else max(UNKNOWN_CLASSES, sum(listed))
     size = config.data.image_size or (known.image_size if known else UNKNOWN_SIZE)
     batch = PUBLISHED_BATCH if config.optim.batch == AUTO else config.optim.batch
-    least = max(BATCHES * batch * config.stream.tasks, classes)
+    least = max(BATCHES * batch * stream.tasks, classes, images)
     count = max(least, min(known.train_images if known else least, most_bytes // (3 * size * size)))
     domains = config.stream.domains or tuple(map(str, range(config.stream.tasks)))
     generator = np.random.default_rng(config.run.seed)
@@ -63,10 +67,14 @@ def make_source(config: Config, most_bytes: int) -> Source:
         return Split(pixels, labels, np.arange(images) // classes % len(domains), digest)
 
     train, test = split(count), split(max(least // 5, classes * len(domains)))
-    names = tuple(f"class {number}" for number in range(classes))
+    names = [f"class {number}" for number in range(classes)]
+    if config.stream.classes is not None:
+        # The recipe's names, so that its tasks can be cut; numbers mean the classes in their order.
+        chosen = [name for task in config.stream.classes for name in task if not name.isdecimal()]
+        names[: len(chosen)] = chosen
     # Moments of uniform levels, so the data need not be read.
     moments = (0.5, 0.5, 0.5), (0.29, 0.29, 0.29)
-    return Source(train, test, names, tuple(domains), *moments, fingerprint="synthetic")
+    return Source(train, test, tuple(names), tuple(domains), *moments, fingerprint="synthetic")
 
 
 def save_source(source: Source, folder: Path) -> None:
@@ -90,6 +98,6 @@ def save_source(source: Source, folder: Path) -> None:
 
 def saved_keys(source: Source, folder: Path) -> dict[str, Any]:
     """The keys of section `data` that name what `save_source` wrote, with a cache next to it."""
-    columns = {"image_column": "image", "label_column": "label", "domain_column": "domain"}
+    columns = {"image_column": "image", "label_column": "label", "domain_column": "domain", "task_column": "domain"}
     place = {"source": f"disk:{folder}", "image_size": source.image_size, "cache_dir": str(folder / "cache")}
     return {**place, **columns, "train_split": "train", "test_split": "test"}

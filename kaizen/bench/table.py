@@ -72,9 +72,10 @@ def _messages(traffic: dict[str, Any], kind: str) -> str:
 def flat_lines(found: dict[str, Any]) -> Iterator[str]:
     """The numbers of `summary`."""
     yield _row("recipe", f"{found['recipe']}, {found['data']}")
+    length = f"{found['images']} images" if found["images"] else f"{found['epochs']} epochs"
     rows = zip(found["step_seconds"], found["peak_bytes"], found["evaluation_share"], strict=True)
     for task, (seconds, peak, share) in enumerate(rows):
-        rest = f"peak memory {peak / 2**20:.0f} MiB, evaluation {share:.1%} of {found['epochs']} epochs"
+        rest = f"peak memory {peak / 2**20:.0f} MiB, evaluation {share:.1%} of {length}"
         yield _row(f"task {task}", f"{_shown(seconds)} seconds per step, {rest}")
     last = found["tasks"] - 1
     yield _row("in the run", f"{found['last_over_first_in_the_run']:.3f} = task {last} / task 1, seconds per step")

@@ -8,6 +8,7 @@ from typing import Any
 
 from kaizen.bench.measure import workplace
 from kaizen.bench.synthetic import choose_stream
+from kaizen.config.optim import OptimConfig
 from kaizen.config.schema import Config
 from kaizen.config.types import AUTO
 from kaizen.data.load import Stream
@@ -15,6 +16,7 @@ from kaizen.data.source import KNOWN_SOURCES
 from kaizen.errors import ConfigError
 from kaizen.parallel import Parallel
 from kaizen.run.stop import StopRequest
+from kaizen.training.plan import task_steps
 from kaizen.training.trainer import Trainer
 
 
@@ -30,7 +32,7 @@ def measure_whole(recipe: str, config: Config, epochs: int, synthetic: bool, par
         raise ConfigError("--synthetic", f"{problem}; allowed: no --synthetic, or one of {', '.join(KNOWN_SOURCES)}")
     warmup = config.optim.warmup_epochs
     warmup = warmup if warmup == AUTO else min(warmup, epochs - 1)
-    optim = config.optim.model_copy(update={"epochs": epochs, "warmup_epochs": warmup})
+    optim = config.optim.model_copy(update={"epochs": epochs, "images": None, "warmup_epochs": warmup})
     short = config.model_copy(update={"optim": optim, "log": config.log.model_copy(update={"wandb": "disabled"})})
     data: list[str] = []
 
@@ -44,12 +46,12 @@ def measure_whole(recipe: str, config: Config, epochs: int, synthetic: bool, par
         trainer = OnRandomImages(recipe, short, run / "run", StopRequest())
         trainer.run()
         # The main process deletes the directory, so it may be missing on the rest.
-        found = _summary(run / "run", trainer, config.optim.epochs) if trainer.parallel.is_main else {}
+        found = _summary(run / "run", trainer, config.optim) if trainer.parallel.is_main else {}
     return {"schema": 1, "recipe": recipe, "config_hash": config.hash(), "data": data[0], **found}
 
 
-def _summary(run: Path, trainer: Trainer, epochs: int) -> dict[str, Any]:
-    """Seconds per task, and the hours of a run of `epochs` per task."""
+def _summary(run: Path, trainer: Trainer, optim: OptimConfig) -> dict[str, Any]:
+    """Seconds per task, and the hours of a run with the epochs or images per task of `optim`."""
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     results, environment = (
         json.loads((run / f"{name}.json").read_text(encoding="utf-8")) for name in ("results", "environment")
@@ -66,12 +68,13 @@ def _summary(run: Path, trainer: Trainer, epochs: int) -> dict[str, Any]:
         if len(later) > 1:
             step = (later[-1]["seconds"] - later[0]["seconds"]) / (later[-1]["step"] - later[0]["step"])
         start, rate = max(0.0, trained - step * plan.steps), plan.batch / step
-        whole = start + step * plan.steps_per_epoch * epochs + end + evaluated
+        whole = start + step * task_steps(optim, plan.batch, plan.steps_per_epoch) + end + evaluated
         parts = {"start": start, "end": end, "evaluate": evaluated, "whole": whole}
         found = {"step": step, "images_per_second": rate, "steps_per_epoch": plan.steps_per_epoch}
         tasks.append(found | parts)
     return {
-        "epochs": epochs,
+        "epochs": optim.epochs,
+        "images": optim.images,
         "trained_epochs": trainer.config.optim.epochs,
         "tasks": tasks,
         "hours": sum(task["whole"] for task in tasks) / 3600,
@@ -89,8 +92,9 @@ def whole_lines(found: dict[str, Any]) -> Iterator[str]:
             f"start {task['start']:.1f} s, end {task['end']:.1f} s ({task['end'] / task['whole']:.2%}), "
             f"evaluation {task['evaluate']:.1f} s, in all {task['whole'] / 60:.2f} min"
         )
+    length = f"{found['images']} images" if found["images"] else f"{found['epochs']} epochs"
     yield f"{'peak memory':19} {found['peak_memory_bytes'] / 2**20:.0f} MiB"
     yield (
-        f"{'hours':19} {found['hours']:.3f} for {found['epochs']} epochs per task with their evaluations, "
+        f"{'hours':19} {found['hours']:.3f} for {length} per task with their evaluations, "
         f"from {found['trained_epochs']} epochs"
     )

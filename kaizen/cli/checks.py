@@ -13,7 +13,7 @@ def check_pairs(config: Config) -> None:
         ConfigError: names the key, its value and what is allowed.
     """
     optim = config.optim
-    if optim.warmup_epochs not in (0, AUTO) and optim.warmup_epochs >= optim.epochs:
+    if optim.images is None and optim.warmup_epochs not in (0, AUTO) and optim.warmup_epochs >= optim.epochs:
         raise ConfigError(
             "optim.warmup_epochs", f"is {optim.warmup_epochs}; allowed: below optim.epochs ({optim.epochs})"
         )
@@ -55,6 +55,19 @@ def _check_stream(config: Config) -> None:
             raise ConfigError("stream.domains", f"applies to stream.kind domain; here stream.kind is {stream.kind}")
         if len(set(stream.domains)) != len(stream.domains):
             raise ConfigError("stream.domains", f"is {list(stream.domains)}; each domain may be named once")
+    if stream.kind == "column" and config.data.task_column is None:
+        raise ConfigError("data.task_column", "is null; stream.kind column needs the name of the tasks' column")
+    if stream.classes is not None and stream.sizes is not None:
+        raise ConfigError("stream.sizes", "is given with stream.classes; allowed: one of the two")
+    if stream.sizes is not None and stream.kind not in ("class", "data"):
+        raise ConfigError("stream.sizes", f"applies to stream.kind class and data; here stream.kind is {stream.kind}")
+    if stream.classes is not None:
+        if stream.kind not in ("class", "joint"):
+            problem = f"applies to stream.kind class and joint; here stream.kind is {stream.kind}"
+            raise ConfigError("stream.classes", problem)
+        named = [name for task in stream.classes for name in task]
+        if twice := sorted({name for name in named if named.count(name) > 1}):
+            raise ConfigError("stream.classes", f"names {', '.join(twice)} more than once; allowed: each class once")
     if stream.kind == "data" and config.classifier.distill_weight == "class_ratio":
         raise ConfigError(
             "classifier.distill_weight",

@@ -23,6 +23,9 @@ from kaizen.errors import ConfigError
 from kaizen.model.methods import method_class
 from kaizen.model.networks.fit import fit_encoder, is_vit
 
+EXCLUSIVE = {"replay": BUDGETS, "stream": ("classes", "sizes"), "optim": ("epochs", "images")}
+"""Keys of a section of which one replaces the others: on the command line, those of the recipe."""
+
 
 class Arguments(NamedTuple):
     """The parsed command line; values of overrides are still text."""
@@ -87,7 +90,7 @@ def resolve(recipe: str, overrides: dict[str, str], preset: str | None = None) -
     settings: Any = method_class(method).Settings
     kind: type[Config] = Config[settings]
     make_lists(tree, kind)
-    _derive_tasks(tree.get("stream", {}))
+    derive_tasks(tree.get("stream", {}))
     try:
         config: Config = kind.model_validate_json(to_json(tree))
     except PydanticSerializationError as error:
@@ -102,7 +105,10 @@ def resolve(recipe: str, overrides: dict[str, str], preset: str | None = None) -
     check_pairs(config)
     if len(config.views) > (most := method_class(method).most_views):
         raise ConfigError("views", f"are {len(config.views)}; allowed with {method}: {most}")
-    if known and config.stream.kind == "class" and config.stream.tasks > known.classes:
+    if known and config.stream.kind == "class" and config.stream.sizes and sum(config.stream.sizes) > known.classes:
+        problem = f"is {list(config.stream.sizes)}, {sum(config.stream.sizes)} classes in all"
+        raise ConfigError("stream.sizes", f"{problem}; allowed: at most the {known.classes} of {config.data.source}")
+    if known and config.stream.kind == "class" and not config.stream.classes and config.stream.tasks > known.classes:
         raise ConfigError(
             "stream.tasks",
             f"is {config.stream.tasks}; allowed: 1 to {known.classes}, the classes of {config.data.source}",
@@ -158,7 +164,7 @@ def left_out(recipe: str, overrides: dict[str, str], preset: str | None = None) 
     return lines
 
 
-def _derive_tasks(stream: dict[str, Any]) -> None:
+def derive_tasks(stream: dict[str, Any]) -> None:
     """Set the number of tasks, in place, where the kind of the stream determines it."""
     if stream.get("kind") == "joint":
         stream["tasks"] = 1
@@ -167,6 +173,12 @@ def _derive_tasks(stream: dict[str, Any]) -> None:
         stream.pop("tasks", None)
         if isinstance(named := stream.get("domains"), list) and named:
             stream["tasks"] = len(named)
+    elif stream.get("kind") == "column":
+        stream.pop("tasks", None)
+    else:
+        for key in EXCLUSIVE["stream"]:
+            if isinstance(listed := stream.get(key), list) and listed:
+                stream["tasks"] = len(listed)
 
 
 def default_directory(recipe: str, preset: str | None, seed: int) -> str:
@@ -186,9 +198,13 @@ def shorten_warmup(tree: dict[str, Any], overrides: dict[str, str]) -> None:
 
 def override(tree: dict[str, Any], overrides: dict[str, str]) -> None:
     """Apply overrides to a recipe, in place."""
-    budgets = [key for key in BUDGETS if overrides.get(f"replay.{key}", "null") != "null"]
-    for key in BUDGETS if budgets else ():
-        tree.get("replay", {}).pop(key, None)
+    for section, keys in EXCLUSIVE.items():
+        given = [key for key in keys if overrides.get(f"{section}.{key}", "null") != "null"]
+        for key in keys if given else ():
+            tree.get(section, {}).pop(key, None)
+        if section == "optim" and len(given) > 1:
+            # Checked here, as a resolved configuration has a number of epochs in any case.
+            raise ConfigError("optim.images", "is given with optim.epochs; allowed: one of the two")
     for dotted, text in overrides.items():
         section, *path = dotted.split(".")
         if section not in Config.model_fields or section == "extensions":

@@ -57,7 +57,8 @@ def main(tokens: Sequence[str]) -> int:
     rest += ["--run.graph", given.graph] if given.graph else []
     arguments = parse_arguments(rest)
     if given.tasks:
-        arguments.overrides["stream.tasks"] = str(given.tasks)
+        even = {"stream.tasks": str(given.tasks), "stream.classes": "null", "stream.sizes": "null"}
+        arguments.overrides.update(even)
     recipe, config = resolve(*arguments)
     _check_options(given)
     if given.start is not None:
@@ -200,7 +201,7 @@ def _flat(recipe: str, config: Config, turns: int, synthetic: bool, parallel: "P
             super().evaluate(task, readers)
             if task == len(self.tasks) - 1:
                 again = compare_tasks(self.config, stream, self.plan, self.path, self.parallel, turns)
-                found.update(summary(self.path, self.plan, config.optim.epochs, peaks, again))
+                found.update(summary(self.path, self.plan, config.optim, peaks, again))
 
     # What a run prints is progress here.
     with workplace(parallel) as place, redirect_stdout(sys.stderr):

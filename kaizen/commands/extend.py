@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from kaizen.cli.explain import explained
 from kaizen.cli.lists import make_lists
-from kaizen.cli.resolve import override, parse_arguments, resolve, shorten_warmup
+from kaizen.cli.resolve import derive_tasks, override, parse_arguments, resolve, shorten_warmup
 from kaizen.config.extension import Extension
 from kaizen.config.schema import Config, header, read_header
 from kaizen.config.yaml import dump_yaml
@@ -119,10 +119,9 @@ def _extension(own: Config, overrides: dict[str, str]) -> Extension:
     if not stream.get("kind"):
         # Without keys of the stream there is one task; with some, the run's kind of division.
         stream["kind"] = "joint" if not stream or own.stream.kind == "joint" else own.stream.kind
-    if stream["kind"] == "joint":
-        stream["tasks"] = 1
     shorten_warmup(tree, overrides)
     make_lists(tree, Extension)
+    derive_tasks(stream)
     try:
         return Extension.model_validate_json(json.dumps(tree))
     except ValidationError as error:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kaizen.config.types import Count, Positive, Probability, Section, Seed, Text
+from kaizen.config.types import Count, Positive, Probability, Section, Seed, Text, Word
 
 
 class DataConfig(Section):
@@ -21,6 +21,9 @@ class DataConfig(Section):
     image_column: str | None = Field(None, description="column of the images; null: found by type")
     label_column: str | None = Field(None, description="column of the labels; null: found by type")
     domain_column: str | None = Field(None, description="column of the domains; null: none")
+    task_column: Text | None = Field(
+        None, description="column that tells the task of each image, for stream.kind column"
+    )
     train_split: str = Field("train", description="split for training")
     test_split: str = Field("test", description="split for evaluation")
     background: Literal["white", "black"] = Field("white", description="colour behind transparent images")
@@ -32,17 +35,35 @@ class DataConfig(Section):
 
 
 class StreamConfig(Section):
-    kind: Literal["class", "data", "domain", "joint"] = Field(
+    kind: Literal["class", "data", "domain", "column", "joint"] = Field(
         "class",
-        description="class: each task brings new classes; data: random parts of the images; "
-        "domain: one task per domain; joint: everything in one task",
+        description="class: each task brings new classes; data: random parts of the images; domain: one task per "
+        "domain; column: one task per value of data.task_column; joint: everything in one task",
     )
-    tasks: Count = Field(5, description="number of tasks (joint: always 1; domain: always one per domain)")
+    tasks: Count = Field(
+        5,
+        description="number of tasks (joint: always 1; domain and column: as many as the data have; with classes or "
+        "sizes: as many as these)",
+    )
     seed: Seed = Field(5, description="seed of the split into tasks (5: the released split)")
     domains: Annotated[tuple[Text, ...], Field(min_length=1)] | None = Field(
         None,
         description="domains in the order of their tasks, for kind domain; null: all, sorted",
         examples=["real,sketch"],
+    )
+    classes: Annotated[tuple[Annotated[tuple[Word, ...], Field(min_length=1)], ...], Field(min_length=1)] | None = (
+        Field(
+            None,
+            description="classes of each task by hand, as [[cat,dog],[car]], by name or number; images of other "
+            "classes are left out; for kind class, or joint: only these classes; null: chosen by seed",
+            examples=["[[cat,dog],[car]]"],
+        )
+    )
+    sizes: Annotated[tuple[Count, ...], Field(min_length=1)] | None = Field(
+        None,
+        description="size of each task, as 50,10,10: number of classes for kind class, of training images for kind "
+        "data; what remains is left out; null: even tasks",
+        examples=["50,10,10"],
     )
 
 

@@ -34,7 +34,12 @@ class OptimConfig(Section):
         description="leave 1-D parameters (biases, norms) out of weight decay and of LARS's adaptation; false: treat "
         "them as the others",
     )
-    epochs: Count = Field(500, description="epochs per task")
+    epochs: Count = Field(500, description="epochs per task; 1: each image is seen once")
+    images: Count | None = Field(
+        None,
+        description="training images per task, repeated ones included, instead of epochs: the task has as many steps "
+        "as they fill; null: epochs decide",
+    )
     batch: Auto[Annotated[int, Field(ge=2)]] = Field(
         AUTO,
         examples=[256],
@@ -44,6 +49,7 @@ class OptimConfig(Section):
     warmup_epochs: Auto[Annotated[int, Field(ge=0)]] = Field(
         AUTO,
         examples=[10],
-        description="epochs of linear warm-up at the start of each task; auto: a tenth of the epochs, at most 10",
+        description="epochs of linear warm-up at the start of each task, with optim.images at most all its steps; "
+        "auto: a tenth of the epochs, at most 10",
     )
     min_lr: NonNegative = Field(0.0, description="rate at the end of the cosine schedule")

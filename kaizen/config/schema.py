@@ -27,6 +27,8 @@ FREE_KEYS = (
 )
 PLACE_KEYS = ("data.source", "data.config", "data.revision")
 """Location of the data: a run may resume from a different place with the same data, identified by their digest."""
+LATER_KEYS = ("data.task_column", "stream.classes", "stream.sizes", "optim.images")
+"""Keys that are null unless used and that earlier runs lack; null leaves the hash as it was before they existed."""
 
 
 class RunConfig(Section):
@@ -206,7 +208,8 @@ def fixed_keys(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def hash_keys(flat: dict[str, Any]) -> str:
-    """SHA-256 (16 hex digits) of keys and their values."""
+    """SHA-256 (16 hex digits) of keys and their values, without those of LATER_KEYS that are null."""
+    flat = {key: value for key, value in flat.items() if value is not None or key not in LATER_KEYS}
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
 
 

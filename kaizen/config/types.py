@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -10,6 +10,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Text = Annotated[str, Field(min_length=1)]
+Word = Annotated[Text, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+"""A name, or a whole number that is taken for the name of its digits."""
 AUTO: Final[Any] = "auto"
 """Value of a key that `kaizen.training.defaults` replaces by a value that suits the data."""
 T = TypeVar("T")

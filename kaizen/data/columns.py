@@ -8,6 +8,7 @@ import numpy as np
 from kaizen.data.files import Request
 from kaizen.data.images import Undecoded
 from kaizen.data.tables import Part, Table
+from kaizen.data.values import encode_values
 from kaizen.errors import ConfigError
 
 ROLES = ("train", "test")
@@ -24,13 +25,16 @@ def read_columns(tables: tuple[Table, Table], request: Request) -> tuple[dict[st
     first = tables[0].parts[0]
     image = request.image_column or _guess(first, "data.image_column", "image", _images(first))
     label = request.label_column or _guess(first, "data.label_column", "label", _labels(first))
-    domain_column = request.domain_column
-    given = (request.image_column, request.label_column, domain_column)
+    domain_column, task_column = request.domain_column, request.task_column
+    given = (request.image_column, request.label_column, domain_column, task_column)
     wanted = {"data.image_column": image, "data.label_column": label, "data.domain_column": domain_column}
+    wanted["data.task_column"] = task_column
     for part in (part for table in tables for part in table.parts):
         for key, column in wanted.items():
             if column is not None and column not in part.features:
                 found = f"is {column!r}" if column in given else f"is null, which finds {column!r} in {first.where}"
+                if column == task_column and column in first.features:
+                    found += f", which {part.where} lacks, so that the tasks of its images are unknown"
                 raise ConfigError(key, f"{found}; allowed, in {part.where}: {_listed(part)}")
         if not _is_image(part.features[image]):
             problem = f"is {image!r}, which contains no images in {part.where}; found: {_listed(part)}"
@@ -41,7 +45,9 @@ def read_columns(tables: tuple[Table, Table], request: Request) -> tuple[dict[st
         raise ConfigError("data.test_split", problem)
     domains: tuple[Any, Any] = (None, None)
     domain_names: list[str] = []
-    if domain_column is not None:
+    if task_column is not None:
+        domains, domain_names = encode_values(tables, task_column, "data.task_column")
+    elif domain_column is not None:
         domains, domain_names = _encode(tables, domain_column, "data.domain_column", lowest=0)
     splits = {
         role: Undecoded(table.name, table.parts, image, labels[i], domains[i])

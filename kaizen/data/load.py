@@ -3,12 +3,15 @@
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kaizen.config.data import StreamConfig
 from kaizen.config.schema import Config
+from kaizen.data.chosen import chosen_classes
 from kaizen.data.columns import sort_names
 from kaizen.data.files import listed
 from kaizen.data.labels import visible_labels
@@ -46,7 +49,7 @@ class Stream:
         lines += self.source.describe()
         used = sum(self.train_sizes)
         if unused := len(train) - used:
-            lines.append(f"left out            {unused} training images without a label or domain of the stream")
+            lines.append(f"left out            {unused} training images that are in no task of the stream")
         lines.append(f"labels              {(self.labels >= 0).sum()} of {used} training images are labelled")
         if len(self.tasks) > 1:
             names = [f"{number}: {task.name}" for number, task in enumerate(self.tasks[:10])]
@@ -70,9 +73,14 @@ class Stream:
         return len(np.unique(self.labels[self.tasks[task].train]))
 
 
-def load_stream(config: Config, check: Callable[[], None] = lambda: None, *, labelled: bool = True) -> Stream:
-    """Load the data (from the cache if possible) and divide them; `check` is called while images are decoded."""
-    return make_stream(config, load_source(**config.data.model_dump(), check=check), labelled=labelled)
+def load_stream(
+    config: Config, check: Callable[[], None] = lambda: None, *, decode: bool = True, labelled: bool = True
+) -> Stream:
+    """Load the data (from the cache if possible) and divide them; for the rest see `load_source` and `make_stream`."""
+    # Images have one number besides their label: of their task or else of their domain.
+    unused = "domain_column" if config.stream.kind == "column" else "task_column"
+    keys: dict[str, Any] = config.data.model_dump() | {unused: None}
+    return make_stream(config, load_source(**keys, check=check, decode=decode), labelled=labelled)
 
 
 def make_stream(config: Config, source: Source, *, labelled: bool = True) -> Stream:
@@ -94,8 +102,10 @@ def make_stream(config: Config, source: Source, *, labelled: bool = True) -> Str
         stream.seed,
         train_domains=train.domains,
         test_domains=test.domains,
-        domains=_domains(stream.domains, source.domain_names) if stream.kind == "domain" else (),
+        domains=_domains(stream, source),
         class_names=source.class_names,
+        sizes=stream.sizes,
+        chosen=None if stream.classes is None else chosen_classes(stream.classes, source.class_names),
     )
     taught, judged = _labels_used(source, tasks)
     if labelled and not len(taught):
@@ -145,10 +155,17 @@ def _odd_classes(names: Sequence[str], taught: np.ndarray, judged: np.ndarray) -
     return [*lines, f"names alike         {listed(twins)}: separate classes"] if twins else lines
 
 
-def _domains(wanted: Sequence[str] | None, names: Sequence[str]) -> list[tuple[int, str]]:
-    """Numbers and names of the domains in the order of the tasks; by default all, sorted (numbers by their value)."""
-    if wanted is None:
-        wanted = sort_names(names)
+def _domains(stream: StreamConfig, source: Source) -> list[tuple[int, str]]:
+    """Numbers and names of domains or of values of the task column in the order of the tasks; none for other streams.
+
+    By default these are all domains, sorted (numbers by their value), and the values that training images have.
+    """
+    names = source.domain_names
+    if stream.kind == "column" and source.train.domains is not None:
+        return [(number, names[number]) for number in np.unique(source.train.domains).tolist() if number >= 0]
+    if stream.kind != "domain":
+        return []
+    wanted = sort_names(names) if stream.domains is None else stream.domains
     for name in wanted:
         if name not in names:
             raise ConfigError("stream.domains", f"names {name!r}; allowed: {', '.join(sorted(names))}")

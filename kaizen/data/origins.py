@@ -106,6 +106,20 @@ def quiet_datasets() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
+@contextmanager
+def offline() -> Iterator[None]:
+    """A context in which the hub is not asked for anything, and only copies on this machine are opened."""
+    import datasets
+    from huggingface_hub import constants
+
+    held = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = held
+
+
 def _chosen_on_hub(request: Request) -> dict[str, str]:
     chosen = {"name": request.config, "revision": request.revision}
     return {key: value for key, value in chosen.items() if value is not None}

@@ -46,13 +46,14 @@ KNOWN_SOURCES: dict[str, KnownSource] = {
 
 
 CONTENT = {"image_size", "image_column", "label_column", "domain_column", "train_split", "test_split"}
-"""Keys of what is read, and not of the location of the data."""
+"""Keys of what is read, and not of the location of the data; `task_column` too, where it is given."""
 
 
-def load_source(source: str, *, check: Callable[[], None] = lambda: None, **keys: Any) -> Source:
+def load_source(source: str, *, check: Callable[[], None] = lambda: None, decode: bool = True, **keys: Any) -> Source:
     """Both splits as uint8 (n, 3, image_size, image_size), decoded once into cache_dir; ConfigError if unusable.
 
-    `keys` are those of section `data`. `check` is called regularly while images are decoded, and may raise.
+    `keys` are those of section `data`. `check` is called regularly while images are decoded, and may raise. Without
+    `decode`, images that are not in the cache are black, and the cache stays as it is.
     """
     try:
         request = _resolved(Request(source=source, **keys))
@@ -68,7 +69,8 @@ def load_source(source: str, *, check: Callable[[], None] = lambda: None, **keys
     opened: Any = () if files.splits else origins.open_library(request)
     content = files.stamp or [part._fingerprint for part in opened]
     # The location is left out, so that a moved directory keeps its decoded images.
-    kept = {"kind": request.kind, **request.model_dump(include=CONTENT)}
+    tasks = {} if request.task_column is None else {"task_column": request.task_column}
+    kept = {"kind": request.kind, **request.model_dump(include=CONTENT), **tasks}
     decoding = {"background": request.background, "broken": request.broken, "stamps_files": request.stamps_files}
     key = json.dumps([store.FORMAT, content, decoding, kept])
     fingerprint = hashlib.sha256(key.encode()).hexdigest()
@@ -78,6 +80,8 @@ def load_source(source: str, *, check: Callable[[], None] = lambda: None, **keys
             with origins.guarded(request):
                 splits, names = read_columns(origins.open_tables(request, files, opened, work), request)
             size = request.image_size or own_size(list(splits.values()), check)
+            if not decode:
+                return store.undecoded(splits, size, names)
             store.write_entry(work / "entry", splits, size, request, names, check)
             store.publish(work / "entry", cache / fingerprint)
         found = store.read_entry(cache / fingerprint)

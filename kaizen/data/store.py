@@ -32,6 +32,7 @@ class Outdated(ValueError):
 class Split:
     """One split: images uint8 (n, 3, s, s), read only; labels int64 (n,), -1 = none; domains int64 (n,) or None.
 
+    domains: of each image, the number of its domain or of its value in data.task_column (-1 = none) in domain_names.
     sha256: of the decoded images' bytes. skipped: reasons for images that were left out, one text each. blended: number
     of images with transparent pixels.
     """
@@ -190,6 +191,16 @@ def write_entry(
     flush_directory(entry)
 
 
+def undecoded(splits: dict[str, Undecoded], size: int, names: dict[str, list[str]]) -> Source:
+    """A source with everything but its images, which are black, of this side, and take no memory."""
+    train, test = (
+        Split(np.broadcast_to(np.uint8(0), (len(split.labels), 3, size, size)), split.labels, split.domains, sha256="")
+        for split in (splits["train"], splits["test"])
+    )
+    half = (0.5, 0.5, 0.5)
+    return Source(train, test, tuple(names["class_names"]), tuple(names["domain_names"]), half, half, fingerprint="")
+
+
 def publish(entry: Path, final: Path) -> None:
     """Rename a finished entry to its place; an intact entry that another process put there first is kept."""
     for attempt in range(5):
@@ -255,7 +266,7 @@ def _read_split(entry: Path, name: str, meta: dict[str, Any]) -> Split:
     domains = None
     if about["domains"]:
         domains = np.array(_read_array(entry / f"{name}.domains.npy", (count,), np.int64))
-        if domains.min() < 0 or domains.max() >= len(meta["domain_names"]):
+        if domains.min() < -1 or domains.max() >= len(meta["domain_names"]):
             raise ValueError(f"{name}.domains.npy holds domains out of range")
     return Split(images, labels, domains, str(about["sha256"]), tuple(about["skipped"]), int(about["blended"]))
 

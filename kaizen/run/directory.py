@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from kaizen.config.schema import Config, fixed_keys, flatten, hash_keys, header
+from kaizen.config.schema import LATER_KEYS, Config, fixed_keys, flatten, hash_keys, header
 from kaizen.config.types import AUTO
 from kaizen.config.yaml import dump_yaml, parse_yaml
 from kaizen.errors import ConfigError, DamagedError
@@ -103,7 +103,7 @@ class RunDirectory:
 
     def _compare(self, file: Path) -> None:
         try:
-            held = flatten(parse_yaml(file.read_text(encoding="utf-8")))
+            held = dict.fromkeys(LATER_KEYS) | flatten(parse_yaml(file.read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise ConfigError(str(file), f"cannot be read ({error})") from None
         wanted, known = self.config.fixed(), flatten(self.config.model_dump(mode="json"))

@@ -76,14 +76,14 @@ def suit(config: Config, facts: Facts) -> tuple[Config, list[str]]:
     batch = choose("optim.batch", _batch(smallest), BATCH, f"the smallest task has {smallest} images")
     used = min(batch, smallest)
     cut = f", and the smallest task cuts the batch to {used}" if used < batch else ""
-    warmup = choose(
-        "optim.warmup_epochs",
-        min(WARMUP_EPOCHS, optim.epochs // 10),
-        WARMUP_EPOCHS,
-        f"a tenth of {optim.epochs} epochs",
-    )
+    # With a number of images, the largest task has the fewest epochs.
+    epochs = optim.epochs if optim.images is None else optim.images // max(facts.images)
+    tenth = f"a tenth of {epochs} epoch{'s' * (epochs != 1)}"
+    warmup = choose("optim.warmup_epochs", min(WARMUP_EPOCHS, epochs // 10), WARMUP_EPOCHS, tenth)
     why = f"the optimizer is {name}"
     warm_steps = warmup * (smallest // used)
+    if optim.images is not None:
+        warm_steps = min(warm_steps, optim.images // used)
     if name == "lars" and config.classifier.hidden and warm_steps < SAFE_WARMUP:
         # In proportion to the warm-up: at the full rate the classifier's hidden units may die.
         classifier_rate *= max(LEAST_RATE, warm_steps / SAFE_WARMUP)

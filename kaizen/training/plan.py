@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kaizen.config.optim import OptimConfig
 from kaizen.config.schema import Config
 from kaizen.config.types import AUTO
 from kaizen.data.chapters import Chapters
@@ -21,7 +22,7 @@ warm-up than the second number: its hidden units switch off, and it gives one cl
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """Steps of one task; each epoch drops the images that do not fill a batch."""
+    """Steps of one task; each epoch drops the images that do not fill a batch, and optim.images may cut the last."""
 
     images: int
     batch: int
@@ -33,6 +34,11 @@ class TaskPlan:
     lr: float
     """Base rate, scaled by the configured batch / 256."""
     min_lr: float
+
+    @property
+    def epochs(self) -> int:
+        """Number of epochs, of which the last may be cut."""
+        return -(-self.steps // self.steps_per_epoch)
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,20 @@ class Plan:
         return warmup_cosine(step, plan.steps, plan.warmup_steps, base, start, min(plan.min_lr, base))
 
 
+def task_steps(optim: OptimConfig, batch: int, steps_per_epoch: int) -> int:
+    """Steps of a task with this batch: those of optim.epochs, or as many as optim.images fill.
+
+    Raises:
+        ConfigError: these images fill no step.
+    """
+    if optim.images is None:
+        return steps_per_epoch * optim.epochs
+    if optim.images < batch:
+        problem = f"is {optim.images}; allowed: at least {batch}, the images of one step, or a smaller optim.batch"
+        raise ConfigError("optim.images", problem)
+    return optim.images // batch
+
+
 def make_plan(config: Config, images: Sequence[int], world: int, accumulation: int = 1, first: int = 0) -> Plan:
     """Steps and rates for tasks with these numbers of training images, on `world` processes.
 
@@ -65,7 +85,7 @@ def make_plan(config: Config, images: Sequence[int], world: int, accumulation: i
         first: number of steps of the run before these tasks.
 
     Raises:
-        ConfigError: a process has no image of the task in some step, or a task does not fit the method.
+        ConfigError: a process has no image of the task in some step, or a task does not fit the method or its steps.
     """
     tasks, lr = [], config.optim.lr * config.optim.batch / 256
     for count in images:
@@ -80,8 +100,8 @@ def make_plan(config: Config, images: Sequence[int], world: int, accumulation: i
             raise ConfigError("optim.batch", f"{found}; allowed: at least {least}, {why}")
         method_class(config.method.name).check_task(config.method, count, batch // accumulation)
         per_epoch = count // batch
-        steps = per_epoch * config.optim.epochs
-        warmup = per_epoch * config.optim.warmup_epochs
+        steps = task_steps(config.optim, batch, per_epoch)
+        warmup = min(per_epoch * config.optim.warmup_epochs, steps)
         # A warm-up of one step has no slope; it is left out.
         warmup = warmup if warmup >= 2 else 0
         tasks.append(TaskPlan(count, batch, per_epoch, steps, warmup, first, lr, config.optim.min_lr))
@@ -113,8 +133,33 @@ def term_weights(config: Config, tasks: Sequence[Task], task: int) -> dict[str, 
     }
 
 
+def _duration(optim: OptimConfig, plan: Plan) -> str:
+    """The length of every task in words."""
+    if optim.images is None:
+        return f"{optim.epochs} epoch{'s' * (optim.epochs > 1)}"
+    passes = sorted({task.steps / task.steps_per_epoch for task in plan.tasks})
+    between = " to ".join(f"{number:.3g}" for number in dict.fromkeys((passes[0], passes[-1])))
+    return f"{optim.images} images, {between} epochs"
+
+
 def cautions(config: Config, plan: Plan) -> list[str]:
-    """A line for the user where the classifier may die (see STEEP_RATE)."""
+    """Lines for the user where the classifier may die (see STEEP_RATE), and where the warm-up or a freeze never end."""
+    lines, fewest = _dying(config, plan), min(plan.tasks, key=lambda task: task.epochs)
+    cut = [task for task in plan.tasks if task.warmup_steps == task.steps]
+    if cut and config.optim.images is not None:
+        lines.append(
+            f"caution             optim.warmup_epochs {config.optim.warmup_epochs} takes all {cut[0].steps} steps of a "
+            f"task with optim.images {config.optim.images}: the rate never falls; safer: a smaller number"
+        )
+    if (frozen := getattr(config.method, "freeze_epochs", 0)) >= fewest.epochs:
+        lines.append(
+            f"caution             method.freeze_epochs {frozen}: a task of {fewest.epochs} epoch"
+            f"{'s' * (fewest.epochs > 1)} ends before {config.method.name} trains what it freezes; safer: 0"
+        )
+    return lines
+
+
+def _dying(config: Config, plan: Plan) -> list[str]:
     optim, shortest = config.optim, min(plan.tasks, key=lambda task: task.warmup_steps)
     risky = optim.name == "lars" and config.classifier.hidden and config.classifier.weight > 0
     if not risky or optim.classifier_lr < STEEP_RATE or shortest.warmup_steps >= SAFE_WARMUP:
@@ -156,7 +201,7 @@ def describe(config: Config, plan: Plan, world: int, accumulation: int = 1) -> l
         f"replay              {memory}",
         f"statistics          {kept if held.keep else 'none'}",
         f"tasks               {len(images)}, training images {', '.join(map(str, images))}",
-        f"steps per epoch     {', '.join(map(str, per_epoch))}; {optim.epochs} epochs per task",
+        f"steps per epoch     {', '.join(map(str, per_epoch))}; {_duration(optim, plan)} per task",
         f"steps               {plan.steps}",
         f"learning rate       {plan.lr:g} = {optim.lr:g} x {optim.batch} / 256; classifier {optim.classifier_lr:g}; "
         f"{optim.name}, warm-up {plan.tasks[0].warmup_steps} steps",

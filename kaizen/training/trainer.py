@@ -205,7 +205,7 @@ class Trainer:
                 self.log.say(FIRST_STEP.format(time.time() - kaizen.STARTED))
             self.directory.position = (task, number)
             clock.count(plan.batch)
-            self.log.progress.advance(task, len(self.tasks), step // plan.steps_per_epoch, chapter.config.optim.epochs)
+            self.log.progress.advance(task, len(self.tasks), step // plan.steps_per_epoch, plan.epochs)
             self.directory.follow(self.log.progress.seconds_left())
             if logged:
                 self._log(task, step, terms, stepper, clock)

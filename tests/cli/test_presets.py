@@ -75,7 +75,7 @@ def test_a_preset_keeps_of_the_past_what_its_name_says(preset: str, recipe: str)
         changed = {key for key in changed if not key.startswith("method.")}
     allowed = {"distill.name", "distill.weight", "distill.temperature", "classifier.distill_weight", "replay.policy"}
     allowed_too = {
-        "joint": {"stream.kind", "stream.tasks", "stream.domains"},
+        "joint": {"stream.kind", "stream.tasks", "stream.domains", "stream.sizes"},
         "random-encoder": {"method.weight", "optim.weight_decay"},
         "lump": {"replay.mix"},
         "derpp": {"method.weight", "classifier.distill", "classifier.stop_gradient"},

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kaizen.cli.resolve import parse_arguments, resolve
 from kaizen.cli.shipped import shipped_recipes
 from kaizen.commands.train import main
-from kaizen.config.schema import Config
+from kaizen.config.schema import LATER_KEYS, Config, hash_keys
 from kaizen.config.yaml import YamlError, dump_yaml, parse_yaml
 from kaizen.errors import ConfigError
 
@@ -174,7 +174,8 @@ def test_recipes_follow_their_released_scripts_in_stem_projections_and_one_dimen
     for recipe in shipped_recipes():
         config = config_of(recipe)
         assert config.optim.exclude_1d == (recipe not in adapts), recipe
-        assert config.encoder.stem_padding == (2 if recipe.startswith("cifar100-") else 1), recipe
+        published = recipe.startswith("cifar100-") and recipe != "cifar100-online"
+        assert config.encoder.stem_padding == (2 if published else 1), recipe
         if recipe.startswith(("imagenet100-", "domainnet-")) and config.method.name in ("simclr", "mocov2plus"):
             assert config.method.projector_out == 128, recipe
     assert config_of("cifar100-simclr", "--encoder.stem", "imagenet").encoder.stem_padding == 1
@@ -187,6 +188,38 @@ def test_no_distiller_has_no_weight() -> None:
 def test_a_budget_on_the_command_line_replaces_the_recipes() -> None:
     assert config_of("digits", "--replay.total", "50").replay_budget() == ("total", 50)
     assert config_of("digits").replay_budget()[0] == "per_class"
+
+
+def test_a_number_of_images_and_epochs_replace_each_other(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("optim: {images: 900, warmup_epochs: 0}\nmethod: {name: simclr}")
+    mine = str(tmp_path / "mine.yaml")
+    assert config_of(mine).optim.images == 900
+    assert config_of(mine, "--optim.epochs", "3").optim.images is None
+    assert config_of("digits", "--optim.images", "900").optim.images == 900
+    assert config_of(mine, "--optim.images", "null", "--optim.epochs", "3").optim.epochs == 3
+    with pytest.raises(ConfigError, match=r"optim\.images: is given with optim\.epochs; allowed: one of the two"):
+        config_of("digits", "--optim.images", "900", "--optim.epochs", "3")
+
+
+def test_tasks_by_hand_and_by_size_replace_each_other_and_decide_the_number_of_tasks(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("stream: {classes: [[0, '1'], [7]], tasks: 9}\nmethod: {name: simclr}")
+    mine = str(tmp_path / "mine.yaml")
+    assert config_of(mine).stream.classes == (("0", "1"), ("7",))
+    assert config_of(mine, "--stream.tasks", "4").stream.tasks == 2
+    by_size = config_of(mine, "--stream.sizes", "5,3,1").stream
+    assert (by_size.classes, by_size.sizes, by_size.tasks) == (None, (5, 3, 1), 3)
+    assert config_of("--stream.kind", "data", "--stream.sizes", "[500]").stream.tasks == 1
+    assert config_of(mine, "--preset", "joint").stream.tasks == 1
+    assert config_of("--preset", "joint").stream.tasks == 1
+
+
+def test_keys_that_are_null_leave_the_hash_as_it_was() -> None:
+    flat = config_of("digits").fixed()
+    assert set(LATER_KEYS) < set(flat)
+    before = {key: value for key, value in flat.items() if key not in LATER_KEYS}
+    assert hash_keys(before) == hash_keys(flat) == config_of("digits").hash()
+    for keys in (["--optim.images", "900"], ["--stream.sizes", "2,2"], ["--stream.classes", "[[1,2]]"]):
+        assert config_of("digits", *keys).hash() != config_of("digits").hash()
 
 
 def test_another_method_leaves_the_recipes_method_keys_behind() -> None:

@@ -79,6 +79,15 @@ def test_an_epoch_shows_every_image_at_most_once_and_drops_less_than_a_batch(siz
     assert memory or order.draw(0)[0].batch.replay == 0
 
 
+@given(sizes, st.integers(1, 30))
+@settings(deadline=None)
+def test_a_last_epoch_that_is_cut_shows_its_images_once_more(size: tuple[int, int, int, int], steps: int) -> None:
+    order = sampler(*size)
+    seen = torch.cat([order.draw(step)[0].sample_ids for step in range(steps)])
+    assert max(seen.unique(return_counts=True)[1]) <= -(-steps // order.steps_per_epoch)
+    assert len(seen) == steps * order.batch
+
+
 @given(st.integers(1, 20), st.integers(1, 12))
 @settings(deadline=None)
 def test_replay_draws_every_image_once_before_it_draws_one_twice(memory: int, replay: int) -> None:
