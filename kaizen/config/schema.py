@@ -24,6 +24,8 @@ FREE_KEYS = (
     *("run.dir", "run.resume", "run.checkpoint_every", "run.keep_checkpoints", "run.graph", "run.deterministic"),
     *("data.cache_dir", "teacher.shard", "eval.readers", "log"),
 )
+LATER_KEYS = {"encoder.weights": None, "encoder.freeze": 0}
+"""Keys that earlier versions did not have; with these defaults, which do what those did, they are not hashed."""
 PLACE_KEYS = ("data.source", "data.config", "data.revision")
 """Location of the data: a run may resume from a different place with the same data, identified by their digest."""
 
@@ -189,8 +191,14 @@ def fixed_keys(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def hash_keys(flat: dict[str, Any]) -> str:
-    """SHA-256 (16 hex digits) of keys and their values."""
-    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
+    """SHA-256 (16 hex digits) of keys and their values, but for LATER_KEYS with their defaults."""
+    hashed = {key: value for key, value in flat.items() if not is_unchanged(key, value)}
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def is_unchanged(key: str, value: Any) -> bool:
+    """Whether a key is one of LATER_KEYS, with its default."""
+    return key in LATER_KEYS and LATER_KEYS[key] == value
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

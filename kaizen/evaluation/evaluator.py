@@ -17,6 +17,7 @@ from kaizen.evaluation.metrics import cannot_name, mean
 from kaizen.evaluation.readers import REGISTRY, Check, Evidence
 from kaizen.evaluation.readers.classifier import Classifier
 from kaizen.model.learner import Network
+from kaizen.model.pretrained import load_pretrained
 from kaizen.model.teacher import read_network
 from kaizen.parallel import Parallel, memory_format
 from kaizen.run.places import task_directory
@@ -66,13 +67,15 @@ class Evaluator:
             raise ConfigError("eval.readers", f"{problem}; allowed: {', '.join(others)}")
 
     def network(self, run: Path, task: int) -> Network:
-        """The network from a run's snapshot of a task; task -1: untrained.
+        """The network from a run's snapshot of a task; task -1: as task 0 starts, untrained.
 
         Raises:
             ConfigError: the snapshot is missing, damaged, or of different networks.
         """
         if task < 0:
-            return Network(self.config, self.stream.source.num_classes)
+            network = Network(self.config, self.stream.source.num_classes)
+            load_pretrained(network.encoder, self.config, run)
+            return network
         snapshot = task_directory(run, task) / "student.safetensors"
         return read_network(snapshot, self.config, self.stream.source.num_classes)
 

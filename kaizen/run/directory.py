@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from kaizen.config.schema import Config, fixed_keys, flatten, hash_keys, header
+from kaizen.config.schema import Config, fixed_keys, flatten, hash_keys, header, is_unchanged
 from kaizen.config.types import AUTO
 from kaizen.config.yaml import dump_yaml, parse_yaml
 from kaizen.errors import ConfigError, DamagedError
@@ -107,7 +107,7 @@ class RunDirectory:
         except (OSError, ValueError) as error:
             raise ConfigError(str(file), f"cannot be read ({error})") from None
         wanted, known = self.config.fixed(), flatten(self.config.model_dump(mode="json"))
-        missing = [key for key in wanted if key not in held]
+        missing = [key for key, value in wanted.items() if key not in held and not is_unchanged(key, value)]
         if self.reading:
             self._hash_of_file = hash_keys(fixed_keys(held))
         differ = [key for key, value in wanted.items() if key in held and value not in (held[key], AUTO)]

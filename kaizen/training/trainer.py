@@ -16,6 +16,7 @@ from kaizen.evaluation.results import Results
 from kaizen.evaluation.table import show_results
 from kaizen.model.networks.encoders import build_encoder
 from kaizen.model.networks.fit import check_deterministic
+from kaizen.model.pretrained import keep_pretrained, recorded
 from kaizen.parallel import Parallel, check_encoder, synchronize
 from kaizen.run.checkpoint import prune
 from kaizen.run.directory import RunDirectory
@@ -139,18 +140,19 @@ class Trainer:
         sizes = self.parallel.world, self.parallel.accumulation
         self.plan = make_plan(config, self.stream.train_sizes, *sizes)
         if self.parallel.sharded:
-            check_encoder(build_encoder(config.encoder, config.data.image_size))
+            check_encoder(build_encoder(config.encoder, config.data.image_size), config.encoder.name)
         elif config.teacher.shard:
             raise ConfigError("teacher.shard", "is true; allowed without FSDP (accelerate_configs/fsdp2.yaml): false")
         check_budget(config, self.stream)
         self.evaluator = Evaluator(config, self.stream, self.parallel)
+        weights = keep_pretrained(config, self.path, self.parallel)
         self.directory.claim(self.recipe, self.preset, self.source.digest())
         self.stop.defer()
         origin = {"recipe": self.recipe, "preset": self.preset, "config_hash": config.hash()}
         # One process reads for all: `kaizen eval` may replace the file between two reads.
         self.results = self.parallel.on_main(lambda: Results(self.path / "results.json", origin, config, self.stream))
         self.parallel.announce(f"run directory       {self.path}")
-        described = [*self.stream.describe(), *describe(config, self.plan, *sizes), *chosen]
+        described = [*self.stream.describe(), *describe(config, self.plan, *sizes), *weights, *chosen]
         for line in (*self.notes, *described, *filter(None, [recording])):
             self.parallel.announce(line)
 
@@ -164,7 +166,7 @@ class Trainer:
         self.parallel.on_main(lambda: cut_log(self.path / "log.jsonl", steps_done))
         if done < len(self.tasks):
             start = self.path / "environment.json", self.parallel, self.source.digest(), steps_done
-            self.parallel.on_main(lambda: record_start(*start))
+            self.parallel.on_main(lambda: record_start(*start, weights=recorded(self.path)))
         self.log = RunLog(self.path, self.config, self.parallel, steps=self.plan.steps, done=steps_done)
         try:
             for task in range(len(self.tasks)):
