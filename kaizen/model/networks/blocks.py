@@ -100,7 +100,10 @@ def _places(encoder: Any) -> dict[str, int]:
     names = [name for name, _ in encoder.named_parameters()]
     if not hasattr(encoder, "group_matcher"):
         return dict.fromkeys(names, -1)
-    matcher = encoder.group_matcher(coarse=True)
+    try:
+        matcher = encoder.group_matcher(coarse=True)
+    except AssertionError:  # a model of timm that groups only layer by layer
+        return dict.fromkeys(names, -1)
     if not isinstance(matcher, dict) or matcher.keys() != {"stem", "blocks"}:
         return dict.fromkeys(names, -1)
     blocks = matcher["blocks"]
