@@ -8,6 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from kaizen.cli.resolve import parse_arguments, resolve
 from kaizen.config.schema import Config
+from kaizen.data.replay import Memory
 from kaizen.errors import ConfigError
 from kaizen.model.learner import Learner, Network
 from kaizen.model.networks.blocks import FrozenBatchNorm, count_blocks
@@ -16,7 +17,9 @@ from kaizen.parallel import Parallel
 from kaizen.training.state import TaskState
 
 SMALL = ("--encoder.width", "4")
+VIT = ("--encoder.name", "vit_tiny")
 TIMM = ("--encoder.name", "timm:test_resnet")
+FIRST = ("encoder.conv1", "encoder.bn1", "encoder.layer1", "encoder.layer2")
 
 
 def config_of(*tokens: str) -> Config:
@@ -46,7 +49,7 @@ def test_the_stem_and_the_first_blocks_are_frozen(tokens: list[str], frozen: set
     assert frozen_parts(config_of(*tokens)) == frozen
 
 
-@pytest.mark.parametrize(("tokens", "count"), [(SMALL, 4), (("--encoder.name", "vit_tiny"), 12), (TIMM, 4)])
+@pytest.mark.parametrize(("tokens", "count"), [(SMALL, 4), (VIT, 12), (TIMM, 4)])
 def test_more_blocks_than_there_are_are_refused(tokens: tuple[str, ...], count: int) -> None:
     assert count_blocks(Network(config_of(*tokens, "--encoder.freeze", str(count)), 10).encoder) == count
     with pytest.raises(ConfigError, match=rf"encoder\.freeze: is {count + 1}; allowed for .*: 0 to {count}$"):
@@ -75,7 +78,10 @@ def test_no_batch_changes_what_is_frozen_in_student_twin_and_teacher(tokens: tup
     config, parallel = config_of(*tokens, "--encoder.freeze", "2", "--optim.name", "lars"), Parallel()
     state = TaskState(config, 10, 0, 60, 0.5, {}, tmp_path, parallel)
     state.save_task_end(
-        tmp_path / "tasks/task-00", lambda _: {"replay": empty_memory()}, (3, 8, 8), lambda: {"task": 0, "step": 0}
+        tmp_path / "tasks/task-00",
+        lambda _: {"replay": Memory.empty(3, 8).tensors()},
+        (3, 8, 8),
+        lambda: {"task": 0, "step": 0},
     )
     teacher = Teacher(tmp_path / "tasks/task-00/student.safetensors", config, 10, parallel)
     assert state.twin is not None
@@ -92,15 +98,6 @@ def test_no_batch_changes_what_is_frozen_in_student_twin_and_teacher(tokens: tup
         assert all(torch.equal(net.state_dict()[name], t) for name, t in held.items())
     trained = {id(p) for group in state.optimizer.param_groups for p in group["params"]}
     assert not any(id(p) in trained for n, p in state.learner.named_parameters() if n.startswith(FIRST))
-
-
-FIRST = ("encoder.conv1", "encoder.bn1", "encoder.layer1", "encoder.layer2")
-
-
-def empty_memory() -> dict[str, torch.Tensor]:
-    from kaizen.data.replay import Memory
-
-    return Memory.empty(3, 8).tensors()
 
 
 def test_a_twin_copies_frozen_norms() -> None:

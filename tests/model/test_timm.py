@@ -135,7 +135,6 @@ def test_small_crops_are_tried_as_well(tmp_path: Path) -> None:
         "encoder: {name: 'timm:test_vit'}\ndata: {image_size: 32}\nmethod: {name: swav}\nviews: [{}, {}, {size: N}]"
     )
     (tmp_path / "fits.yaml").write_text(recipe.replace("N", "16"))
-    assert config_of()
     assert resolve(str(tmp_path / "fits.yaml"), {})[1].views[2].size == 16
     (tmp_path / "not.yaml").write_text(recipe.replace("N", "20"))
     with pytest.raises(ConfigError, match="does not take images of 20 pixels"):
@@ -145,10 +144,8 @@ def test_small_crops_are_tried_as_well(tmp_path: Path) -> None:
 def test_the_optimizer_suits_the_norms_of_the_model() -> None:
     facts = Facts((100, 100), 10, 32)
     for name, optimizer in (("test_resnet", "lars"), ("test_vit", "adamw")):
-        tokens = ("--encoder.name", f"timm:{name}", "--data.image_size", "32")
-        assert suit(resolve(*parse_arguments(["cifar100-simclr", *tokens, "--optim.name", "auto"]))[1], facts)[
-            0
-        ].optim.name == (optimizer)
+        tokens = ("--encoder.name", f"timm:{name}", "--data.image_size", "32", "--optim.name", "auto")
+        assert suit(config_of(*tokens), facts)[0].optim.name == optimizer
 
 
 def test_fsdp_takes_models_without_batchnorm() -> None:

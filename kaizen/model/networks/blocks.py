@@ -89,7 +89,7 @@ def _freeze_norms(module: nn.Module) -> None:
     """Replace the BatchNorms of parts whose parameters are all frozen."""
     for name, child in module.named_children():
         trains = [parameter.requires_grad for parameter in child.parameters()]
-        if isinstance(child, _BatchNorm) and trains and not any(trains):
+        if isinstance(child, _BatchNorm) and child.running_mean is not None and trains and not any(trains):
             setattr(module, name, FrozenBatchNorm(child))
         else:
             _freeze_norms(child)

@@ -82,6 +82,8 @@ class ResNet(nn.Module):
     """
 
     plain: tuple[str, ...] = ()
+    keeps_views_apart = True
+    """Views that come in one call have statistics of their own where the kernels can do that (see `normalised`)."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()

@@ -39,7 +39,11 @@ class _Draws(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.Tag.nondeterministic_seeded in func.tags:
-            self.found.add(str(func))
+            names = [argument.name for argument in func._schema.arguments]
+            given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
+            # Attention has the tag whether or not it drops anything.
+            if "dropout_p" not in names or given.get("dropout_p", 0):
+                self.found.add(str(func))
         return func(*args, **(kwargs or {}))
 
 
