@@ -106,6 +106,13 @@ def test_the_source_is_named_in_full(keys: dict[str, object], source: str) -> No
     assert named_source(EncoderConfig.model_validate(keys)) == source
 
 
+def test_nothing_is_published_for_a_narrow_resnet() -> None:
+    with pytest.raises(
+        ConfigError, match=r"is auto, but resnet18 is published with encoder\.width 64 and encoder\.norm"
+    ):
+        named_source(EncoderConfig(weights="auto", width=16))
+
+
 @pytest.mark.parametrize("weights", ["a.pth", "hub:own/er:pytorch_model.bin", "hub:own", "weights", "a.txt"])
 def test_other_sources_are_refused_and_pickles_with_the_way_to_convert_them(weights: str) -> None:
     with pytest.raises(ConfigError, match=r"encoder\.weights: is '.*; allowed: ") as error:

@@ -69,6 +69,9 @@ def _published(encoder: EncoderConfig) -> str:
     import timm
     from timm.models import get_pretrained_cfg
 
+    if kind_of(encoder.name) == "resnet" and (encoder.width, encoder.norm) != (64, "batch"):
+        problem = f"is auto, but {encoder.name} is published with encoder.width 64 and encoder.norm batch alone"
+        raise ConfigError(KEY, f"{problem}; allowed: these, or FILE.safetensors")
     bare = encoder.name.removeprefix(TIMM)
     if kind_of(encoder.name) == "vit":
         sized = [f"{bare}_patch{side}_224" for side in (encoder.patch, 16)]
