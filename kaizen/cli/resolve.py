@@ -21,7 +21,7 @@ from kaizen.config.yaml import YamlError, parse_yaml
 from kaizen.data.source import KNOWN_SOURCES
 from kaizen.errors import ConfigError
 from kaizen.model.methods import method_class
-from kaizen.model.networks.fit import fit_encoder, is_vit
+from kaizen.model.networks.fit import fit_encoder, kind_of
 
 EXCLUSIVE = {"replay": BUDGETS, "stream": ("classes", "sizes"), "optim": ("epochs", "images")}
 """Keys of a section of which one replaces the others: on the command line, those of the recipe."""
@@ -137,14 +137,14 @@ def _drop(
 ) -> dict[str, dict[str, Any]]:
     """Drop the recipe's keys that no longer apply after preset and overrides, in place; returns them by section.
 
-    Keys of the method apply to the recipe's method alone, keys of the encoder to ResNets or to ViTs, and the padding
+    Keys of the method apply to the recipe's method alone, keys of the encoder to one kind of encoder, and the padding
     of a stem to the CIFAR stem.
     """
     dropped = {}
     method, encoder = tree.get("method", {}).get("name", "simclr"), tree.get("encoder", {}).get("name")
     if _chosen("method", method, overrides, changes) != method:
         dropped["method"] = tree.pop("method", {})
-    if is_vit(str(_chosen("encoder", encoder, overrides, changes))) != is_vit(str(encoder)):
+    if kind_of(str(_chosen("encoder", encoder, overrides, changes))) != kind_of(str(encoder)):
         dropped["encoder"] = tree.pop("encoder", {})
     elif overrides.get("encoder.stem") == "imagenet" and "stem_padding" in tree.get("encoder", {}):
         dropped["encoder"] = {"stem_padding": tree["encoder"].pop("stem_padding")}

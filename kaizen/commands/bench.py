@@ -67,6 +67,8 @@ def main(tokens: Sequence[str]) -> int:
 
         _tell(found, start_lines(found), given.json)
         return 0
+    # No speed depends on the values of weights.
+    config = config.model_copy(update={"encoder": config.encoder.model_copy(update={"weights": None})})
     if given.tasks:
         from kaizen.bench.flat import check_tasks
 

@@ -2,14 +2,31 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from kaizen.config.types import AUTO, Section
+from kaizen.config.types import AUTO, Section, Text
+
+OWN = ("resnet18", "resnet34", "resnet50", "vit_tiny", "vit_small", "vit_base")
+"""Names of the encoders that this package builds itself."""
+TIMM = "timm:"
 
 
 class EncoderConfig(Section):
-    name: Literal["resnet18", "resnet34", "resnet50", "vit_tiny", "vit_small", "vit_base"] = Field(
-        "resnet18", description="architecture; ViTs (from timm) are meant for optim.name adamw"
+    name: str = Field(
+        "resnet18",
+        description=f"architecture: {', '.join(OWN)}, or timm:NAME, any model of timm that gives one vector of "
+        "features per image; ViTs are meant for optim.name adamw",
+    )
+    weights: Text | None = Field(
+        None,
+        description="weights that task 0 starts from: FILE.safetensors (also student.safetensors of another run), "
+        "hub:OWNER/NAME[:FILE], or auto: those that timm publishes for the architecture; null: random ones",
+    )
+    freeze: int = Field(
+        0,
+        ge=0,
+        description="number of first blocks that are not trained, and the stem with them: 1 to 4 stages of a ResNet, "
+        "1 to 12 blocks of a ViT; stages or blocks of a timm model",
     )
     stem: Literal["auto", "cifar", "imagenet"] = Field(
         AUTO,
@@ -26,3 +43,10 @@ class EncoderConfig(Section):
         description="ViTs; side of a patch in pixels, a divisor of the side of images and of small crops; null: 16 "
         "for images of 160 pixels or more, 8 from 64, 4 from 24, else 2, or the next of these that is a divisor",
     )
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name in OWN or (name.startswith(TIMM) and name != TIMM):
+            return name
+        raise ValueError(f"is {name!r}; allowed: {', '.join(OWN)}, {TIMM}NAME")

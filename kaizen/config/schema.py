@@ -25,10 +25,13 @@ FREE_KEYS = (
     *("run.dir", "run.resume", "run.checkpoint_every", "run.keep_checkpoints", "run.graph", "run.deterministic"),
     *("data.cache_dir", "teacher.shard", "eval.readers", "log"),
 )
+LATER_KEYS: dict[str, Any] = {
+    **dict.fromkeys(("data.task_column", "stream.classes", "stream.sizes", "optim.images", "encoder.weights")),
+    "encoder.freeze": 0,
+}
+"""Keys that earlier versions did not have; with these defaults, which do what those did, they are not hashed."""
 PLACE_KEYS = ("data.source", "data.config", "data.revision")
 """Location of the data: a run may resume from a different place with the same data, identified by their digest."""
-LATER_KEYS = ("data.task_column", "stream.classes", "stream.sizes", "optim.images")
-"""Keys that are null unless used and that earlier runs lack; null leaves the hash as it was before they existed."""
 
 
 class RunConfig(Section):
@@ -208,9 +211,14 @@ def fixed_keys(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def hash_keys(flat: dict[str, Any]) -> str:
-    """SHA-256 (16 hex digits) of keys and their values, without those of LATER_KEYS that are null."""
-    flat = {key: value for key, value in flat.items() if value is not None or key not in LATER_KEYS}
-    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
+    """SHA-256 (16 hex digits) of keys and their values, but for LATER_KEYS with their defaults."""
+    hashed = {key: value for key, value in flat.items() if not is_unchanged(key, value)}
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def is_unchanged(key: str, value: Any) -> bool:
+    """Whether a key is one of LATER_KEYS, with its default."""
+    return key in LATER_KEYS and LATER_KEYS[key] == value
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

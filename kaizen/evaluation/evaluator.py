@@ -19,6 +19,7 @@ from kaizen.evaluation.questions import NONE, accuracies, asking, constant, teac
 from kaizen.evaluation.readers import REGISTRY, Check, Evidence
 from kaizen.evaluation.readers.classifier import Classifier
 from kaizen.model.learner import Network
+from kaizen.model.pretrained import load_pretrained
 from kaizen.model.teacher import read_network
 from kaizen.parallel import Parallel, memory_format
 from kaizen.run.places import task_directory
@@ -73,13 +74,15 @@ class Evaluator:
             raise ConfigError("eval.readers", f"{problem}; allowed: {', '.join(others)}")
 
     def network(self, run: Path, task: int) -> Network:
-        """The network from a run's snapshot of a task; task -1: untrained.
+        """The network from a run's snapshot of a task; task -1: as task 0 starts, untrained.
 
         Raises:
             ConfigError: the snapshot is missing, damaged, or of different networks.
         """
         if task < 0:
-            return Network(self.config, len(self.chapters.of(task).record.class_names))
+            network = Network(self.config, len(self.chapters.of(task).record.class_names))
+            load_pretrained(network.encoder, self.config, run)
+            return network
         return read_network(task_directory(run, task) / "student.safetensors", self.config)
 
     def row(

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kaizen.config.schema import PLACE_KEYS, is_free
+from kaizen.config.schema import PLACE_KEYS, is_free, is_unchanged
 from kaizen.errors import ConfigError
 from kaizen.evaluation.metrics import DEFINITIONS
 from kaizen.evaluation.schema import SETTINGS
@@ -145,7 +145,7 @@ def _deciding(record: RunRecord) -> dict[str, Any]:
     held = {key: value for key, value in record.config.items() if value is not None}
     held = {key: value for key, value in held.items() if key != SEED and not is_free(key)}
     if "data" in record.provenance:  # the digest identifies the data at these places
-        held = {key: value for key, value in held.items() if key not in PLACE_KEYS}
+        held = {key: value for key, value in held.items() if key not in PLACE_KEYS and not is_unchanged(key, value)}
     return {**held, **record.provenance}
 
 

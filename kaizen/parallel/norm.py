@@ -105,7 +105,7 @@ class GlobalBatchNorm(_BatchNorm):
 def global_batch_norms(module: M, device: torch.device) -> M:
     """Replace every BatchNorm of a module in place by a global one: torch's SyncBatchNorm on CUDA, ours elsewhere.
 
-    The new modules keep the same parameters, buffers and settings.
+    The new modules keep the same parameters, buffers and settings, and what a norm of timm has inside (its activation).
     """
     kind: type[_BatchNorm] = nn.SyncBatchNorm if device.type == "cuda" else GlobalBatchNorm
     for name, child in module.named_children():
@@ -121,4 +121,13 @@ def _as(kind: type[_BatchNorm], old: _BatchNorm) -> _BatchNorm:
     new.affine, new.track_running_stats = old.affine, old.track_running_stats
     new._parameters.update(old._parameters)
     new._buffers.update(old._buffers)
+    if old._modules:
+        new._modules.update(old._modules)
+        new.register_forward_hook(_through_children)
     return new.train(old.training)
+
+
+def _through_children(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    for part in module.children():
+        output = part(output)
+    return output

@@ -46,11 +46,14 @@ def is_sharded(accelerator: Accelerator) -> bool:
     return True
 
 
-def check_encoder(encoder: nn.Module) -> None:
-    """Raise a ConfigError if FSDP cannot shard the encoder."""
+def check_encoder(encoder: nn.Module, name: str) -> None:
+    """Raise a ConfigError if FSDP cannot shard the encoder of that name."""
     if any(isinstance(module, _BatchNorm) for module in encoder.modules()):
-        problem = "is 'batch', whose statistics FSDP's half precision breaks"
-        raise ConfigError("encoder.norm", f"{problem}; allowed with FSDP: group, a ViT (or DDP with any)")
+        broken = "whose statistics FSDP's half precision breaks"
+        if ":" in name:
+            problem = f"is {name}, which has BatchNorm, {broken}"
+            raise ConfigError("encoder.name", f"{problem}; allowed with FSDP: encoders without (or DDP with any)")
+        raise ConfigError("encoder.norm", f"is 'batch', {broken}; allowed with FSDP: group, a ViT (or DDP with any)")
 
 
 def shard_units(module: nn.Module, accelerator: Accelerator, block_names: Sequence[str], reshard: bool = False) -> None:

@@ -103,7 +103,7 @@ class RunDirectory:
 
     def _compare(self, file: Path) -> None:
         try:
-            held = dict.fromkeys(LATER_KEYS) | flatten(parse_yaml(file.read_text(encoding="utf-8")))
+            held = LATER_KEYS | flatten(parse_yaml(file.read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise ConfigError(str(file), f"cannot be read ({error})") from None
         wanted, known = self.config.fixed(), flatten(self.config.model_dump(mode="json"))

@@ -4,6 +4,7 @@ import json
 import platform
 import socket
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -46,12 +47,15 @@ def read_environment(file: Path) -> dict[str, Any]:
         return {}
 
 
-def record_start(file: Path, parallel: Parallel, data: str, step: int) -> None:
+def record_start(
+    file: Path, parallel: Parallel, data: str, step: int, weights: Mapping[str, str] | None = None
+) -> None:
     """Record a start of training: its settings at the top level and, with time and step, as last entry of `starts`.
 
     Args:
         data: digest of the training and test data.
         step: steps of the run that are already done.
+        weights: origin of the pretrained weights that task 0 started from, if there are any.
     """
     before, now = read_environment(file), environment(parallel)
     for key in ("versions", *parallel.setting()):
@@ -60,4 +64,5 @@ def record_start(file: Path, parallel: Parallel, data: str, step: int) -> None:
             print(f"note: {key} was {before[key]} and is now {now[key]}: the run resumes, {effect}", flush=True)
     starts = before.get("starts")
     entry = {"time": timestamp(), "hostname": socket.gethostname(), "step": step, **now}
-    write_json(file, {**now, "data": data, "starts": [*(starts if isinstance(starts, list) else []), entry]})
+    origin = {"weights": dict(weights)} if weights else {}
+    write_json(file, {**now, "data": data, **origin, "starts": [*(starts if isinstance(starts, list) else []), entry]})

@@ -14,7 +14,7 @@ from kaizen.config.types import AUTO
 from kaizen.data.chapters import Chapters
 from kaizen.data.load import Stream
 from kaizen.data.replay import AUTO_LEAST
-from kaizen.model.networks.fit import is_vit
+from kaizen.model.networks.fit import prefers_adamw
 from kaizen.training.plan import SAFE_WARMUP
 
 BATCH, LEAST_BATCH, LEAST_STEPS = 256, 32, 4
@@ -64,14 +64,14 @@ def suit(config: Config, facts: Facts) -> tuple[Config, list[str]]:
             lines.append(f"{'auto':19} {key} {_text(value)}: {why}; published: {_text(published)}")
         return value
 
-    encoder, vit = config.encoder, is_vit(config.encoder.name)
+    encoder, adamw = config.encoder, prefers_adamw(config)
     stem = choose(
         "encoder.stem",
         "cifar" if facts.side <= LARGEST_CIFAR_STEM else "imagenet",
         "cifar",
         f"the images have {facts.side} pixels per side",
     )
-    name = choose("optim.name", "adamw" if vit else "lars", "lars", f"the encoder is {encoder.name}")
+    name = choose("optim.name", "adamw" if adamw else "lars", "lars", f"the encoder is {encoder.name}")
     rate, classifier_rate = RATES[name]
     batch = choose("optim.batch", _batch(smallest), BATCH, f"the smallest task has {smallest} images")
     used = min(batch, smallest)
@@ -88,7 +88,7 @@ def suit(config: Config, facts: Facts) -> tuple[Config, list[str]]:
         # In proportion to the warm-up: at the full rate the classifier's hidden units may die.
         classifier_rate *= max(LEAST_RATE, warm_steps / SAFE_WARMUP)
         why = f"{warm_steps} steps of warm-up are few for hidden layers"
-    decay = 0.05 if vit and name == "adamw" else 1e-5
+    decay = 0.05 if adamw and name == "adamw" else 1e-5
     chosen = {
         "name": name,
         "batch": batch,

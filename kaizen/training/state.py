@@ -17,6 +17,7 @@ from kaizen.errors import TrainingFailed
 from kaizen.model.distillers import build_distiller
 from kaizen.model.growth import grown
 from kaizen.model.learner import Learner, Network, last_layer
+from kaizen.model.pretrained import load_pretrained
 from kaizen.model.teacher import MomentumTwin, Teacher
 from kaizen.parallel import Parallel, full_tensors
 from kaizen.run.checkpoint import write_directory
@@ -73,6 +74,8 @@ class TaskState:
         distiller = build_distiller(config.distill) if task else None
         self.learner = parallel.placed(Learner(config, num_classes, distiller)).train()
         self.learner.method.begin_task(images)
+        if not task:
+            load_pretrained(self.learner.encoder, config, run)
         self.twin = MomentumTwin(self.learner) if self.learner.method.twin_views else None
         before = task_directory(run, task - 1) if task else None
         if before:

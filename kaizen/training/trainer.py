@@ -17,6 +17,7 @@ from kaizen.evaluation.results import Results
 from kaizen.evaluation.table import show_results
 from kaizen.model.networks.encoders import build_encoder
 from kaizen.model.networks.fit import check_deterministic
+from kaizen.model.pretrained import keep_pretrained, recorded
 from kaizen.parallel import Parallel, check_encoder, synchronize
 from kaizen.run.checkpoint import prune
 from kaizen.run.directory import RunDirectory
@@ -59,9 +60,8 @@ class Trainer:
         notes: Sequence[str] = (),
         callbacks: Sequence[Any] = (),
     ) -> None:
-        self.notes = notes
         self.recipe, self.preset, self.config, self.path, self.stop = recipe, preset, config, path, stop
-        self.versions, self.writer, self._first = versions(), Writer(), True
+        self.notes, self.versions, self.writer, self._first = notes, versions(), Writer(), True
         tracker = "wandb" if config.log.wandb != "disabled" else None
         self.parallel = Parallel(log_with=tracker, deterministic=config.run.deterministic)
         self.callbacks = Callbacks(callbacks, active=self.parallel.is_main)
@@ -137,11 +137,12 @@ class Trainer:
         self.config = self.directory.config = config = chapters.parts[0].config
         self.plan = plan_chapters(chapters, *(sizes := (self.parallel.world, self.parallel.accumulation)))
         if self.parallel.sharded:
-            check_encoder(build_encoder(config.encoder, config.data.image_size))
+            check_encoder(build_encoder(config.encoder, config.data.image_size), config.encoder.name)
         elif config.teacher.shard:
             raise ConfigError("teacher.shard", "is true; allowed without FSDP (accelerate_configs/fsdp2.yaml): false")
         check_budgets(chapters)
         self.evaluator = Evaluator(config, chapters, self.parallel)
+        chosen += keep_pretrained(config, self.path, self.parallel)
         self.directory.claim(self.recipe, self.preset, chapters.parts[0].record.digest)
         self.parallel.on_main(lambda: chapters.write(self.path))
         self.stop.defer()
@@ -164,7 +165,7 @@ class Trainer:
         self.parallel.on_main(lambda: cut_log(self.path / "log.jsonl", steps_done))
         if done < len(self.tasks):
             start = self.path / "environment.json", self.parallel, self.chapters.parts[0].record.digest, steps_done
-            self.parallel.on_main(lambda: record_start(*start))
+            self.parallel.on_main(lambda: record_start(*start, weights=recorded(self.path)))
         self.log = RunLog(self.path, self.config, self.parallel, steps=self.plan.steps, done=steps_done)
         try:
             for task in range(len(self.tasks)):
@@ -218,11 +219,11 @@ class Trainer:
             elif (every := self.config.run.checkpoint_every) and number % every == 0:
                 self._save(state, terms, clock)
         self._wait_for_save()
-        path = task_directory(self.path, task)
         self.parallel.on_main(self.directory.check_lock)
         self.log.sync()
         stepper.close()
-        state.save_task_end(path, stepper.task_end().files(), stepper.image, lambda: self._position(clock))
+        files, path = stepper.task_end().files(), task_directory(self.path, task)
+        state.save_task_end(path, files, stepper.image, lambda: self._position(clock))
         self.parallel.accelerator.free_memory()
 
     def evaluate(self, task: int, readers: Sequence[str]) -> None:
@@ -236,8 +237,7 @@ class Trainer:
         if task >= 0:
             plan, trained = self.plan.tasks[task], self.directory.train_seconds(task)
             self.results.add_seconds(task, images=plan.batch * plan.steps, trained=trained, evaluated=spent)
-            means = row.means(task + 1)
-            told = f"task {task} ({self.tasks[task].name}): mean accuracy in % on the tasks seen: {means}"
+            told = f"task {task} ({self.tasks[task].name}): mean accuracy in % on the tasks seen: {row.means(task + 1)}"
             self.log.say("\n".join([told, *self.evaluator.notes(task, row)]))
             self.callbacks.task_end(task, row.accuracies)
         costs = {"world": self.parallel.world, "peak_memory": self.parallel.peak_memory()}

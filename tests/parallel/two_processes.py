@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from evaluation_agrees import evaluation_agrees
 from runs import COMBINED, in_epoch
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 import kaizen.parallel.processes
@@ -154,13 +155,13 @@ def training_gaps(parallel: Parallel, *method: str) -> dict[str, float]:
 
 
 def norm_checks(parallel: Parallel) -> dict[str, bool]:
-    """BatchNorms over uneven slices give the results of torch's BatchNorm on the whole batch."""
+    """BatchNorms over uneven slices give the results of torch's and timm's BatchNorm on the whole batch."""
     whole = [random(7, 3, 6, 6, seed=view).requires_grad_() for view in range(2)]
     rows = slice(0, 3) if parallel.is_main else slice(3, 7)
     mine = [view.detach()[rows].requires_grad_() for view in whole]
     torch.manual_seed(0)
     # No layer after the first BatchNorm changes its gradient to the memory layout of the preceding convolution.
-    layers = nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.Flatten(), nn.Linear(16 * 16, 5)
+    layers = nn.Conv2d(3, 16, 3, bias=False), BatchNormAct2d(16), nn.Flatten(), nn.Linear(16 * 16, 5)
     alone = nn.Sequential(*layers, nn.BatchNorm1d(5, momentum=None)).double()
     together = parallel.placed(copy.deepcopy(alone))
     found, expected = forward_all(together, mine), forward_all(alone, whole)

@@ -2,19 +2,32 @@
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Union
+from typing import cast
 
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models import resnet
 from torchvision.models.resnet import conv1x1
 
 from kaizen.config.encoder import EncoderConfig
-from kaizen.model.networks.fit import is_vit
+from kaizen.model.networks.blocks import freeze
+from kaizen.model.networks.fit import kind_of
 from kaizen.model.networks.norm import normalised
 
-if TYPE_CHECKING:
-    from kaizen.model.networks.vit import ViT
+
+class Encoder(nn.Module):
+    """What every encoder has; build_encoder returns one.
+
+    feature_dim: size of a feature vector; plain: names of parameters that are neither decayed nor adapted by LARS, in
+    addition to one-dimensional ones; block_names: classes of its blocks, which FSDP shards one by one; mixes_images:
+    whether features depend on the other images of the batch.
+    """
+
+    feature_dim: int
+    plain: tuple[str, ...]
+    block_names: tuple[str, ...]
+    mixes_images: bool
 
 
 class BasicBlock(resnet.BasicBlock):
@@ -69,7 +82,8 @@ class ResNet(nn.Module):
     """
 
     plain: tuple[str, ...] = ()
-    """Names of parameters that are neither decayed nor adapted by LARS, in addition to one-dimensional ones."""
+    keeps_views_apart = True
+    """Views that come in one call have statistics of their own where the kernels can do that (see `normalised`)."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -97,12 +111,15 @@ class ResNet(nn.Module):
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.feature_dim = channels
-        self.mixes_images = config.norm == "batch"
         self.block_names = (block.__name__,)
         for module in self.modules():
             # A CIFAR stem keeps torch's own start, of standard deviation 0.11, as in the released code.
             if isinstance(module, nn.Conv2d) and not (config.stem == "cifar" and module is self.conv1):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def group_matcher(self, coarse: bool = True) -> dict[str, str]:
+        """Regular expressions of the names of the stem and of the stages, as timm's models give them."""
+        return {"stem": r"conv1|bn1", "blocks": r"layer(\d+)"}
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (n, 3, h, w) -> features (n, feature_dim)."""
@@ -111,17 +128,29 @@ class ResNet(nn.Module):
         return rearrange(self.avgpool(x), "n c 1 1 -> n c")
 
 
-def build_encoder(config: EncoderConfig, image_size: int | None = None) -> Union[ResNet, "ViT"]:
-    """The encoder that the configuration names, freshly initialised from torch's global generator.
+def build_encoder(config: EncoderConfig, image_size: int | None = None) -> Encoder:
+    """The encoder that the configuration names, freshly initialised from torch's global generator, its parts frozen.
 
     Args:
         config: a ViT's has its patch, as a resolved configuration does.
-        image_size: side of the images in pixels; ResNets take any.
+        image_size: side of the images in pixels; our ResNets take any.
     """
-    if is_vit(config.name):
-        assert config.patch is not None
-        assert image_size is not None
-        from kaizen.model.networks.vit import ViT
+    encoder = cast(Encoder, _built(config, image_size))
+    freeze(encoder, config.freeze)
+    encoder.mixes_images = any(isinstance(part, _BatchNorm) for part in encoder.modules())
+    return encoder
 
-        return ViT(config.name, image_size, config.patch)
-    return ResNet(config)
+
+def _built(config: EncoderConfig, image_size: int | None) -> nn.Module:
+    kind = kind_of(config.name)
+    if kind == "resnet":
+        return ResNet(config)
+    assert image_size is not None
+    if kind == "timm":
+        from kaizen.model.networks.timm_encoder import build_timm
+
+        return build_timm(config.name, image_size)
+    assert config.patch is not None
+    from kaizen.model.networks.vit import ViT
+
+    return ViT(config.name, image_size, config.patch)

@@ -84,7 +84,9 @@ def encode_all(encoder: nn.Module, views: Sequence[Tensor]) -> list[Tensor]:
     The results are the same to rounding; the GPU has fewer and larger kernels to run.
     """
     device = views[0].device
-    if device.type != "cuda" or (encoder.mixes_images and not takes_views_together(encoder, device)):
+    # Only our ResNets tell their BatchNorms which images belong to which view.
+    apart = getattr(encoder, "keeps_views_apart", False) and takes_views_together(encoder, device)
+    if device.type != "cuda" or (encoder.mixes_images and not apart):
         return forward_all(encoder, views)
     features: list[Tensor] = []
     for _, alike in groupby(views, key=lambda view: view.shape):

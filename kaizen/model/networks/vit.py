@@ -15,7 +15,6 @@ class ViT(VisionTransformer):
 
     plain = ("cls_token", "pos_embed")
     block_names = (Block.__name__,)
-    mixes_images = False
 
     def __init__(self, name: str, image_size: int, patch: int) -> None:
         dim, heads = SIZES[name]
