@@ -1,14 +1,16 @@
 """Section encoder."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kaizen.config.types import AUTO, Section
+from kaizen.config.types import AUTO, OneOf, Section
+
+ENCODERS = OneOf("encoder.name", ("resnet18", "resnet34", "resnet50", "vit_tiny", "vit_small", "vit_base"))
 
 
 class EncoderConfig(Section):
-    name: Literal["resnet18", "resnet34", "resnet50", "vit_tiny", "vit_small", "vit_base"] = Field(
+    name: Annotated[str, ENCODERS] = Field(
         "resnet18", description="architecture; ViTs (from timm) are meant for optim.name adamw"
     )
     stem: Literal["auto", "cifar", "imagenet"] = Field(

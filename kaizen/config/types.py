@@ -1,8 +1,12 @@
 """Types of the configuration's values, and the base class of its sections."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+from kaizen.plugins import installed, is_code, unknown
 
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -17,6 +21,27 @@ if TYPE_CHECKING:
     Auto: TypeAlias = Annotated[T, "the type after that replacement"]
 else:
     Auto = T | Literal["auto"]
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Text that is one of our names, or names an own part of the kind `key` (see kaizen.plugins)."""
+
+    key: str
+    words: tuple[str, ...] = ()
+
+    def check(self, name: str) -> str:
+        """The name, unchanged.
+
+        Raises:
+            ValueError: it names nothing; the message says what is allowed.
+        """
+        if name not in self.words and not is_code(name) and name not in installed(self.key):
+            raise ValueError(unknown(self.key, name, self.words))
+        return name
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
 
 
 class Section(BaseModel):

@@ -13,12 +13,13 @@ from kaizen.data.load import Stream
 from kaizen.data.replay import Memory
 from kaizen.errors import ConfigError, TrainingFailed
 from kaizen.evaluation.features import extract_features, rankme
-from kaizen.evaluation.metrics import cannot_name, mean
-from kaizen.evaluation.readers import REGISTRY, Check, Evidence
+from kaizen.evaluation.metrics import PROTOCOLS, cannot_name, mean
+from kaizen.evaluation.readers import REGISTRY, Check, Evidence, reader_class
 from kaizen.evaluation.readers.classifier import Classifier
 from kaizen.model.learner import Network
 from kaizen.model.teacher import read_network
 from kaizen.parallel import Parallel, memory_format
+from kaizen.plugins import short
 from kaizen.run.places import task_directory
 
 
@@ -28,12 +29,13 @@ class Measured(NamedTuple):
     accuracies: by reader, the fraction of correct predictions on each task's test images; None where the reader cannot
     name any of their classes, and everywhere if it had nothing to learn from. rankme: effective rank of the features of
     all test images. constant: the class that the network's own classifier gives for every test image of the tasks seen,
-    if there is one and they have several.
+    if there is one and they have several. protocols: by reader, what it is.
     """
 
     accuracies: dict[str, list[float | None]]
     rankme: float
     constant: int | None = None
+    protocols: dict[str, str | None] = {}  # noqa: RUF012
 
     def means(self, tasks: int) -> str:
         """The mean accuracy in % on the first tasks, by reader, for the user."""
@@ -95,7 +97,8 @@ class Evaluator:
             TrainingFailed: features are not finite.
             ConfigError: a reader asks for the replay memory, and its file is missing or damaged.
         """
-        chosen = [REGISTRY[name](name) for name in readers]
+        chosen = [reader_class(name)(short(name)) for name in readers]
+        protocols = {reader.name: PROTOCOLS.get(reader.name, reader.protocol) for reader in chosen}
         directory = None if run is None or task < 0 else task_directory(run, task)
         sees, tasks = {reader.sees for reader in chosen}, len(self.stream.tasks)
         last = tasks if "all" in sees or task < 0 else task + 1
@@ -126,14 +129,14 @@ class Evaluator:
                     reader.fit(evidence)
                     guesses = given if isinstance(reader, Classifier) else reader.predict(test)
                     found[reader.name] = self._accuracies(guesses, reader.taught(evidence))
-            return Measured(found, rankme(test), self._constant(given, task, own.taught(evidence)))
+            return Measured(found, rankme(test), self._constant(given, task, own.taught(evidence)), protocols)
 
         return self.parallel.on_main(read)
 
     @staticmethod
     def _learning(readers: Sequence[str]) -> list[str]:
         """Those that learn from the labels of training images."""
-        return [reader for reader in readers if REGISTRY[reader].sees in ("seen", "all")]
+        return [reader for reader in readers if reader_class(reader).sees in ("seen", "all")]
 
     def _memory(self, directory: Path | None) -> tuple[tuple[np.ndarray, np.ndarray], Tensor | None]:
         """Images of the replay memory, rows of those with a label, and these labels; without a directory, none."""

@@ -16,6 +16,7 @@ from kaizen.config.yaml import dump_yaml, parse_yaml
 from kaizen.errors import ConfigError, DamagedError
 from kaizen.parallel import Parallel
 from kaizen.parallel.peers import Failure
+from kaizen.plugins import code_of, short
 from kaizen.run.checkpoint import STATE, newest_intact, read_state, tidy, write_text
 from kaizen.run.environment import read_environment
 from kaizen.run.lock import LOCK, RunLock, holds
@@ -85,7 +86,8 @@ class RunDirectory:
                 problem = f"{self.config.data.source} contains other images or labels than {self.path} began with"
                 raise ConfigError("data.source", f"{problem}; allowed: the original data, or another run.dir")
             self._tidy()
-            dumped = dump_yaml(self.config.model_dump(mode="json"))
+            tree = self.config.model_dump(mode="json")
+            dumped = dump_yaml(tree | ({"code": code} if (code := code_of(tree)) else {}))
             write_text(self.path / "config.yaml", header(recipe, preset) + dumped)
         except OSError as error:
             raise ConfigError("run.dir", f"{self.path} cannot be written ({error.strerror})") from None
@@ -103,8 +105,10 @@ class RunDirectory:
 
     def _compare(self, file: Path) -> None:
         try:
-            held = flatten(parse_yaml(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
+            tree = parse_yaml(file.read_text(encoding="utf-8"))
+            code = dict(tree.pop("code", {}))
+            held = {key: short(value) for key, value in flatten(tree).items()}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             raise ConfigError(str(file), f"cannot be read ({error})") from None
         wanted, known = self.config.fixed(), flatten(self.config.model_dump(mode="json"))
         missing = [key for key in wanted if key not in held]
@@ -121,6 +125,20 @@ class RunDirectory:
             more = f" and {len(missing) - 3} more keys" if len(missing) > 3 else ""
             problem = f"{self.path} contains a run of an earlier version, which had no {', '.join(missing[:3])}{more}"
             raise ConfigError("run.dir", f"{problem}; allowed: that version, or another run.dir")
+        self._compare_code({short(name): digest for name, digest in code.items()})
+
+    def _compare_code(self, held: dict[str, str]) -> None:
+        """Refuse to resume with own parts whose file is not what it was; a mere reading says so."""
+        for name, digest in code_of(self.config.model_dump()).items():
+            if held.get(short(name), digest) == digest:
+                continue
+            problem = f"{name} is no longer what {self.path} was trained with (SHA-256 {held[short(name)][:12]}, now "
+            problem += f"{digest[:12]})"
+            if self.reading or self.config.run.allow_changed_code:
+                print(f"note: {problem}", flush=True)
+                continue
+            allowed = "the file as it was, another run.dir, or true to resume all the same"
+            raise ConfigError("run.allow_changed_code", f"is false, but {problem}; allowed: {allowed}")
 
     def _read_task_end(self, task: int) -> dict[str, Any]:
         path = task_directory(self.path, task)

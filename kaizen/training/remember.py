@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kaizen.config.schema import Config
 from kaizen.data.load import Stream
+from kaizen.data.policies import own_policy
 from kaizen.data.random import Purpose, fold
 from kaizen.data.replay import Choice, Memory, choose
 from kaizen.errors import ConfigError
@@ -143,6 +144,7 @@ class TaskEnd:
             policy=config.replay.policy,
             budget=(kind, size),
             features=features,
+            own=own_policy(config.replay),
         )
         state.parallel.agree("the choice for the replay memory", choice.digest)
         return choice

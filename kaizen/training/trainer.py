@@ -17,6 +17,7 @@ from kaizen.evaluation.table import show_results
 from kaizen.model.networks.encoders import build_encoder
 from kaizen.model.networks.fit import check_deterministic
 from kaizen.parallel import Parallel, check_encoder, synchronize
+from kaizen.plugins import code_of
 from kaizen.run.checkpoint import prune
 from kaizen.run.directory import RunDirectory
 from kaizen.run.environment import record_start, versions
@@ -134,6 +135,7 @@ class Trainer:
         self.stream = self.parallel.main_first(self.load)
         self.parallel.agree(f"the data of {config.data.source}", self.stream.source.digest)
         self.source, self.tasks = self.stream.source, self.stream.tasks
+        self.parallel.agree("the files of own parts", lambda: str(code_of(config.model_dump())))
         config, chosen = suit(config, Facts.of(self.stream))
         self.config = self.directory.config = config
         sizes = self.parallel.world, self.parallel.accumulation

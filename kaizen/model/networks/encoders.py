@@ -10,7 +10,8 @@ from torchvision.models import resnet
 from torchvision.models.resnet import conv1x1
 
 from kaizen.config.encoder import EncoderConfig
-from kaizen.model.networks.fit import is_vit
+from kaizen.model.networks.base import Encoder, build_own
+from kaizen.model.networks.fit import is_own, is_vit
 from kaizen.model.networks.norm import normalised
 
 if TYPE_CHECKING:
@@ -111,13 +112,15 @@ class ResNet(nn.Module):
         return rearrange(self.avgpool(x), "n c 1 1 -> n c")
 
 
-def build_encoder(config: EncoderConfig, image_size: int | None = None) -> Union[ResNet, "ViT"]:
+def build_encoder(config: EncoderConfig, image_size: int | None = None) -> Union[ResNet, "ViT", Encoder]:
     """The encoder that the configuration names, freshly initialised from torch's global generator.
 
     Args:
         config: a ViT's has its patch, as a resolved configuration does.
         image_size: side of the images in pixels; ResNets take any.
     """
+    if is_own(config.name):
+        return build_own(config, image_size)
     if is_vit(config.name):
         assert config.patch is not None
         assert image_size is not None

@@ -1,9 +1,10 @@
 """Checks, before any work and without the data, that keys fit the encoder and that a ViT's patches fit the images."""
 
-from kaizen.config.encoder import EncoderConfig
+from kaizen.config.encoder import ENCODERS, EncoderConfig
 from kaizen.config.schema import Config
 from kaizen.config.types import AUTO
 from kaizen.errors import ConfigError
+from kaizen.plugins import own_class
 
 RESNET_KEYS = ("stem", "stem_padding", "norm", "width")
 VIT_KEYS = ("patch",)
@@ -18,6 +19,16 @@ def is_vit(name: str) -> bool:
     return name.startswith("vit_")
 
 
+def is_own(name: str) -> bool:
+    """Whether an encoder is the user's own."""
+    return name not in ENCODERS.words
+
+
+def family(name: str) -> str:
+    """Encoders of one family take the same keys."""
+    return name if is_own(name) else "vit" if is_vit(name) else "resnet"
+
+
 def fit_encoder(config: Config, own_size: int | None) -> Config:
     """The configuration with the image side and the patch side that a ViT is built for; with a ResNet as it is.
 
@@ -29,6 +40,8 @@ def fit_encoder(config: Config, own_size: int | None) -> Config:
             divide the side of the images or of a small crop.
     """
     encoder = config.encoder
+    if is_own(encoder.name):
+        return config.model_copy(update={"encoder": _fit_own(encoder)})
     if is_vit(encoder.name) and encoder.stem == AUTO:
         encoder = encoder.model_copy(update={"stem": NO_STEM})
     for key in RESNET_KEYS if is_vit(encoder.name) else VIT_KEYS:
@@ -57,6 +70,22 @@ def fit_encoder(config: Config, own_size: int | None) -> Config:
         "data": config.data.model_copy(update={"image_size": size}),
     }
     return config.model_copy(update=built)
+
+
+def _fit_own(encoder: EncoderConfig) -> EncoderConfig:
+    """An own encoder's section, in which keys of ours that it does not read have their defaults."""
+    reads = own_class("encoder.name", encoder.name).keys  # type: ignore[attr-defined]
+    if encoder.stem == AUTO and "stem" not in reads:
+        encoder = encoder.model_copy(update={"stem": NO_STEM})
+    for key in {*RESNET_KEYS, *VIT_KEYS} - {*reads}:
+        found = getattr(encoder, key)
+        default = NO_STEM if key == "stem" else EncoderConfig.model_fields[key].default
+        if found != default:
+            problem = f"is {found}, which {encoder.name} does not read"
+            raise ConfigError(
+                f"encoder.{key}", f"{problem}; allowed: {default} (its class names what it reads in `keys`)"
+            )
+    return encoder
 
 
 def check_deterministic(config: Config, device: str) -> None:

@@ -1,0 +1,67 @@
+"""Own parts of a configuration: where their names may stand, their keys, and that all of them can be loaded."""
+
+from typing import Any
+
+from pydantic import create_model
+
+from kaizen.cli.lists import make_lists
+from kaizen.config.encoder import ENCODERS
+from kaizen.config.memory import POLICIES
+from kaizen.config.schema import READERS, Config
+from kaizen.model.methods import REGISTRY, method_class
+from kaizen.plugins import absolute, installed, is_code, names_in, own_class, own_settings
+
+WORDS = {one.key: one.words for one in (READERS, ENCODERS, POLICIES)} | {"method.name": tuple(REGISTRY)}
+
+
+def place_names(tree: dict[str, Any]) -> None:
+    """Give every own part in a tree the absolute path of its file, in place."""
+    make_lists(tree, Config)
+    for key in {key for key, _ in names_in(tree)}:
+        section, _, name = key.partition(".")
+        for part in tree[section] if isinstance(tree[section], list) else [tree[section]]:
+            if isinstance(held := part.get(name), list):
+                part[name] = [absolute(one) if isinstance(one, str) else one for one in held]
+            elif isinstance(held, str):
+                part[name] = absolute(held)
+
+
+def config_class(tree: dict[str, Any]) -> type[Config]:
+    """The class of the configuration with the keys of its method and of its own distiller, encoder and policy.
+
+    Raises:
+        ConfigError: one of them cannot be loaded.
+    """
+    method = tree.setdefault("method", {}).setdefault("name", "simclr")
+    settings: Any = method_class(method).Settings
+    if method not in REGISTRY:
+        # A class that copies one of ours may fix the name to a word of its own.
+        settings = create_model(settings.__name__, __base__=settings, name=(str, method))
+    kind: type[Config] = Config[settings]
+    fields: dict[str, Any] = {}
+    for key in ("encoder.name", "replay.policy", "distill.name"):
+        section, name = key.split(".")
+        chosen = tree.get(section, {}).get(name)
+        if _is_own(key, chosen) and hasattr(own_class(key, chosen), "Settings"):
+            kind_of_section: Any = own_settings(key, chosen)
+            fields[section] = (kind_of_section, kind_of_section())
+    return create_model("Config", __base__=kind, **fields) if fields else kind
+
+
+def load_parts(config: Config) -> None:
+    """Load every own part that a configuration names, so that a wrong one is refused before any work.
+
+    Raises:
+        ConfigError: one of them cannot be loaded.
+    """
+    for key, name in names_in(config.model_dump()):
+        if _is_own(key, name):
+            own_class(key, name)
+
+
+def _is_own(key: str, name: object) -> bool:
+    """Whether a name is none of ours; an unknown word, too, is left to the configuration's own check."""
+    from kaizen.model.distillers import REGISTRY as DISTILLERS  # needs torch, which the method has loaded
+
+    words = ("auto", "none", *DISTILLERS) if key == "distill.name" else WORDS.get(key, ())
+    return isinstance(name, str) and name not in words and (is_code(name) or name in installed(key))
