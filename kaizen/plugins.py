@@ -151,7 +151,7 @@ def _check_settings(key: str, name: str, cls: type, kind: Kind) -> None:
     settings = getattr(cls, "Settings", None)
     if not kind.settings or settings is None:
         return
-    if not _extends(settings, kind.settings):
+    if not _extends(settings, kind.settings, itself=True):
         allowed = f"a class that extends {kind.settings.replace(':', '.')}"
         raise ConfigError(key, f"is {name!r}, whose Settings is {_what(settings)}; allowed: {allowed}")
     for field, held in settings.model_fields.items():
@@ -202,9 +202,9 @@ def _told(error: BaseException, path: Path | None = None) -> str:
     return f"line {lines[-1]}: {said}" if lines else said
 
 
-def _extends(cls: Any, base: str) -> bool:
-    """Whether a class extends another one, given by name, as nothing here may import it."""
-    return isinstance(cls, type) and any(f"{c.__module__}:{c.__qualname__}" == base for c in cls.__mro__[1:])
+def _extends(cls: Any, base: str, itself: bool = False) -> bool:
+    """Whether a class extends another one (or is it), given by name, as nothing here may import it."""
+    return isinstance(cls, type) and any(f"{c.__module__}:{c.__qualname__}" == base for c in cls.__mro__[not itself :])
 
 
 def _own(found: object, kind: Kind) -> bool:

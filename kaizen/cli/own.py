@@ -37,14 +37,14 @@ def config_class(tree: dict[str, Any]) -> type[Config]:
     if method not in REGISTRY:
         # A class that copies one of ours may fix the name to a word of its own.
         settings = create_model(settings.__name__, __base__=settings, name=(str, method))
-    kind: type[Config] = Config[settings]
+    kind: type[Config] = Config.__class_getitem__(settings)
     fields: dict[str, Any] = {}
     for key in ("encoder.name", "replay.policy", "distill.name"):
         section, name = key.split(".")
         chosen = tree.get(section, {}).get(name)
-        if _is_own(key, chosen) and hasattr(own_class(key, chosen), "Settings"):
-            kind_of_section: Any = own_settings(key, chosen)
-            fields[section] = (kind_of_section, kind_of_section())
+        if _is_own(key, chosen):
+            keys: Any = own_settings(key, chosen)
+            fields[section] = (keys, keys())
     return create_model("Config", __base__=kind, **fields) if fields else kind
 
 

@@ -15,7 +15,5 @@ def main(tokens: Sequence[str]) -> int:
         print(end="\n" * number)
         for name, text in listed.items():
             print(f"{name:{width}}  {description(text)}")
-    print(
-        "\nA method, distiller, encoder, reader, replay policy or view operation of your own: --method.name FILE.py:NAME"
-    )
+    print("\nParts of your own (method, distiller, encoder, reader, policy, operation): as --method.name FILE.py:NAME")
     return 0

@@ -19,8 +19,8 @@ STREAMS = 64
 class ViewOperation(ABC):
     """Changes images of one view, each by random numbers of its own.
 
-    It must treat each image alone, as a CPU gives it some of a batch's images and every process others. On a GPU it must
-    not read values of tensors in Python (`if x > 0`, `.item()`), as steps are recorded there.
+    It must treat each image alone, as a CPU gives it some of a batch's images and every process others. On a GPU it
+    must not read values of tensors in Python (`if x > 0`, `.item()`), as steps are recorded there.
     """
 
     draws: ClassVar[int] = 1
@@ -41,7 +41,7 @@ def operations(names: Sequence[str]) -> tuple[ViewOperation, ...]:
 
 
 def draw(names: Sequence[str], keys: Tensor, view: int) -> Tensor | None:
-    """Random numbers (n, all of them) of a view's operations for images with these keys int64 (n,); None without any."""
+    """Random numbers (n, all of them) of a view's operations for images with keys int64 (n,); None without any."""
     found = [
         uniform(keys, operation.draws, stream=view + STREAMS * (place + 1))
         for place, operation in enumerate(operations(names))

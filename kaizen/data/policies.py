@@ -16,7 +16,8 @@ class Candidates:
     """Images of one class of a task, of which the memory may keep some.
 
     ids: sample ids int64 (n,); label: their class, -1: without a label; features: float32 (n, d), of the encoder at the
-    task's end; draws: uniform random numbers float64 (n,), the same in every start and process; keep: how many are kept.
+    task's end; draws: uniform random numbers float64 (n,), the same in every start and process; keep: how many it
+    keeps.
     """
 
     ids: np.ndarray
@@ -40,7 +41,7 @@ class ReplayPolicy(ABC):
 
     @abstractmethod
     def order(self, candidates: Candidates) -> np.ndarray:
-        """Rows of the candidates, int64 (keep,) or more, best first: with a budget in all, last ones are dropped first."""
+        """Rows of the candidates, int64 (keep,) or more, best first: later tasks may push the last ones out."""
 
 
 def own_policy(config: ReplayConfig) -> ReplayPolicy | None:
@@ -66,6 +67,4 @@ def ordered(policy: ReplayPolicy, candidates: Candidates) -> np.ndarray:
     else:
         return rows[:keep].astype(np.int64)
     problem = f"is {policy.config.policy!r}, which {found} for {n} images of class {candidates.label}"
-    raise ConfigError(
-        "replay.policy", f"{problem}; allowed: at least {keep} different rows, whole numbers 0 to {n - 1}"
-    )
+    raise ConfigError("replay.policy", f"{problem}; allowed: at least {keep} different rows, 0 to {n - 1}")

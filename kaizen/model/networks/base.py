@@ -13,8 +13,8 @@ from kaizen.plugins import own_class
 class Encoder(nn.Module, ABC):
     """Images (n, 3, h, w), normalised -> features (n, feature_dim).
 
-    The constructor sets `feature_dim` and makes the layers; torch's global generator is seeded then. It gets its section
-    of the configuration and the side of the images in pixels, or None where only the data say it.
+    The constructor sets `feature_dim` and makes the layers; torch's global generator is seeded then. It gets its
+    section of the configuration and the side of the images in pixels, or None where only the data say it.
     """
 
     Settings: ClassVar[type[EncoderConfig]] = EncoderConfig

@@ -82,9 +82,7 @@ def _fit_own(encoder: EncoderConfig) -> EncoderConfig:
         default = NO_STEM if key == "stem" else EncoderConfig.model_fields[key].default
         if found != default:
             problem = f"is {found}, which {encoder.name} does not read"
-            raise ConfigError(
-                f"encoder.{key}", f"{problem}; allowed: {default} (its class names what it reads in `keys`)"
-            )
+            raise ConfigError(f"encoder.{key}", f"{problem}; allowed: {default} (what it reads is in its `keys`)")
     return encoder
 
 
