@@ -1,5 +1,7 @@
 """Own parts of a configuration: where their names may stand, their keys, and that all of them can be loaded."""
 
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from pydantic import create_model
@@ -37,11 +39,14 @@ def config_class(tree: dict[str, Any]) -> type[Config]:
     if method not in REGISTRY:
         # A class that copies one of ours may fix the name to a word of its own.
         settings = create_model(settings.__name__, __base__=settings, name=(str, method))
-    kind: type[Config] = Config.__class_getitem__(settings)
+    generic: Any = Config
+    kind: type[Config] = generic[settings]
     fields: dict[str, Any] = {}
     for key in ("encoder.name", "replay.policy", "distill.name"):
         section, name = key.split(".")
         chosen = tree.get(section, {}).get(name)
+        if key == "distill.name" and isinstance(chosen, str) and chosen not in ("auto", "none"):
+            _distillers().distiller_class(chosen)  # an unknown one is told before the keys that it may have
         if _is_own(key, chosen):
             keys: Any = own_settings(key, chosen)
             fields[section] = (keys, keys())
@@ -61,7 +66,10 @@ def load_parts(config: Config) -> None:
 
 def _is_own(key: str, name: object) -> bool:
     """Whether a name is none of ours; an unknown word, too, is left to the configuration's own check."""
-    from kaizen.model.distillers import REGISTRY as DISTILLERS  # needs torch, which the method has loaded
-
-    words = ("auto", "none", *DISTILLERS) if key == "distill.name" else WORDS.get(key, ())
+    words = ("auto", "none", *_distillers().REGISTRY) if key == "distill.name" else WORDS.get(key, ())
     return isinstance(name, str) and name not in words and (is_code(name) or name in installed(key))
+
+
+def _distillers() -> ModuleType:
+    """The module of the distillers, which needs torch; the method has loaded that by then."""
+    return import_module("kaizen.model.distillers")

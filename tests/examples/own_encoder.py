@@ -3,6 +3,7 @@
 python train.py digits --encoder.name tests/examples/own_encoder.py:Tiny --encoder.width 16 --encoder.depth 2
 """
 
+from itertools import pairwise
 from typing import Any
 
 from pydantic import Field
@@ -34,7 +35,7 @@ class Tiny(Encoder):
     def __init__(self, config: Any, image_size: int | None) -> None:
         super().__init__(config, image_size)
         sizes = [3, *(config.width * 2**stage for stage in range(config.depth))]
-        self.blocks = nn.Sequential(*(Block(*pair) for pair in zip(sizes, sizes[1:], strict=False)))
+        self.blocks = nn.Sequential(*(Block(*pair) for pair in pairwise(sizes)))
         self.feature_dim = sizes[-1]
 
     def forward(self, images: Tensor) -> Tensor:
