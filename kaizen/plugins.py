@@ -58,7 +58,8 @@ KINDS = {
 """By the key that names the part."""
 _loaded: dict[str, str] = {}
 """SHA-256 of the file of each own part that was loaded, by its name."""
-_modules: dict[Path, tuple[ModuleType, str]] = {}
+_modules: dict[Path, tuple[ModuleType, bytes]] = {}
+"""Each file that was run, and exactly the text that was run."""
 
 
 def is_code(name: object) -> bool:
@@ -110,6 +111,22 @@ def code_of(tree: Mapping[str, Any]) -> dict[str, str]:
     return {name: _loaded[name] for _, name in names_in(tree) if name in _loaded}
 
 
+def copies_of(tree: Mapping[str, Any]) -> dict[str, bytes]:
+    """The text of each file of own parts in a resolved configuration's tree, by its path below RUN/code."""
+    found = [(OF_A_FILE.fullmatch(name), digest) for name, digest in code_of(tree).items()]
+    paths = {Path(match["path"]): digest for match, digest in found if match}
+    return {f"{digest[:12]}/{path.name}": _modules[path][1] for path, digest in paths.items()}
+
+
+def in_run(name: str, code: Mapping[str, Any], run: Path) -> str:
+    """The name with the run's own copy of the file, as its section `code` records it; without one unchanged."""
+    found, digest = OF_A_FILE.fullmatch(name), code.get(name)
+    copy = run / "code" / str(digest)[:12] / Path(found["path"]).name if found else None
+    if found is None or copy is None or not copy.is_file():
+        return name
+    return f"{copy.absolute()}:{found['name']}" if _sha256(copy) == digest else name
+
+
 @cache
 def own_class(key: str, name: str) -> type:
     """The class of an own part, checked; this runs its code.
@@ -123,8 +140,8 @@ def own_class(key: str, name: str) -> type:
     """
     kind = KINDS[key]
     if found := OF_A_FILE.fullmatch(name):
-        module, digest = _module_of(key, Path(found["path"]))
-        cls, place = getattr(module, found["name"], None), found["path"]
+        module, text = _module_of(key, Path(found["path"]))
+        cls, place, digest = getattr(module, found["name"], None), found["path"], hashlib.sha256(text).hexdigest()
     else:
         cls, place = _importable(key, name)
         digest = ""
@@ -171,8 +188,8 @@ def _importable(key: str, name: str) -> tuple[Any, str]:
         raise ConfigError(key, f"is {name!r}, which cannot be imported: {_told(error)}") from None
 
 
-def _module_of(key: str, path: Path) -> tuple[ModuleType, str]:
-    """The module of a file, run once, and the SHA-256 of exactly the text that was run."""
+def _module_of(key: str, path: Path) -> tuple[ModuleType, bytes]:
+    """The module of a file, run once, and its text."""
     if path in _modules:
         return _modules[path]
     try:
@@ -180,16 +197,15 @@ def _module_of(key: str, path: Path) -> tuple[ModuleType, str]:
     except OSError as error:
         problem = f"is in {path}, which cannot be read ({error.strerror})"
         raise ConfigError(key, f"{problem}; allowed: {HOW}, with a path from the working directory") from None
-    digest = hashlib.sha256(text).hexdigest()
     # Listed, as pydantic and dataclasses look the module of a class up.
-    module = ModuleType(f"kaizen_own_{path.stem}_{digest[:12]}")
+    module = ModuleType(f"kaizen_own_{path.stem}_{len(_modules)}")
     module.__file__, sys.modules[module.__name__] = str(path), module
     try:
         exec(compile(text, str(path), "exec"), module.__dict__)
     except (Exception, SystemExit) as error:
         del sys.modules[module.__name__]
         raise ConfigError(key, f"{path} cannot be imported: {_told(error, path)}") from None
-    _modules[path] = module, digest
+    _modules[path] = module, text
     return _modules[path]
 
 
@@ -220,8 +236,12 @@ def _what(found: object) -> str:
 
 
 def _digest_of(cls: type) -> str:
-    """SHA-256 of the file that defines a class; empty for one without a file."""
+    """SHA-256 of the file that defines a class; unknown for one without a file."""
     try:
-        return hashlib.sha256(Path(inspect.getfile(cls)).read_bytes()).hexdigest()
+        return _sha256(Path(inspect.getfile(cls)))
     except (TypeError, OSError):
         return "unknown"
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

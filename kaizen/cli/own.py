@@ -1,6 +1,8 @@
 """Own parts of a configuration: where their names may stand, their keys, and that all of them can be loaded."""
 
+from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -11,7 +13,7 @@ from kaizen.config.encoder import ENCODERS
 from kaizen.config.memory import POLICIES
 from kaizen.config.schema import READERS, Config
 from kaizen.model.methods import REGISTRY, method_class
-from kaizen.plugins import absolute, installed, is_code, names_in, own_class, own_settings
+from kaizen.plugins import OF_A_FILE, absolute, in_run, installed, is_code, names_in, own_class, own_settings
 
 WORDS = {one.key: one.words for one in (READERS, ENCODERS, POLICIES)} | {"method.name": tuple(REGISTRY)}
 
@@ -19,13 +21,31 @@ WORDS = {one.key: one.words for one in (READERS, ENCODERS, POLICIES)} | {"method
 def place_names(tree: dict[str, Any]) -> None:
     """Give every own part in a tree the absolute path of its file, in place."""
     make_lists(tree, Config)
+    _rename(tree, absolute)
+
+
+def take_copies(tree: dict[str, Any], run: Path, always: bool) -> None:
+    """Take the copies that a run keeps of its own parts, in place, where the file is gone; `always`: in any case."""
+    code = tree.get("code")
+    held: dict[str, Any] = code if isinstance(code, dict) else {}
+
+    def placed(name: str) -> str:
+        found = OF_A_FILE.fullmatch(name)
+        there = found is None or Path(found["path"]).is_file()
+        return name if there and not always else in_run(name, held, run)
+
+    _rename(tree, placed)
+
+
+def _rename(tree: dict[str, Any], change: Callable[[str], str]) -> None:
+    """Change every name that may be that of an own part."""
     for key in {key for key, _ in names_in(tree)}:
         section, _, name = key.partition(".")
         for part in tree[section] if isinstance(tree[section], list) else [tree[section]]:
             if isinstance(held := part.get(name), list):
-                part[name] = [absolute(one) if isinstance(one, str) else one for one in held]
+                part[name] = [change(one) if isinstance(one, str) else one for one in held]
             elif isinstance(held, str):
-                part[name] = absolute(held)
+                part[name] = change(held)
 
 
 def config_class(tree: dict[str, Any]) -> type[Config]:

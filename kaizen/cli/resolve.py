@@ -14,7 +14,7 @@ from pydantic_core import PydanticSerializationError, to_json
 from kaizen.cli.checks import check_pairs
 from kaizen.cli.explain import explained, similar, suggestion
 from kaizen.cli.lists import alternatives, make_lists
-from kaizen.cli.own import config_class, load_parts, place_names
+from kaizen.cli.own import config_class, load_parts, place_names, take_copies
 from kaizen.cli.shipped import read_preset, read_recipe
 from kaizen.cli.trust import OPTION, check_trust
 from kaizen.config.memory import BUDGETS
@@ -24,7 +24,7 @@ from kaizen.data.source import KNOWN_SOURCES
 from kaizen.errors import ConfigError
 from kaizen.model.methods import method_class
 from kaizen.model.networks.fit import family, fit_encoder
-from kaizen.plugins import is_code
+from kaizen.plugins import absolute, is_code, short
 
 
 class Arguments(NamedTuple):
@@ -70,17 +70,25 @@ def parse_arguments(tokens: Sequence[str]) -> Arguments:
 
 
 def resolve(
-    recipe: str, overrides: dict[str, str], preset: str | None = None, trust_code: bool = False
+    recipe: str,
+    overrides: dict[str, str],
+    preset: str | None = None,
+    trust_code: bool = False,
+    *,
+    as_trained: bool = False,
 ) -> tuple[str, Config]:
     """Name of the recipe and the whole checked configuration: the recipe, then the preset, then the overrides.
 
     Args:
         trust_code: whether code that a run directory names may run without being named in the overrides.
+        as_trained: whether this code is that which the run was trained with, even if the user's file is newer.
 
     Raises:
         ConfigError: names the key, what was found and what is allowed.
     """
     name, tree = read_recipe(recipe)
+    if trust_code:
+        take_copies(tree, Path(recipe).parent, as_trained)
     meant, changes = _distiller(tree), _preset(preset)
     _drop(tree, overrides, changes)
     for section, keys in changes.items():
@@ -122,7 +130,7 @@ def resolve(
 
 
 def resolve_run(run: Path, overrides: dict[str, str], *, trust_code: bool = False) -> tuple[str, Config]:
-    """Name and configuration of a run directory, whose code runs only if it is trusted or named in the overrides.
+    """Name and configuration of a run directory, whose code, as it was in training, runs only if it is trusted.
 
     Raises:
         ConfigError: it contains no run, its configuration cannot be used, or it names code that may not run.
@@ -130,7 +138,7 @@ def resolve_run(run: Path, overrides: dict[str, str], *, trust_code: bool = Fals
     file = run / "config.yaml"
     if not file.is_file():
         raise ConfigError("RUN", f"is '{run}', which contains no run (no config.yaml); allowed: a run directory")
-    return resolve(str(file), overrides, trust_code=trust_code)
+    return resolve(str(file), overrides, trust_code=trust_code, as_trained=True)
 
 
 def _distiller(tree: dict[str, Any]) -> object:
@@ -162,7 +170,8 @@ def _drop(
     """
     dropped = {}
     method, encoder = tree.get("method", {}).get("name", "simclr"), tree.get("encoder", {}).get("name")
-    if _chosen("method", method, overrides, changes) != method:
+    # The same file at another place is still the recipe's method.
+    if short(absolute(str(_chosen("method", method, overrides, changes)))) != short(absolute(str(method))):
         dropped["method"] = tree.pop("method", {})
     if family(str(_chosen("encoder", encoder, overrides, changes))) != family(str(encoder)):
         dropped["encoder"] = tree.pop("encoder", {})

@@ -16,8 +16,8 @@ from kaizen.config.yaml import dump_yaml, parse_yaml
 from kaizen.errors import ConfigError, DamagedError
 from kaizen.parallel import Parallel
 from kaizen.parallel.peers import Failure
-from kaizen.plugins import code_of, short
-from kaizen.run.checkpoint import STATE, newest_intact, read_state, tidy, write_text
+from kaizen.plugins import code_of, copies_of, short
+from kaizen.run.checkpoint import STATE, newest_intact, read_state, tidy, write_bytes, write_text
 from kaizen.run.environment import read_environment
 from kaizen.run.lock import LOCK, RunLock, holds
 from kaizen.run.places import CHECKPOINT, TASK_END, checkpoint_directory, task_directory
@@ -87,6 +87,9 @@ class RunDirectory:
                 raise ConfigError("data.source", f"{problem}; allowed: the original data, or another run.dir")
             self._tidy()
             tree = self.config.model_dump(mode="json")
+            for name, text in copies_of(tree).items():
+                (self.path / "code" / name).parent.mkdir(parents=True, exist_ok=True)
+                write_bytes(self.path / "code" / name, text)
             dumped = dump_yaml(tree | ({"code": code} if (code := code_of(tree)) else {}))
             write_text(self.path / "config.yaml", header(recipe, preset) + dumped)
         except OSError as error:

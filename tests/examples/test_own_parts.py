@@ -138,6 +138,29 @@ def test_a_run_directory_runs_no_code_without_consent(
     assert seen.exists()
 
 
+def test_a_run_keeps_its_own_parts_for_whoever_trusts_it(
+    arguments: list[str], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files are gone, as on another machine."""
+    code, path = tmp_path / "code", tmp_path / "run"
+    shutil.copytree(HERE, code)
+    gone = [text.replace(str(HERE), str(code)) for text in arguments]
+    shutil.copytree(trained, path)
+    assert main([*gone, "--run.dir", str(path)]) == 0
+    (code / "own_encoder.py").write_text("an encoder that is another one now")
+    (code / "own_method.py").unlink()
+    before = json.loads((path / "results.json").read_text())["readers"]
+    assert run(["eval", str(path), "--trust-code"], COMMANDS) == 0
+    assert json.loads((path / "results.json").read_text())["readers"] == before
+    assert f"{path}/code/" in resolve_run(path, {}, trust_code=True)[1].method.name
+    shutil.rmtree(code)
+    monkeypatch.chdir(tmp_path)
+    assert main(["run/config.yaml", "--trust-code", "--run.dir", "run"]) == 0
+    next((path / "code").glob("*/own_method.py")).write_text("open('seen', 'w')")
+    assert run(["eval", str(path), "--trust-code"], COMMANDS) == 2
+    assert not (tmp_path / "seen").exists(), "a copy that was changed does not run"
+
+
 def test_eval_takes_a_reader_that_its_user_names(trained: Path, tmp_path: Path) -> None:
     path = tmp_path / "run"
     shutil.copytree(trained, path)

@@ -2,14 +2,13 @@
 
 import copy
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
 from kaizen.cli.resolve import parse_arguments, resolve
-from kaizen.config.schema import Reader
+from kaizen.config.schema import READERS
 from kaizen.data.load import load_stream
 from kaizen.data.replay import Memory
 from kaizen.evaluation.evaluator import Evaluator
@@ -26,7 +25,7 @@ def evaluation_agrees(parallel: Parallel, arguments: list[str], out: Path) -> bo
     alone = copy.copy(parallel)
     alone.rank, alone.world, alone.is_main, alone.group = 0, 1, True, ONE_PROCESS
     alone._cpu_group = alone._step_group = None
-    readers, ids = get_args(Reader), np.concatenate([task.train[:20] for task in stream.tasks[:2]])
+    readers, ids = READERS.words, np.concatenate([task.train[:20] for task in stream.tasks[:2]])
     source, rows = stream.source.train, torch.from_numpy(ids)
     memory = Memory(torch.from_numpy(source.images[ids]), torch.from_numpy(source.labels[ids]), rows, rows * 0)
 
