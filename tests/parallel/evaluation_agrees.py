@@ -12,7 +12,7 @@ from kaizen.config.schema import READERS
 from kaizen.data.load import load_stream
 from kaizen.data.replay import Memory
 from kaizen.evaluation.evaluator import Evaluator
-from kaizen.evaluation.readers import REGISTRY as READERS
+from kaizen.evaluation.readers import REGISTRY
 from kaizen.model.learner import Network
 from kaizen.model.statistics import Statistics
 from kaizen.parallel import ONE_PROCESS, Parallel
@@ -43,7 +43,7 @@ def evaluation_agrees(parallel: Parallel, arguments: list[str], out: Path) -> bo
         [Evaluator(config, stream, p).row(network, task, readers, run=out) for p in (parallel, alone)]
         for task in (-1, 1)
     ]
-    may_be_empty = [reader for reader in readers if READERS[reader].sees == "memory" or reader == "statistics"]
+    may_be_empty = [reader for reader in readers if REGISTRY[reader].sees == "memory" or reader == "statistics"]
     return all(two == one for two, one in found) and all(
         any(cell is not None for cell in two.accuracies[reader]) != (task < 0 and reader in may_be_empty)
         for task, (two, _) in zip((-1, 1), found, strict=True)
