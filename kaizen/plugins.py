@@ -111,6 +111,18 @@ def code_of(tree: Mapping[str, Any]) -> dict[str, str]:
     return {name: _loaded[name] for _, name in names_in(tree) if name in _loaded}
 
 
+def changed_code(tree: Mapping[str, Any], held: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Own parts whose file is not that of a section `code`, by name: its SHA-256 there, and now.
+
+    Args:
+        tree: of a resolved configuration.
+        held: the section, in which files may have other places.
+    """
+    before = {short(name): str(digest) for name, digest in held.items()}
+    now = code_of(tree)
+    return {name: (before[short(name)], now[name]) for name in now if before.get(short(name), now[name]) != now[name]}
+
+
 def copies_of(tree: Mapping[str, Any]) -> dict[str, bytes]:
     """The text of each file of own parts in a resolved configuration's tree, by its path below RUN/code."""
     found = [(OF_A_FILE.fullmatch(name), digest) for name, digest in code_of(tree).items()]

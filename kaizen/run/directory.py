@@ -16,7 +16,7 @@ from kaizen.config.yaml import dump_yaml, parse_yaml
 from kaizen.errors import ConfigError, DamagedError
 from kaizen.parallel import Parallel
 from kaizen.parallel.peers import Failure
-from kaizen.plugins import code_of, copies_of, short
+from kaizen.plugins import changed_code, code_of, copies_of, short
 from kaizen.run.checkpoint import STATE, newest_intact, read_state, tidy, write_bytes, write_text
 from kaizen.run.environment import read_environment
 from kaizen.run.lock import LOCK, RunLock, holds
@@ -128,15 +128,12 @@ class RunDirectory:
             more = f" and {len(missing) - 3} more keys" if len(missing) > 3 else ""
             problem = f"{self.path} contains a run of an earlier version, which had no {', '.join(missing[:3])}{more}"
             raise ConfigError("run.dir", f"{problem}; allowed: that version, or another run.dir")
-        self._compare_code({short(name): digest for name, digest in code.items()})
+        self._compare_code(code)
 
     def _compare_code(self, held: dict[str, str]) -> None:
         """Refuse to resume with own parts whose file is not what it was; a mere reading says so."""
-        for name, digest in code_of(self.config.model_dump()).items():
-            if held.get(short(name), digest) == digest:
-                continue
-            problem = f"{name} is no longer what {self.path} was trained with (SHA-256 {held[short(name)][:12]}, now "
-            problem += f"{digest[:12]})"
+        for name, (before, now) in changed_code(self.config.model_dump(), held).items():
+            problem = f"{name} is no longer what {self.path} was trained with (SHA-256 {before[:12]}, now {now[:12]})"
             if self.reading or self.config.run.allow_changed_code:
                 print(f"note: {problem}", flush=True)
                 continue

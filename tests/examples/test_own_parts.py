@@ -12,7 +12,9 @@ from launches import ROOT, finish, start, torchrun
 from runs import log_of, short, snapshots, status_of, wait_for_step
 
 from kaizen.cli.resolve import parse_arguments, resolve, resolve_run
+from kaizen.cli.sweep import SweepRun
 from kaizen.commands import COMMANDS, run
+from kaizen.commands.sweep import is_done
 from kaizen.commands.train import main
 from kaizen.errors import ConfigError
 
@@ -103,6 +105,10 @@ def test_a_changed_file_is_refused_unless_it_is_allowed(
     with (changed / "own_method.py").open("a") as file:
         file.write("# other\n")
     moved = [text.replace(str(HERE), str(changed)) for text in arguments]
+    assert [is_done(path, SweepRun("", 1, (), resolve(*parse_arguments(a))[1])) for a in (arguments, moved)] == [
+        True,
+        False,
+    ]
     capfd.readouterr()
     assert main([*moved, "--run.dir", str(path)]) == 2
     said = capfd.readouterr().err
