@@ -74,6 +74,8 @@ def installed(key: str) -> dict[str, EntryPoint]:
 
 def unknown(key: str, name: object, words: Iterable[str]) -> str:
     """What is wrong with a name that is neither one of ours nor that of an own part."""
+    if str(name).endswith(".py"):
+        return f"is {name!r}; allowed: a class in that file, as {name}:Name"
     known = [*words, *installed(key)]
     close = difflib.get_close_matches(str(name), known, n=1)
     meant = f"did you mean {close[0]}? " if close else ""

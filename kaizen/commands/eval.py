@@ -15,7 +15,7 @@ from kaizen.config.data import DataConfig
 from kaizen.config.schema import READERS, Config, read_header
 from kaizen.errors import ConfigError
 from kaizen.evaluation.schema import DAMAGED, provenance, read_results
-from kaizen.plugins import HOW, installed, is_code
+from kaizen.plugins import HOW
 
 if TYPE_CHECKING:
     from kaizen.data.load import Stream
@@ -179,10 +179,12 @@ def _configurations(
 def _readers(text: str) -> tuple[str, ...]:
     """Readers from `a,b` or `[a,b]`."""
     found = tuple(name.strip() for name in text.strip("[]").split(","))
-    known = {*READERS.words, *installed("eval.readers")}
-    if not all(name in known or is_code(name) for name in found) or len(set(found)) < len(found):
-        allowed = f"{', '.join([*READERS.words, HOW])}, each once, separated by commas, as knn,classifier"
-        raise argparse.ArgumentTypeError(f"is {text!r}; allowed: {allowed}")
+    try:
+        checked = {READERS.check(name) for name in found}
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}, each once, separated by commas, as knn,classifier") from None
+    if len(checked) < len(found):
+        raise argparse.ArgumentTypeError(f"is {text!r}; each reader may be named once")
     return found
 
 

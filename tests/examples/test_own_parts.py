@@ -105,10 +105,8 @@ def test_a_changed_file_is_refused_unless_it_is_allowed(
     with (changed / "own_method.py").open("a") as file:
         file.write("# other\n")
     moved = [text.replace(str(HERE), str(changed)) for text in arguments]
-    assert [is_done(path, SweepRun("", 1, (), resolve(*parse_arguments(a))[1])) for a in (arguments, moved)] == [
-        True,
-        False,
-    ]
+    for words, done in ((arguments, True), (moved, False)):
+        assert is_done(path, SweepRun("", 1, (), resolve(*parse_arguments(words))[1])) == done
     capfd.readouterr()
     assert main([*moved, "--run.dir", str(path)]) == 2
     said = capfd.readouterr().err
@@ -183,6 +181,7 @@ def test_eval_takes_a_reader_that_its_user_names(trained: Path, tmp_path: Path) 
         ("distill.power", "0", "distill.power: is 0; allowed: greater than 0, as 1"),
         ("encoder.depth", "1.5", "encoder.depth: is 1.5; allowed: a whole number, as 2"),
         ("encoder.norm", "group", "encoder.norm: is group, which "),
+        ("method.name", "mine.py", "method.name: is 'mine.py'; allowed: a class in that file, as mine.py:Name"),
         ("method.name", "simclrr", "method.name: is 'simclrr'; did you mean simclr? allowed: simclr, "),
         ("distill.name", "relations", "distill.name: is 'relations'; allowed: auto, none, contrastive, "),
         ("encoder.name", "resnet19", "encoder.name: is 'resnet19'; did you mean resnet18? allowed: resnet18, "),
