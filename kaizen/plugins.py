@@ -173,7 +173,7 @@ def own_class(key: str, name: str) -> type:
 
 
 def own_settings(key: str, name: str) -> type[BaseModel]:
-    """The class of an own part's section; its key `name` takes the part's whole name, whatever the class says."""
+    """The class of the section that an own method, distiller, encoder or policy has; see `own_class` for errors."""
     settings: type[BaseModel] = own_class(key, name).Settings  # type: ignore[attr-defined]
     return settings
 
