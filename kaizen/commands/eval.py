@@ -184,7 +184,7 @@ def _readers(text: str) -> tuple[str, ...]:
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{error}, each once, separated by commas, as knn,classifier") from None
     if len(checked) < len(found):
-        raise argparse.ArgumentTypeError(f"is {text!r}; each reader may be named once")
+        raise argparse.ArgumentTypeError(f"is {text!r}; allowed: each reader once, as knn,classifier")
     return found
 
 
