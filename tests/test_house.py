@@ -10,6 +10,7 @@ import kaizen
 PACKAGE = Path(kaizen.__file__).parent
 FLOORS = (
     ("errors", "build"),
+    ("plugins",),
     ("config", "losses"),
     ("parallel",),
     ("run",),

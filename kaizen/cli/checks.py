@@ -4,6 +4,7 @@ from kaizen.config.schema import Config
 from kaizen.config.types import AUTO
 from kaizen.errors import ConfigError
 from kaizen.model.methods import method_class
+from kaizen.plugins import short
 
 
 def check_pairs(config: Config) -> None:
@@ -25,7 +26,7 @@ def check_pairs(config: Config) -> None:
         if (number < 2) != (view.size is None):
             allowed = "null" if number < 2 else "a number, as a third view and those after it are small crops"
             raise ConfigError(f"views.{number}.size", f"is {view.size}; allowed: {allowed}")
-    if len(set(config.eval.readers)) != len(config.eval.readers):
+    if len({short(reader) for reader in config.eval.readers}) != len(config.eval.readers):
         raise ConfigError("eval.readers", f"is {list(config.eval.readers)}; each reader may be named once")
     if not config.labels.fraction and method_class(config.method.name).needs_labels:
         problem = f"is 0, and method.name {config.method.name} learns from labels alone"

@@ -8,6 +8,7 @@ from pydantic.fields import FieldInfo
 from kaizen.cli.lists import alternatives, example, sections
 from kaizen.cli.shipped import description, shipped_presets
 from kaizen.config.schema import Config, MethodSettings
+from kaizen.config.types import OneOf
 from kaizen.model.methods import REGISTRY, method_class
 
 SIGNS = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
@@ -20,7 +21,11 @@ OPENING = """examples:
 
 RECIPE is the name of a shipped recipe (`python -m kaizen recipes` lists them) or the path of a YAML file; by default it
 is digits. The recipe's values replace the defaults, which are shown in brackets below; `python -m kaizen show RECIPE`
-prints the values that a run will use. Lists are written a,b; null means none."""
+prints the values that a run will use. Lists are written a,b; null means none.
+
+Methods, distillers, readers, encoders, replay policies and view operations may be your own: where FILE.py:NAME is
+allowed below, name a class in a file (my/method.py:MyMethod), in a module (package.module:MyMethod), or an installed
+plug-in. The configuration of a run directory that names such code is only used with --trust-code."""
 CLOSING = """Ctrl-C, SIGTERM or a file `stop` in the run directory end a run with a checkpoint; the same command resumes
 it. Exit codes: 0 done, 2 configuration or data, 3 training failed, 75 stopped. Launchers return different codes, so
 scripts should read RUN/status.json. The environment variable KAIZEN_THREADS sets the CPU threads per process (default:
@@ -50,7 +55,7 @@ def help_text(usage: str, about: str) -> str:
 def _method_lines() -> list[str]:
     """Keys that all methods share, then the keys that each method adds or whose default it changes."""
     common = {name: field for name, field in MethodSettings.model_fields.items() if name != "name"}
-    lines = [_entry("--method.name", f"SSL method ({' | '.join(REGISTRY)}) [simclr]")]
+    lines = [_entry("--method.name", f"SSL method ({' | '.join([*REGISTRY, 'FILE.py:NAME'])}) [simclr]")]
     lines += [_line("method", name, field) for name, field in common.items()]
     for method in REGISTRY:
         fields = method_class(method).Settings.model_fields
@@ -68,6 +73,7 @@ def _line(section: str, key: str, field: FieldInfo) -> str:
     limits = [f"{sign} {bound}" for sign, bound in marks if bound is not None and bound < 2**31]
     takes_numbers = any(part in (int, float) for part in alternatives(field.annotation))
     choices = ["NUMBER"] * takes_numbers + _choices(field.annotation)
+    choices += [word for mark in field.metadata for word in _choices(mark)]
     allowed = "; ".join([" | ".join(choices)] * (choices not in ([], ["NUMBER"])) + limits)
     default = "null" if (value := field.get_default()) is None else example(value)
     about = f"{field.description} ({allowed})" if allowed else f"{field.description}"
@@ -81,7 +87,9 @@ def _entry(name: str, about: str) -> str:
 
 
 def _choices(kind: object) -> list[str]:
-    """The words that a type allows: those of a Literal, also as members of a tuple or a union."""
+    """The words that a type allows: those of a Literal or of OneOf, also as members of a tuple or a union."""
+    if isinstance(kind, OneOf):
+        return [*kind.words, "FILE.py:NAME"]
     if typing.get_origin(kind) is typing.Literal:
         return [str(word) for word in typing.get_args(kind)]
     return [word for part in typing.get_args(kind) for word in _choices(part)]

@@ -5,6 +5,7 @@ Heavy imports wait until the method is known, so that a wrong key is reported at
 
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
@@ -13,7 +14,9 @@ from pydantic_core import PydanticSerializationError, to_json
 from kaizen.cli.checks import check_pairs
 from kaizen.cli.explain import explained, similar, suggestion
 from kaizen.cli.lists import alternatives, make_lists
+from kaizen.cli.own import config_class, load_parts, place_names, take_copies
 from kaizen.cli.shipped import read_preset, read_recipe
+from kaizen.cli.trust import OPTION, check_trust
 from kaizen.config.memory import BUDGETS
 from kaizen.config.schema import Config
 from kaizen.config.types import AUTO
@@ -21,7 +24,8 @@ from kaizen.config.yaml import YamlError, parse_yaml
 from kaizen.data.source import KNOWN_SOURCES
 from kaizen.errors import ConfigError
 from kaizen.model.methods import method_class
-from kaizen.model.networks.fit import fit_encoder, kind_of
+from kaizen.model.networks.fit import family, fit_encoder
+from kaizen.plugins import absolute, is_code, short
 
 EXCLUSIVE = {"replay": BUDGETS, "stream": ("classes", "sizes"), "optim": ("epochs", "images")}
 """Keys of a section of which one replaces the others: on the command line, those of the recipe."""
@@ -33,10 +37,11 @@ class Arguments(NamedTuple):
     recipe: str
     overrides: dict[str, str]
     preset: str | None = None
+    trust_code: bool = False
 
 
 def parse_arguments(tokens: Sequence[str]) -> Arguments:
-    """Recipe, preset and overrides from `[RECIPE] [--preset NAME] [--section.key VALUE ...]`.
+    """Recipe, preset and overrides from `[RECIPE] [--preset NAME] [--trust-code] [--section.key VALUE ...]`.
 
     Raises:
         ConfigError: a key without a value or without a section, or more than one recipe.
@@ -44,7 +49,7 @@ def parse_arguments(tokens: Sequence[str]) -> Arguments:
     recipes: list[str] = []
     overrides: dict[str, str] = {}
     preset: str | None = None
-    rest = list(tokens)
+    rest = [token for token in tokens if token != OPTION]
     while rest:
         token = rest.pop(0)
         if not token.startswith("-"):
@@ -65,16 +70,29 @@ def parse_arguments(tokens: Sequence[str]) -> Arguments:
             overrides[key] = value
     if len(recipes) > 1:
         raise ConfigError("RECIPE", f"are {recipes}; only one is allowed, and keys are written --section.key VALUE")
-    return Arguments(recipes[0] if recipes else "digits", overrides, preset)
+    return Arguments(recipes[0] if recipes else "digits", overrides, preset, OPTION in tokens)
 
 
-def resolve(recipe: str, overrides: dict[str, str], preset: str | None = None) -> tuple[str, Config]:
+def resolve(
+    recipe: str,
+    overrides: dict[str, str],
+    preset: str | None = None,
+    trust_code: bool = False,
+    *,
+    as_trained: bool = False,
+) -> tuple[str, Config]:
     """Name of the recipe and the whole checked configuration: the recipe, then the preset, then the overrides.
+
+    Args:
+        trust_code: whether code that a run directory names may run without being named in the overrides.
+        as_trained: whether this code is that which the run was trained with, even if the user's file is newer.
 
     Raises:
         ConfigError: names the key, what was found and what is allowed.
     """
     name, tree = read_recipe(recipe)
+    if trust_code:
+        take_copies(tree, Path(recipe).parent, as_trained)
     meant, changes = _distiller(tree), _preset(preset)
     _drop(tree, overrides, changes)
     for section, keys in changes.items():
@@ -86,9 +104,10 @@ def resolve(recipe: str, overrides: dict[str, str], preset: str | None = None) -
         for key in ("weight", "temperature", "negative_weight"):
             if f"distill.{key}" not in overrides:
                 tree.get("distill", {}).pop(key, None)
-    method = tree.setdefault("method", {}).setdefault("name", "simclr")
-    settings: Any = method_class(method).Settings
-    kind: type[Config] = Config[settings]
+    place_names(tree)
+    check_trust(recipe, tree, overrides, trust_code)
+    tree.pop("code", None)
+    kind = config_class(tree)
     make_lists(tree, kind)
     derive_tasks(tree.get("stream", {}))
     try:
@@ -102,7 +121,9 @@ def resolve(recipe: str, overrides: dict[str, str], preset: str | None = None) -
     known = KNOWN_SOURCES.get(config.data.source)
     config = config.model_copy(update={"distill": resolve_distiller(config)})
     config = fit_encoder(config, known.image_size if known else None)
+    load_parts(config)
     check_pairs(config)
+    method = config.method.name
     if len(config.views) > (most := method_class(method).most_views):
         raise ConfigError("views", f"are {len(config.views)}; allowed with {method}: {most}")
     if known and config.stream.kind == "class" and config.stream.sizes and sum(config.stream.sizes) > known.classes:
@@ -116,10 +137,25 @@ def resolve(recipe: str, overrides: dict[str, str], preset: str | None = None) -
     return name, config
 
 
+def resolve_run(run: Path, overrides: dict[str, str], *, trust_code: bool = False) -> tuple[str, Config]:
+    """Name and configuration of a run directory, whose code, as it was in training, runs only if it is trusted.
+
+    Raises:
+        ConfigError: it contains no run, its configuration cannot be used, or it names code that may not run.
+    """
+    file = run / "config.yaml"
+    if not file.is_file():
+        raise ConfigError("RUN", f"is '{run}', which contains no run (no config.yaml); allowed: a run directory")
+    return resolve(str(file), overrides, trust_code=trust_code, as_trained=True)
+
+
 def _distiller(tree: dict[str, Any]) -> object:
-    """Name of the distiller of a tree: its method's where the key is auto or missing."""
+    """Name of the distiller of a tree: its method's where the key is auto or missing; runs no code of the user's."""
     name, method = tree.get("distill", {}).get("name", "auto"), tree.get("method", {}).get("name", "simclr")
-    return method_class(method).distiller if name == "auto" else name
+    if name == "auto":
+        # Code of the user's own is not run yet, as it may not be what the configuration names in the end.
+        return f"that of {method}" if is_code(method) else method_class(method).distiller
+    return name
 
 
 def _preset(preset: str | None) -> dict[str, dict[str, Any]]:
@@ -142,16 +178,17 @@ def _drop(
     """
     dropped = {}
     method, encoder = tree.get("method", {}).get("name", "simclr"), tree.get("encoder", {}).get("name")
-    if _chosen("method", method, overrides, changes) != method:
+    # The same file at another place is still the recipe's method.
+    if short(absolute(str(_chosen("method", method, overrides, changes)))) != short(absolute(str(method))):
         dropped["method"] = tree.pop("method", {})
-    if kind_of(str(_chosen("encoder", encoder, overrides, changes))) != kind_of(str(encoder)):
+    if family(str(_chosen("encoder", encoder, overrides, changes))) != family(str(encoder)):
         dropped["encoder"] = tree.pop("encoder", {})
     elif overrides.get("encoder.stem") == "imagenet" and "stem_padding" in tree.get("encoder", {}):
         dropped["encoder"] = {"stem_padding": tree["encoder"].pop("stem_padding")}
     return dropped
 
 
-def left_out(recipe: str, overrides: dict[str, str], preset: str | None = None) -> list[str]:
+def left_out(recipe: str, overrides: dict[str, str], preset: str | None = None, trust_code: bool = False) -> list[str]:
     """One line per section whose recipe keys are left out, as preset or overrides choose another method or encoder."""
     lines, changes = [], _preset(preset)
     for section, keys in _drop(read_recipe(recipe)[1], overrides, changes).items():

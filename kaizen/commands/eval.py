@@ -6,19 +6,21 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
-from kaizen.cli.resolve import resolve
+from kaizen.cli.resolve import resolve_run
+from kaizen.cli.trust import OPTION
 from kaizen.commands.parser import Parser
 from kaizen.config.data import DataConfig
-from kaizen.config.schema import Config, Reader, read_header
+from kaizen.config.schema import READERS, Config, read_header
 from kaizen.errors import ConfigError
 from kaizen.evaluation.schema import DAMAGED, provenance, read_results
+from kaizen.plugins import HOW
 
 if TYPE_CHECKING:
     from kaizen.data.load import Stream
 
-USAGE = "python -m kaizen eval RUN [--readers READER,...] [--data.source SOURCE] [--other-data NAME]"
+USAGE = "python -m kaizen eval RUN [--readers READER,...] [--data.source SOURCE] [--other-data NAME] [--trust-code]"
 ABOUT = """Evaluate the untrained network and every task's snapshot of the run directory RUN again, rewrite
 RUN/results.json and print the table. Nothing else in RUN is touched. The images, labels and class names must be those
 that the run was trained on, but may be at a different place."""
@@ -42,7 +44,7 @@ def main(tokens: Sequence[str]) -> int:
         ConfigError: RUN is not a run, a reader is unknown, a snapshot is damaged, or the data are not those of the run.
     """
     parser = Parser(USAGE, ABOUT, CLOSING)
-    known = ", ".join(get_args(Reader))
+    known = ", ".join([*READERS.words, HOW])
     parser.add_argument("run", metavar="RUN", help="a run directory")
     parser.add_argument(
         "--readers", type=_readers, metavar="R,...", help=f"{known} [the run's own]; rows of other readers are kept"
@@ -50,16 +52,19 @@ def main(tokens: Sequence[str]) -> int:
     parser.add_argument(
         "--other-data", type=_name, metavar="NAME", help="evaluate on different data, into results-NAME.json"
     )
+    parser.add_argument(OPTION, action="store_true", help="run code that RUN names: a method, an encoder and so on")
     for key in PLACES:
         parser.add_argument(f"--{key}", metavar=key.rpartition(".")[2].upper(), help="as for train.py [the run's own]")
     given = vars(parser.parse_args(tokens))
     places = {key: given[key] for key in PLACES if given[key] is not None}
-    _evaluate(Path(given["run"]).expanduser(), given["readers"], places, given["other_data"])
+    if given["readers"] is not None:
+        places["eval.readers"] = ",".join(given["readers"])
+    _evaluate(Path(given["run"]).expanduser(), places, given["other_data"], given["trust_code"])
     return 0
 
 
-def _evaluate(path: Path, asked: tuple[str, ...] | None, places: dict[str, str], other: str | None) -> None:
-    described, own, config = _configurations(path, asked, places, other)
+def _evaluate(path: Path, asked: dict[str, str], other: str | None, trust_code: bool) -> None:
+    described, own, config = _configurations(path, asked, trust_code, other)
     # torch is loaded only for a valid run and valid readers
     from kaizen.data.chapters import open_chapters
     from kaizen.evaluation.evaluator import Evaluator
@@ -162,31 +167,31 @@ def _as_trained(file: Path, config: Config, stream: "Stream") -> "Stream":
 
 
 def _configurations(
-    path: Path, readers: tuple[str, ...] | None, places: dict[str, str], other: str | None
+    path: Path, asked: dict[str, str], trust_code: bool, other: str | None
 ) -> tuple[dict[str, str | None], Config, Config]:
     """Origin of a run as in results.json, its configuration, and the configuration for the evaluation."""
-    file = path / "config.yaml"
-    if not file.is_file():
-        raise ConfigError("RUN", f"is '{path}', which contains no run (no config.yaml); allowed: a run directory")
-    name, own = resolve(str(file), {})
-    recipe, preset = read_header(file.read_text(encoding="utf-8"))
+    readers = {key: text for key, text in asked.items() if key == "eval.readers"}
+    name, own = resolve_run(path, readers, trust_code=trust_code)
+    recipe, preset = read_header((path / "config.yaml").read_text(encoding="utf-8"))
     if other is not None and own.extensions:
         problem = "is given, and the run was extended with further sources"
         raise ConfigError("--other-data", f"{problem}; allowed: a run without extensions")
     described = {"recipe": recipe or name, "preset": preset, "config_hash": own.hash()}
     # The run exists by now, whatever run.resume was at its start.
     own = own.model_copy(update={"run": own.run.model_copy(update={"resume": "must"})})
-    data = resolve(str(file), places)[1].data
-    evaluation = own.eval.model_copy(update={"readers": readers or own.eval.readers})
-    return described, own, own.model_copy(update={"data": data, "eval": evaluation})
+    data = resolve_run(path, asked, trust_code=trust_code)[1].data
+    return described, own, own.model_copy(update={"data": data})
 
 
 def _readers(text: str) -> tuple[str, ...]:
     """Readers from `a,b` or `[a,b]`."""
     found = tuple(name.strip() for name in text.strip("[]").split(","))
-    if not set(found) <= set(get_args(Reader)) or len(set(found)) < len(found):
-        allowed = f"{', '.join(get_args(Reader))}, each once, separated by commas, as knn,classifier"
-        raise argparse.ArgumentTypeError(f"is {text!r}; allowed: {allowed}")
+    try:
+        checked = {READERS.check(name) for name in found}
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}, each once, separated by commas, as knn,classifier") from None
+    if len(checked) < len(found):
+        raise argparse.ArgumentTypeError(f"is {text!r}; allowed: each reader once, as knn,classifier")
     return found
 
 

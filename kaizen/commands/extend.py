@@ -10,17 +10,17 @@ from pydantic import ValidationError
 
 from kaizen.cli.explain import explained
 from kaizen.cli.lists import make_lists
-from kaizen.cli.resolve import derive_tasks, override, parse_arguments, resolve, shorten_warmup
+from kaizen.cli.resolve import derive_tasks, override, parse_arguments, resolve_run, shorten_warmup
 from kaizen.config.extension import Extension
 from kaizen.config.schema import Config, header, read_header
-from kaizen.config.yaml import dump_yaml
+from kaizen.config.yaml import dump_yaml, parse_yaml
 from kaizen.errors import ConfigError, Stopped
 
 if TYPE_CHECKING:
     from kaizen.data.chapters import Chapter, Chapters
     from kaizen.data.history import Record
 
-USAGE = "python -m kaizen extend RUN --data.source SOURCE [--section.key VALUE ...]"
+USAGE = "python -m kaizen extend RUN --data.source SOURCE [--trust-code] [--section.key VALUE ...]"
 SECTIONS = tuple(Extension.model_fields)
 FIXED = ("data.image_size", "data.normalize")
 """Keys that stay as in the run, as its networks were trained with them."""
@@ -58,11 +58,11 @@ def main(tokens: Sequence[str]) -> int:
     if given.recipe != "digits" or given.preset is not None:
         found = given.preset or given.recipe
         raise ConfigError("arguments", f"contain {found!r}; allowed after RUN: --section.key VALUE")
-    _extend(Path(first).expanduser(), given.overrides)
+    _extend(Path(first).expanduser(), given.overrides, given.trust_code)
     return 0
 
 
-def _extend(run: Path, overrides: dict[str, str]) -> None:
+def _extend(run: Path, overrides: dict[str, str], trust_code: bool) -> None:
     file = run / "config.yaml"
     if not file.is_file():
         raise ConfigError("RUN", f"is '{run}', which contains no run (no config.yaml); allowed: a run directory")
@@ -72,7 +72,7 @@ def _extend(run: Path, overrides: dict[str, str]) -> None:
             raise ConfigError(key, f"cannot change in an extension; allowed: {allowed}")
     if "data.source" not in overrides:
         raise ConfigError("data.source", f"is missing; allowed: the source of the new images, as in {USAGE}")
-    own = resolve(str(file), {})[1]
+    own = resolve_run(run, {}, trust_code=trust_code)[1]
     extension = _extension(own, overrides)
     # What loads torch waits until the keys are checked.
     from kaizen.run.checkpoint import write_text
@@ -80,7 +80,7 @@ def _extend(run: Path, overrides: dict[str, str]) -> None:
 
     lock = RunLock(run)
     try:
-        own = resolve(str(file), {})[1]
+        own = resolve_run(run, {}, trust_code=trust_code)[1]
         chapters, new = _prepare(own, extension, run)
         extension = extension.model_copy(update={"optim": new.config.optim})
         extended = own.model_copy(update={"extensions": (*own.extensions, extension)})
@@ -88,7 +88,9 @@ def _extend(run: Path, overrides: dict[str, str]) -> None:
         lock.check()
         # The record first: a kill in between leaves one too many, which the next extension replaces.
         chapters.write(run)
-        write_text(file, header(*_origin(file)) + dump_yaml(extended.tree()))
+        code = parse_yaml(file.read_text(encoding="utf-8")).get("code")
+        tree = extended.tree() | ({"code": code} if code else {})
+        write_text(file, header(*_origin(file)) + dump_yaml(tree))
         _tell_status(run, new)
     finally:
         lock.release()

@@ -15,4 +15,5 @@ def main(tokens: Sequence[str]) -> int:
         print(end="\n" * number)
         for name, text in listed.items():
             print(f"{name:{width}}  {description(text)}")
+    print("\nParts of your own (method, distiller, encoder, reader, policy, operation): as --method.name FILE.py:NAME")
     return 0

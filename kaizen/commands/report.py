@@ -24,6 +24,7 @@ from kaizen.evaluation.report import (
     summarise_groups,
 )
 from kaizen.evaluation.schema import DAMAGED, provenance, read_results
+from kaizen.plugins import short
 from kaizen.run.checkpoint import write_text
 
 WIDTH = 240
@@ -96,7 +97,7 @@ def read_run(path: Path) -> RunRecord:
     file = path / "config.yaml"
     try:
         text = file.read_text(encoding="utf-8")
-        config = flatten(parse_yaml(text))
+        config = _configuration(parse_yaml(text))
         if type(config[SEED]) is not int:
             raise ValueError(f"{SEED} is {config[SEED]!r}")
         file = path / "results.json"
@@ -112,6 +113,13 @@ def read_run(path: Path) -> RunRecord:
         return RunRecord(str(path), *origin, config, readers, provenance(path), _memory(results))
     except DAMAGED as error:
         raise ConfigError(str(file), f"cannot be read ({type(error).__name__}: {error})") from None
+
+
+def _configuration(tree: dict[str, Any]) -> dict[str, Any]:
+    """Flat keys of a run; own parts count by name and content of their file, wherever it lies, and are not loaded."""
+    code, readers = tree.pop("code", {}), tree.get("eval", {}).get("readers", ())
+    files = {f"code.{short(name)}": digest[:8] for name, digest in code.items() if name not in readers}
+    return {key: short(value) for key, value in flatten(tree).items()} | files
 
 
 def _memory(results: Mapping[str, Any]) -> tuple[int, int] | None:

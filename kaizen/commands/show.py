@@ -8,6 +8,7 @@ from kaizen.config.schema import Config, header
 from kaizen.config.yaml import dump_yaml
 from kaizen.data.source import KNOWN_SOURCES, KnownSource
 from kaizen.errors import ConfigError
+from kaizen.plugins import code_of
 from kaizen.training.defaults import Facts, suit
 from kaizen.training.plan import describe, make_plan
 
@@ -26,7 +27,7 @@ def main(tokens: Sequence[str]) -> int:
     if {"-h", "--help"} & set(tokens):
         from kaizen.cli.help import help_text
 
-        usage = "python -m kaizen show [RECIPE] [--preset NAME] [--section.key VALUE ...]"
+        usage = "python -m kaizen show [RECIPE] [--preset NAME] [--trust-code] [--section.key VALUE ...]"
         print(help_text(usage, "Print the resolved configuration, and the tasks where the data are on this machine."))
         return 0
     arguments = parse_arguments(tokens)
@@ -39,7 +40,8 @@ def main(tokens: Sequence[str]) -> int:
     except ConfigError as error:
         missing = error
     print(f"{header(recipe, arguments.preset)}# config hash: {config.hash()}")
-    print(dump_yaml(config.tree()), end="")
+    tree = config.tree()
+    print(dump_yaml(tree | ({"code": code} if (code := code_of(tree)) else {})), end="")
     for line in said:
         print(f"# {line}")
     if missing:

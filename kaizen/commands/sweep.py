@@ -25,6 +25,7 @@ from kaizen.commands.parser import Parser, at_least, launcher
 from kaizen.config.schema import with_numbers
 from kaizen.config.yaml import parse_yaml
 from kaizen.errors import ConfigError, Stopped, TrainingFailed
+from kaizen.plugins import changed_code
 from kaizen.run.stop import StopRequest
 
 TRAIN = "kaizen.commands.train"
@@ -216,12 +217,15 @@ class Sweep:
 
 
 def is_done(path: Path, run: SweepRun) -> bool:
-    """Whether a directory contains the finished run with this configuration."""
+    """Whether a directory contains the finished run with this configuration and these files of own parts."""
     if _read(path / "status.json").get("state") != "done":
         return False
     try:
-        config = with_numbers(run.config, parse_yaml((path / "config.yaml").read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+        tree = parse_yaml((path / "config.yaml").read_text(encoding="utf-8"))
+        config = with_numbers(run.config, tree)
+        if changed_code(config.model_dump(), tree.get("code", {})):
+            return False
+    except (OSError, ValueError, AttributeError):
         config = run.config
     return _read(path / "results.json").get("config_hash") == config.hash()
 

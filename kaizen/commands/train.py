@@ -11,7 +11,7 @@ from kaizen.errors import ConfigError, KaizenError, Stopped, TrainingFailed
 from kaizen.run.places import user_path
 from kaizen.run.stop import StopRequest, end_with_launcher
 
-USAGE = "python train.py [RECIPE] [--preset NAME] [--section.key VALUE ...]     (the same as kaizen train ...)"
+USAGE = "python train.py [RECIPE] [--preset NAME] [--trust-code] [--section.key VALUE ...]   (or: kaizen train ...)"
 
 
 def main(tokens: Sequence[str]) -> int:

@@ -1,18 +1,19 @@
 """Section encoder."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from kaizen.config.types import AUTO, Section, Text
+from kaizen.config.types import AUTO, OneOf, Section, Text
 
 OWN = ("resnet18", "resnet34", "resnet50", "vit_tiny", "vit_small", "vit_base")
 """Names of the encoders that this package builds itself."""
 TIMM = "timm:"
+ENCODERS = OneOf("encoder.name", OWN, (TIMM,))
 
 
 class EncoderConfig(Section):
-    name: str = Field(
+    name: Annotated[str, ENCODERS] = Field(
         "resnet18",
         description=f"architecture: {', '.join(OWN)}, or timm:NAME, any model of timm that gives one vector of "
         "features per image; ViTs are meant for optim.name adamw",

@@ -4,14 +4,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from kaizen.config.types import Count, Positive, Probability, Section
+from kaizen.config.types import Count, OneOf, Positive, Probability, Section
 
 BUDGETS = ("per_class", "fraction", "total", "bytes")
 """Keys of section `replay` that say how much the memory holds; one of them at a time."""
+POLICIES = OneOf("replay.policy", ("none", "random", "first", "herding", "reservoir"))
 
 
 class ReplayConfig(Section):
-    policy: Literal["none", "random", "first", "herding", "reservoir"] = Field(
+    policy: Annotated[str, POLICIES] = Field(
         "random",
         description="images kept: none, random (class-balanced), first (of each class), herding (images whose "
         "mean features follow those of their class), reservoir (uniform over all images seen, needs total or bytes)",

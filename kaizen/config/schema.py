@@ -6,7 +6,7 @@ on the data (classes of an unknown data set, steps per epoch), also before any w
 
 import hashlib
 import json
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import Field, SerializeAsAny
 
@@ -15,14 +15,20 @@ from kaizen.config.encoder import EncoderConfig
 from kaizen.config.extension import Extension
 from kaizen.config.memory import BUDGETS, ReplayConfig, StatisticsConfig
 from kaizen.config.optim import OptimConfig
-from kaizen.config.types import AUTO, Count, NonNegative, Positive, Section, Seed, Text
+from kaizen.config.types import AUTO, Count, NonNegative, OneOf, Positive, Section, Seed, Text
 from kaizen.config.views import ViewConfig
+from kaizen.plugins import short
 
-Reader = Literal["classifier", "statistics", "linear_probe_seen", "linear_probe_all", "knn", "memory_probe", "ncm"]
+READERS = OneOf(
+    "eval.readers", ("classifier", "statistics", "linear_probe_seen", "linear_probe_all", "knn", "memory_probe", "ncm")
+)
+"""In the order of results.json."""
+Reader = Annotated[str, READERS]
 
 # Keys of where results are kept and what is measured, not of what is trained: a run may resume with different values.
 FREE_KEYS = (
     *("run.dir", "run.resume", "run.checkpoint_every", "run.keep_checkpoints", "run.graph", "run.deterministic"),
+    "run.allow_changed_code",
     *("data.cache_dir", "teacher.shard", "eval.readers", "log"),
 )
 LATER_KEYS: dict[str, Any] = {
@@ -49,6 +55,9 @@ class RunConfig(Section):
         "possible; off: ordinary steps; must: end the run if steps cannot be recorded",
     )
     deterministic: bool = Field(False, description="on GPUs, only kernels that give the same bits in every run; slower")
+    allow_changed_code: bool = Field(
+        False, description="resume although the file of an own method, encoder or other part has changed"
+    )
 
 
 class MethodSettings(Section):
@@ -206,8 +215,8 @@ def is_free(key: str) -> bool:
 
 
 def fixed_keys(flat: dict[str, Any]) -> dict[str, Any]:
-    """Those of a flat configuration's keys that affect the result."""
-    return {key: value for key, value in flat.items() if not is_free(key) and key not in PLACE_KEYS}
+    """Those of a flat configuration's keys that affect the result; own parts without the place of their file."""
+    return {key: short(value) for key, value in flat.items() if not is_free(key) and key not in PLACE_KEYS}
 
 
 def hash_keys(flat: dict[str, Any]) -> str:

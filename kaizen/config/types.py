@@ -1,8 +1,12 @@
 """Types of the configuration's values, and the base class of its sections."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+from kaizen.plugins import installed, is_code, unknown
 
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -19,6 +23,30 @@ if TYPE_CHECKING:
     Auto: TypeAlias = Annotated[T, "the type after that replacement"]
 else:
     Auto = T | Literal["auto"]
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Text that is one of our names, or names an own part of the kind `key` (see kaizen.plugins)."""
+
+    key: str
+    words: tuple[str, ...] = ()
+    beginnings: tuple[str, ...] = ()
+    """Beginnings of further names of ours."""
+
+    def check(self, name: str) -> str:
+        """The name, unchanged.
+
+        Raises:
+            ValueError: it names nothing; the message says what is allowed.
+        """
+        ours = name in self.words or name.startswith(self.beginnings)
+        if not ours and not is_code(name) and name not in installed(self.key):
+            raise ValueError(unknown(self.key, name, self.words))
+        return name
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
 
 
 class Section(BaseModel):

@@ -1,10 +1,12 @@
 """Section views: one entry per view."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from kaizen.config.types import NonNegative, Positive, Probability, Section
+from kaizen.config.types import NonNegative, OneOf, Positive, Probability, Section
+
+Operation = Annotated[str, OneOf("views.extra")]
 
 
 class ViewConfig(Section):
@@ -26,6 +28,14 @@ class ViewConfig(Section):
     blur_sigma: tuple[Positive, Positive] = Field((0.1, 2.0), description="radius of the blur in pixels")
     solarize_p: Probability = Field(0.0, description="probability of solarisation at 128")
     flip_p: Probability = Field(0.5, description="probability of a horizontal flip")
+    extra: tuple[Operation, ...] = Field(
+        (), description="operations of your own after these, as path/to/file.py:Name", examples=["erase.py:Erase"]
+    )
+
+    @model_serializer(mode="wrap")
+    def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `extra` where there is none, so that the hash of such a configuration stays what it was."""
+        return {key: value for key, value in handler(self).items() if key != "extra" or value}
 
     @model_validator(mode="after")
     def _ordered(self) -> "ViewConfig":

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kaizen.data.random import Purpose, fold, hash_rows, permutation
+from kaizen.data.policies import Candidates, ReplayPolicy, ordered
+from kaizen.data.random import Purpose, fold, hash_rows, permutation, uniform
 from kaizen.errors import ConfigError
 from kaizen.run.tensors import read_tensors
 
@@ -152,6 +153,7 @@ def choose(
     budget: tuple[str, float],
     features: Features,
     offset: int = 0,
+    own: ReplayPolicy | None = None,
 ) -> Choice:
     """Which images the memory holds after a task: what it held and a choice of the task's images, cut to the budget.
 
@@ -163,7 +165,8 @@ def choose(
             `herding_order`) or reservoir (see `_reservoir`).
         budget: ("per_class", k), ("fraction", part of each class, at least one image), ("auto", part of each class, at
             least AUTO_LEAST images) or ("total", images in all); reservoir takes a total.
-        features: called once for all images of the task, only by herding.
+        features: called once for all images of the task, only by herding and own policies.
+        own: the policy where it is the user's own.
         offset: see `Choice.applied`.
     """
     kind, size = budget
@@ -174,14 +177,19 @@ def choose(
         ids = sample_ids[_reservoir(torch.from_numpy(sample_ids + offset), int(size), seed).numpy()].astype(np.int64)
         together = torch.cat([memory.sample_ids, torch.from_numpy(ids + offset)])
         return Choice(ids, _reservoir(together, int(size), seed))
-    ids = np.sort(sample_ids) if policy == "herding" else sample_ids
-    found = features(ids) if policy == "herding" else None
+    by_features = policy == "herding" or own is not None
+    ids = np.sort(sample_ids) if by_features else sample_ids
+    found = features(ids) if by_features else None
     chosen = []
     for label in np.unique(labels[ids]):
         of = np.flatnonzero(labels[ids] == label)
         keep = min(len(of), max(LEAST[kind], round(size * len(of))) if kind in LEAST else int(size))
         if policy == "random":
             of = of[permutation(len(of), fold(seed, Purpose.MEMORY, task, int(label))).numpy()]
+        elif own is not None and found is not None:
+            keys = hash_rows(fold(seed, Purpose.MEMORY, task), torch.from_numpy(ids[of].astype(np.int64)))
+            draws = uniform(keys, 1)[:, 0].double().numpy()
+            of = of[ordered(own, Candidates(ids[of], int(label), found[of], draws, keep))]
         elif found is not None:
             of = of[herding_order(found[of], keep)]
         chosen.append(ids[of[:keep]].astype(np.int64))

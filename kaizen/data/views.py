@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kaizen.config.views import ViewConfig
+from kaizen.data import operations
 from kaizen.data.colour import Part, apply_to, gray, jitter, jitter_steps, on_cpu, solarize
 from kaizen.data.crop import BOX_DRAWS, GRID, crop_resize, exact_products, resample, sample_boxes
 from kaizen.data.random import uniform
@@ -47,6 +48,8 @@ class SampledView(NamedTuple):
     blur: Tensor | None
     sigma: Tensor
     solarize: Tensor | None
+    extra: Tensor | None
+    """Random numbers (n, k) of the user's own operations."""
 
 
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -73,13 +76,14 @@ def augment(
         (n, 3, size, size) on the device of the images.
     """
     draws, moments = uniform(keys, Column.END, stream=view), _scale_and_shift(mean, std)
+    extra = operations.draw(parameters.extra, keys, view)
     if not on_cpu(images):
-        drawn = _draw(draws, parameters, *images.shape[2:])
+        drawn = _draw(draws, extra, parameters, *images.shape[2:])
         return _distort(images, drawn, parameters, size, *moments).contiguous()
     part = max(1, CACHED_PIXELS // (size * size))
     order = _order(draws, parameters, part)
     back = order.argsort()
-    drawn = _draw(draws[order], parameters, *images.shape[2:])
+    drawn = _draw(draws[order], None if extra is None else extra[order], parameters, *images.shape[2:])
     views = torch.empty(len(images), 3, size, size)
     for first in range(0, len(images), part):
         some = slice(first, first + part)
@@ -96,7 +100,7 @@ def _order(draws: Tensor, parameters: ViewConfig, part: int) -> Tensor:
     return (torch.arange(len(draws)) // part * 8 - place).argsort()
 
 
-def _draw(draws: Tensor, parameters: ViewConfig, height: int, width: int) -> SampledView:
+def _draw(draws: Tensor, extra: Tensor | None, parameters: ViewConfig, height: int, width: int) -> SampledView:
     """All small tensors in one go: on a CPU such an operation takes as long for one image as for hundreds."""
 
     def chosen(column: Column, probability: float) -> Tensor | None:
@@ -116,6 +120,7 @@ def _draw(draws: Tensor, parameters: ViewConfig, height: int, width: int) -> Sam
         blur=chosen(Column.BLUR, parameters.blur_p),
         sigma=low + (high - low) * draws[:, Column.BLUR_SIGMA],
         solarize=chosen(Column.SOLARIZE, parameters.solarize_p),
+        extra=extra,
     )
 
 
@@ -134,6 +139,8 @@ def _distort(
         blur(x, drawn.blur, drawn.sigma, parameters.blur_sigma[1], out=x)
     if drawn.solarize is not None:
         solarize(x, drawn.solarize, out=x)
+    if drawn.extra is not None:
+        x = operations.apply(parameters.extra, x, drawn.extra)
     return x.mul_(scale).sub_(shift)
 
 

@@ -14,14 +14,15 @@ from kaizen.data.load import Stream
 from kaizen.data.replay import Memory
 from kaizen.errors import ConfigError, TrainingFailed
 from kaizen.evaluation.features import extract_features, rankme
-from kaizen.evaluation.metrics import mean
+from kaizen.evaluation.metrics import PROTOCOLS, mean
 from kaizen.evaluation.questions import NONE, accuracies, asking, constant, teaching
-from kaizen.evaluation.readers import REGISTRY, Check, Evidence
+from kaizen.evaluation.readers import REGISTRY, Check, Evidence, reader_class
 from kaizen.evaluation.readers.classifier import Classifier
 from kaizen.model.learner import Network
 from kaizen.model.pretrained import load_pretrained
 from kaizen.model.teacher import read_network
 from kaizen.parallel import Parallel, memory_format
+from kaizen.plugins import short
 from kaizen.run.places import task_directory
 
 
@@ -31,12 +32,13 @@ class Measured(NamedTuple):
     accuracies: by reader, the fraction of correct predictions on each task's test images; None where the reader cannot
     name any of their classes, and everywhere if it had nothing to learn from. rankme: effective rank of the features of
     all test images. constant: the class that the network's own classifier gives for every test image of the tasks seen,
-    if there is one and they have several.
+    if there is one and they have several. protocols: by reader, what it is.
     """
 
     accuracies: dict[str, list[float | None]]
     rankme: float
     constant: int | None = None
+    protocols: dict[str, str | None] = {}  # noqa: RUF012
 
     def means(self, tasks: int) -> str:
         """The mean accuracy in % on the first tasks, by reader, for the user."""
@@ -104,7 +106,8 @@ class Evaluator:
             TrainingFailed: features are not finite.
             ConfigError: a reader asks for the replay memory, and its file is missing or damaged.
         """
-        chosen = [REGISTRY[name](name) for name in readers]
+        chosen = [reader_class(name)(short(name)) for name in readers]
+        protocols = {reader.name: PROTOCOLS.get(reader.name, reader.protocol) for reader in chosen}
         directory = None if run is None or task < 0 else task_directory(run, task)
         sees, parts = {reader.sees for reader in chosen}, self.chapters.parts[: self.chapters.of(task).number + 1]
         whole = all(part.stream is not None for part in parts)
@@ -144,14 +147,14 @@ class Evaluator:
                     guesses = given if isinstance(reader, Classifier) else reader.predict(test)
                     row = accuracies(guesses, truths, reader.taught(evidence))
                     found[reader.name][: len(row)] = row
-            return Measured(found, rankme(test), constant(given, truths[: task + 1], own.taught(evidence)))
+            return Measured(found, rankme(test), constant(given, truths[: task + 1], own.taught(evidence)), protocols)
 
         return self.parallel.on_main(read)
 
     @staticmethod
     def _learning(readers: Sequence[str]) -> list[str]:
         """Those that learn from the labels of training images."""
-        return [reader for reader in readers if REGISTRY[reader].sees in ("seen", "all")]
+        return [reader for reader in readers if reader_class(reader).sees in ("seen", "all")]
 
     def _memory(self, directory: Path | None) -> tuple[tuple[np.ndarray, np.ndarray], Tensor | None]:
         """Images of the replay memory, rows of those with a label, and these labels; without a directory, none."""

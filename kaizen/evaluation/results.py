@@ -6,18 +6,19 @@ Each reader has its own rows, one per task from the first on. A reader that is n
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from kaizen.config.schema import Config, Reader
+from kaizen.config.schema import READERS, Config
 from kaizen.data.chapters import Chapters
 from kaizen.data.load import Stream
 from kaizen.errors import ConfigError
 from kaizen.evaluation.evaluator import Measured
-from kaizen.evaluation.metrics import PROTOCOLS, summarize
+from kaizen.evaluation.metrics import summarize
 from kaizen.evaluation.schema import DAMAGED, SCHEMA, read_results
 from kaizen.model.statistics import FILE, statistics_bytes
+from kaizen.plugins import short
 from kaizen.run.checkpoint import write_json
 from kaizen.run.measures import MEASURES, task_means
 from kaizen.run.places import task_directory
@@ -85,12 +86,13 @@ class Results:
     def lacking(self, task: int, readers: Sequence[str]) -> list[str]:
         """Those of these readers that have no row for a task (-1: untrained network)."""
         held = self.content["readers"]
-        return [reader for reader in readers if reader not in held or len(held[reader]["matrix"]) <= task]
+        rows = {reader: len(held[name]["matrix"]) for reader in readers if (name := short(reader)) in held}
+        return [reader for reader in readers if rows.get(reader, -1) <= task]
 
     def forget(self, readers: Sequence[str]) -> None:
         """Drop all rows of these readers."""
         for reader in readers:
-            self.content["readers"].pop(reader, None)
+            self.content["readers"].pop(short(reader), None)
 
     def add_row(self, task: int, measured: Measured) -> None:
         """Add the measurements after a task (-1: untrained network); its readers have all earlier rows."""
@@ -100,12 +102,12 @@ class Results:
             ranks[task] = measured.rankme
         for reader, values in measured.accuracies.items():
             if task < 0:
-                held[reader] = {"protocol": PROTOCOLS[reader], "untrained": values, "matrix": []}
+                held[reader] = {"protocol": measured.protocols.get(reader), "untrained": values, "matrix": []}
             else:
                 held[reader]["matrix"].append(values)
             held[reader] |= summarize(held[reader]["matrix"], held[reader]["untrained"])
         # In a fixed order, whenever a reader was added.
-        places = {reader: place for place, reader in enumerate(get_args(Reader))}
+        places = {reader: place for place, reader in enumerate(READERS.words)}
         self.content["readers"] = dict(sorted(held.items(), key=lambda item: places.get(item[0], len(places))))
 
     def add_seconds(self, task: int, *, images: int | None, trained: float, evaluated: float) -> None:

@@ -21,6 +21,7 @@ from kaizen.model.methods import method_class
 from kaizen.model.methods.base import Method
 from kaizen.model.networks.heads import Prototypes, mlp
 from kaizen.parallel import Batch
+from kaizen.plugins import installed, is_code, own_class, unknown
 
 OFF_DIAGONAL, SCALE = 0.005, 0.1
 """Of the decorrelative distiller, as published."""
@@ -48,6 +49,8 @@ class Sides:
 class Distiller(ABC):
     """A loss between the student's predictions and the teacher's outputs, two views each."""
 
+    Settings: ClassVar[type[DistillConfig]] = DistillConfig
+    """Keys of section `distill`: a class that extends DistillConfig where it has more than those."""
     reads: ClassVar[Literal["projections", "features"]] = "projections"
     """What is predicted: the teacher's projections from the student's, or features of the encoder from features."""
     gives_negatives: ClassVar[bool] = False
@@ -200,6 +203,19 @@ REGISTRY: dict[str, type[Distiller]] = {
 }
 
 
+def distiller_class(name: str) -> type[Distiller]:
+    """The class of the distiller of that name, ours or the user's own.
+
+    Raises:
+        ConfigError: no such distiller, or an own one that cannot be loaded.
+    """
+    if name in REGISTRY:
+        return REGISTRY[name]
+    if is_code(name) or name in installed("distill.name"):
+        return own_class("distill.name", name)
+    raise ConfigError("distill.name", unknown("distill.name", name, ["auto", "none", *REGISTRY]))
+
+
 def resolve_distiller(config: Config) -> DistillConfig:
     """The distiller's settings with `auto` and the default weight filled in.
 
@@ -214,9 +230,7 @@ def resolve_distiller(config: Config) -> DistillConfig:
         raise ConfigError("distill.negative_weight", f"{problem}; allowed with {config.method.name} and {name}: null")
     if name == "none":
         return distill.model_copy(update={"name": name, "weight": 0.0})
-    if name not in REGISTRY:
-        raise ConfigError("distill.name", f"is {name!r}; allowed: auto, none, {', '.join(REGISTRY)}")
-    kind = REGISTRY[name]
+    kind = distiller_class(name)
     if kind.needs_prototypes and not method.has_prototypes:
         fitting = [found for found in METHODS if method_class(found).has_prototypes]
         problem = f"is {name!r}, which needs a method with prototypes ({', '.join(fitting)})"
@@ -235,4 +249,4 @@ def resolve_distiller(config: Config) -> DistillConfig:
 
 def build_distiller(config: DistillConfig) -> Distiller | None:
     """The distiller of resolved settings, or None for `none`."""
-    return None if config.name == "none" else REGISTRY[config.name](config)
+    return None if config.name == "none" else distiller_class(config.name)(config)

@@ -36,14 +36,19 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file atomically: readers see the old or the new content, never a part."""
+    """Replace a text file atomically, as `write_bytes` does."""
+    # Text from a command line may contain bytes that are not UTF-8.
+    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file atomically: readers see the old or the new content, never a part."""
     # `kaizen eval` may write while the run trains: two writers never share a temporary file.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.tmp")
     with writing(path):
         try:
-            # Text from a command line may contain bytes that are not UTF-8.
-            with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(text)
+            with open(temporary, "wb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)

@@ -16,7 +16,8 @@ from kaizen.config.yaml import dump_yaml, parse_yaml
 from kaizen.errors import ConfigError, DamagedError
 from kaizen.parallel import Parallel
 from kaizen.parallel.peers import Failure
-from kaizen.run.checkpoint import STATE, newest_intact, read_state, tidy, write_text
+from kaizen.plugins import changed_code, code_of, copies_of, short
+from kaizen.run.checkpoint import STATE, newest_intact, read_state, tidy, write_bytes, write_text
 from kaizen.run.environment import read_environment
 from kaizen.run.lock import LOCK, RunLock, holds
 from kaizen.run.places import CHECKPOINT, TASK_END, checkpoint_directory, task_directory
@@ -75,6 +76,7 @@ class RunDirectory:
         Raises:
             ConfigError: the run began with different data, or the directory cannot be written.
         """
+        self.parallel.agree("the files of own parts", lambda: str(code_of(self.config.tree())))
         self.parallel.on_main(lambda: self._claim(recipe, preset, data))
         self._ours = True
 
@@ -85,7 +87,11 @@ class RunDirectory:
                 problem = f"{self.config.data.source} contains other images or labels than {self.path} began with"
                 raise ConfigError("data.source", f"{problem}; allowed: the original data, or another run.dir")
             self._tidy()
-            dumped = dump_yaml(self.config.tree())
+            tree = self.config.tree()
+            for name, text in copies_of(tree).items():
+                (self.path / "code" / name).parent.mkdir(parents=True, exist_ok=True)
+                write_bytes(self.path / "code" / name, text)
+            dumped = dump_yaml(tree | ({"code": code} if (code := code_of(tree)) else {}))
             write_text(self.path / "config.yaml", header(recipe, preset) + dumped)
         except OSError as error:
             raise ConfigError("run.dir", f"{self.path} cannot be written ({error.strerror})") from None
@@ -103,8 +109,10 @@ class RunDirectory:
 
     def _compare(self, file: Path) -> None:
         try:
-            held = LATER_KEYS | flatten(parse_yaml(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
+            tree = parse_yaml(file.read_text(encoding="utf-8"))
+            code = dict(tree.pop("code", {}))
+            held = LATER_KEYS | {key: short(value) for key, value in flatten(tree).items()}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             raise ConfigError(str(file), f"cannot be read ({error})") from None
         wanted, known = self.config.fixed(), flatten(self.config.model_dump(mode="json"))
         # Extensions are taken from the file before (see kaizen.data.chapters).
@@ -123,6 +131,17 @@ class RunDirectory:
             more = f" and {len(missing) - 3} more keys" if len(missing) > 3 else ""
             problem = f"{self.path} contains a run of an earlier version, which had no {', '.join(missing[:3])}{more}"
             raise ConfigError("run.dir", f"{problem}; allowed: that version, or another run.dir")
+        self._compare_code(code)
+
+    def _compare_code(self, held: dict[str, str]) -> None:
+        """Refuse to resume with own parts whose file is not what it was; a mere reading says so."""
+        for name, (before, now) in changed_code(self.config.model_dump(), held).items():
+            problem = f"{name} is no longer what {self.path} was trained with (SHA-256 {before[:12]}, now {now[:12]})"
+            if self.reading or self.config.run.allow_changed_code:
+                print(f"note: {problem}", flush=True)
+                continue
+            allowed = "the file as it was, another run.dir, or true to resume all the same"
+            raise ConfigError("run.allow_changed_code", f"is false, but {problem}; allowed: {allowed}")
 
     def _read_task_end(self, task: int) -> dict[str, Any]:
         path = task_directory(self.path, task)

@@ -11,6 +11,7 @@ from kaizen.data.replay import AUTO_LEAST
 from kaizen.data.stream import Task
 from kaizen.errors import ConfigError
 from kaizen.model.methods import method_class
+from kaizen.plugins import short
 from kaizen.training.optim import warmup_cosine
 
 WARMUP_START = 0.003  # Warm-up starts at this rate, or at the base rate if that is lower
@@ -187,10 +188,10 @@ def describe(config: Config, plan: Plan, world: int, accumulation: int = 1) -> l
         drawn = f"{replay.batch} images per step"
         if replay.mix == "lump":
             drawn = f"one mixed into each new image, Beta({replay.mix_alpha:g}); replay.batch is not used"
-        memory = f"{replay.policy}, {budget}, {drawn}"
+        memory = f"{short(replay.policy)}, {budget}, {drawn}"
     held = config.statistics
     kept = f"the mean of each class's features and one covariance, map held to the identity by {held.ridge:g}"
-    encoder, grid = config.encoder.name, ""
+    encoder, grid = short(config.encoder.name), ""
     if (patch := config.encoder.patch) and (side := config.data.image_size):
         grid = f", {(side // patch) ** 2} patches of {patch} x {patch} pixels per image"
     return [
@@ -205,7 +206,8 @@ def describe(config: Config, plan: Plan, world: int, accumulation: int = 1) -> l
         f"steps               {plan.steps}",
         f"learning rate       {plan.lr:g} = {optim.lr:g} x {optim.batch} / 256; classifier {optim.classifier_lr:g}; "
         f"{optim.name}, warm-up {plan.tasks[0].warmup_steps} steps",
-        f"losses              {config.method.name} x {config.method.weight:g}, distiller {config.distill.name} x "
+        f"losses              {short(config.method.name)} x {config.method.weight:g}, distiller "
+        f"{short(config.distill.name)} x "
         f"{config.distill.weight:g}, classifier x {config.classifier.weight:g}, "
         f"{'stored logits' if config.classifier.distill == 'stored_logits' else 'old classifier'} x "
         f"{config.classifier.distill_weight}",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kaizen.config.schema import Config
 from kaizen.data.chapters import Chapters
 from kaizen.data.load import Stream
+from kaizen.data.policies import own_policy
 from kaizen.data.random import Purpose, fold
 from kaizen.data.replay import Choice, Memory, choose
 from kaizen.errors import ConfigError
@@ -151,6 +152,7 @@ class TaskEnd:
             budget=(kind, size),
             features=features,
             offset=self.stream.offset,
+            own=own_policy(config.replay),
         )
         state.parallel.agree("the choice for the replay memory", choice.digest)
         return choice

@@ -189,7 +189,7 @@ def test_bad_configuration_ends_with_code_2_and_one_line_naming_the_key(
         (["--seed", "3"], "--seed: is not a key; did you mean --run.seed or --stream.seed or --labels.seed?"),
         (["--queue_sise", "3"], "--queue_sise: is not a key; did you mean --method.queue_size?"),
         (["--optim.per_class", "3"], "optim.per_class: is not a key; did you mean --replay.per_class?"),
-        (["--eval.readers", "tarot"], "eval.readers.0: is 'tarot'; allowed: 'classifier', 'statistics'"),
+        (["--eval.readers", "tarot"], "eval.readers.0: is 'tarot'; allowed: classifier, statistics"),
         (["--eval.readers", "[]"], "eval.readers: is []; allowed: at least 1 value, as classifier,statistics"),
         (["--classifier.hidden", "x"], "classifier.hidden.0: is 'x'; allowed: a whole number, as 1000"),
         (["--classifier.hidden", "{a: 1}"], "classifier.hidden: is {'a': 1}; allowed: a list, as 1000"),

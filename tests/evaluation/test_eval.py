@@ -252,7 +252,7 @@ MISTAKES = {
     "no run": (["/no/such/run"], "RUN"),
     "nothing": ([], "arguments: the following arguments are required: RUN"),
     "two runs": (["a", "b"], "arguments: unrecognized arguments: b"),
-    "unknown reader": (["RUN", "--readers", "knn,tarot"], "arguments: argument --readers: is 'knn,tarot'; allowed"),
+    "unknown reader": (["RUN", "--readers", "knn,tarot"], "arguments: argument --readers: is 'tarot'; allowed"),
     "a reader twice": (["RUN", "--readers", "[knn, knn]"], "arguments: argument --readers: is '[knn, knn]'; allowed"),
     "no reader": (["RUN", "--readers"], "arguments: argument --readers"),
     "unknown option": (["RUN", "--reader", "knn"], "arguments: unrecognized arguments: --reader"),

@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from kaizen.cli.resolve import resolve
 from kaizen.commands import COMMANDS, run
 from kaizen.commands.train import main
-from kaizen.config.schema import Config, Reader, fixed_keys, flatten, hash_keys
+from kaizen.config.schema import READERS, Config, fixed_keys, flatten, hash_keys
 from kaizen.config.yaml import dump_yaml
 from kaizen.data.load import Stream, load_stream
 from kaizen.errors import ConfigError
@@ -43,7 +43,7 @@ def copied(undisturbed: Path, tmp_path: Path) -> Path:
 
 
 def test_every_reader_has_a_class_a_name_for_the_configuration_and_a_protocol() -> None:
-    assert list(REGISTRY) == list(get_args(Reader)) == list(PROTOCOLS)
+    assert list(REGISTRY) == list(READERS.words) == list(PROTOCOLS)
 
 
 def test_a_finished_run_is_read_by_its_memory_and_results_follow_the_registry(copied: Path) -> None:

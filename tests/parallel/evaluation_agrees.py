@@ -2,18 +2,17 @@
 
 import copy
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
 from kaizen.cli.resolve import parse_arguments, resolve
-from kaizen.config.schema import Reader
+from kaizen.config.schema import READERS
 from kaizen.data.load import load_stream
 from kaizen.data.replay import Memory
 from kaizen.evaluation.evaluator import Evaluator
-from kaizen.evaluation.readers import REGISTRY as READERS
+from kaizen.evaluation.readers import REGISTRY
 from kaizen.model.learner import Network
 from kaizen.model.statistics import Statistics
 from kaizen.parallel import ONE_PROCESS, Parallel
@@ -26,7 +25,7 @@ def evaluation_agrees(parallel: Parallel, arguments: list[str], out: Path) -> bo
     alone = copy.copy(parallel)
     alone.rank, alone.world, alone.is_main, alone.group = 0, 1, True, ONE_PROCESS
     alone._cpu_group = alone._step_group = None
-    readers, ids = get_args(Reader), np.concatenate([task.train[:20] for task in stream.tasks[:2]])
+    readers, ids = READERS.words, np.concatenate([task.train[:20] for task in stream.tasks[:2]])
     source, rows = stream.source.train, torch.from_numpy(ids)
     memory = Memory(torch.from_numpy(source.images[ids]), torch.from_numpy(source.labels[ids]), rows, rows * 0)
 
@@ -44,7 +43,7 @@ def evaluation_agrees(parallel: Parallel, arguments: list[str], out: Path) -> bo
         [Evaluator(config, stream, p).row(network, task, readers, run=out) for p in (parallel, alone)]
         for task in (-1, 1)
     ]
-    may_be_empty = [reader for reader in readers if READERS[reader].sees == "memory" or reader == "statistics"]
+    may_be_empty = [reader for reader in readers if REGISTRY[reader].sees == "memory" or reader == "statistics"]
     return all(two == one for two, one in found) and all(
         any(cell is not None for cell in two.accuracies[reader]) != (task < 0 and reader in may_be_empty)
         for task, (two, _) in zip((-1, 1), found, strict=True)

@@ -5,6 +5,7 @@ from kaizen.evaluation.readers.classifier import Classifier
 from kaizen.evaluation.readers.neighbours import NearestMean, Neighbours
 from kaizen.evaluation.readers.probes import ProbeAll, ProbeMemory, ProbeSeen
 from kaizen.evaluation.readers.statistics import FromStatistics
+from kaizen.plugins import own_class
 
 REGISTRY: dict[str, type[Reader]] = {
     "classifier": Classifier,
@@ -16,4 +17,14 @@ REGISTRY: dict[str, type[Reader]] = {
     "ncm": NearestMean,
 }
 
-__all__ = ["REGISTRY", "Check", "Evidence", "Reader"]
+
+def reader_class(name: str) -> type[Reader]:
+    """The class of the reader of that name, ours or the user's own.
+
+    Raises:
+        ConfigError: an own one cannot be loaded.
+    """
+    return REGISTRY[name] if name in REGISTRY else own_class("eval.readers", name)
+
+
+__all__ = ["REGISTRY", "Check", "Evidence", "Reader", "reader_class"]

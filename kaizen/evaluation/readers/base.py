@@ -52,10 +52,12 @@ class Evidence:
 class Reader(ABC):
     """Turns features into classes: `fit` on the evidence after a task, then `predict`.
 
-    Both are called by the main process alone. Its protocol is in `kaizen.evaluation.metrics.PROTOCOLS`.
+    Both are called by the main process alone.
     """
 
-    sees: ClassVar[Sees]
+    sees: ClassVar[Sees] = "seen"
+    protocol: ClassVar[str | None] = None
+    """What it is and learns from, for tables and results.json; of our own readers: in `metrics.PROTOCOLS`."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from kaizen.errors import ConfigError
+from kaizen.plugins import installed, is_code, own_class, unknown
 
 if TYPE_CHECKING:
     from kaizen.model.methods.base import Method
@@ -32,12 +33,14 @@ REGISTRY = {
 
 
 def method_class(name: object) -> "type[Method]":
-    """The class of the method of that name.
+    """The class of the method of that name, ours or the user's own.
 
     Raises:
-        ConfigError: no such method.
+        ConfigError: no such method, or an own one that cannot be loaded.
     """
     if not isinstance(name, str) or name not in REGISTRY:
-        raise ConfigError("method.name", f"is {name!r}; allowed: {', '.join(REGISTRY)}")
+        if isinstance(name, str) and (is_code(name) or name in installed("method.name")):
+            return own_class("method.name", name)
+        raise ConfigError("method.name", unknown("method.name", name, REGISTRY))
     module, _, attribute = REGISTRY[name].partition(":")
     return getattr(import_module(module), attribute)

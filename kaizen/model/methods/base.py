@@ -54,10 +54,11 @@ class Method(nn.Module, ABC):
     `method.` in method.safetensors and kept from task to task, except those that `of_one_task` names.
     """
 
-    Settings: ClassVar[type[MethodSettings]]
+    Settings: ClassVar[type[MethodSettings]] = MethodSettings
+    """Its keys: a class that extends MethodSettings where it has more than those."""
     distill_weight: ClassVar[float | None] = None
     """What `distill.weight: null` stands for with the distiller below; None: the distiller's own default."""
-    distiller: ClassVar[str]
+    distiller: ClassVar[str] = "predictive"
     """The distiller that `distill.name: auto` takes; none: nothing is distilled."""
     pseudo_negatives: ClassVar[Literal["none", "batch", "queue", "predictive", "predictive_mse", "decorrelative"]] = (
         "none"

@@ -11,23 +11,10 @@ from torchvision.models import resnet
 from torchvision.models.resnet import conv1x1
 
 from kaizen.config.encoder import EncoderConfig
+from kaizen.model.networks.base import Encoder, build_own
 from kaizen.model.networks.blocks import freeze
 from kaizen.model.networks.fit import kind_of
 from kaizen.model.networks.norm import normalised
-
-
-class Encoder(nn.Module):
-    """What every encoder has; build_encoder returns one.
-
-    feature_dim: size of a feature vector; plain: names of parameters that are neither decayed nor adapted by LARS, in
-    addition to one-dimensional ones; block_names: classes of its blocks, which FSDP shards one by one; mixes_images:
-    whether features depend on the other images of the batch.
-    """
-
-    feature_dim: int
-    plain: tuple[str, ...]
-    block_names: tuple[str, ...]
-    mixes_images: bool
 
 
 class BasicBlock(resnet.BasicBlock):
@@ -137,7 +124,8 @@ def build_encoder(config: EncoderConfig, image_size: int | None = None) -> Encod
     """
     encoder = cast(Encoder, _built(config, image_size))
     freeze(encoder, config.freeze)
-    encoder.mixes_images = any(isinstance(part, _BatchNorm) for part in encoder.modules())
+    if kind_of(config.name) != "own":  # which says so itself
+        encoder.mixes_images = any(isinstance(part, _BatchNorm) for part in encoder.modules())
     return encoder
 
 
@@ -145,6 +133,8 @@ def _built(config: EncoderConfig, image_size: int | None) -> nn.Module:
     kind = kind_of(config.name)
     if kind == "resnet":
         return ResNet(config)
+    if kind == "own":
+        return build_own(config, image_size)
     assert image_size is not None
     if kind == "timm":
         from kaizen.model.networks.timm_encoder import build_timm

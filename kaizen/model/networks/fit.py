@@ -1,13 +1,14 @@
 """Checks, before any work and without the data, that keys fit the encoder and that the encoder fits the images."""
 
-from kaizen.config.encoder import TIMM, EncoderConfig
+from kaizen.config.encoder import ENCODERS, TIMM, EncoderConfig
 from kaizen.config.schema import Config
 from kaizen.config.types import AUTO
 from kaizen.errors import ConfigError
+from kaizen.plugins import own_class
 
-KEYS = {"resnet": ("stem", "stem_padding", "norm", "width"), "vit": ("patch",), "timm": ()}
+KEYS = {"resnet": ("stem", "stem_padding", "norm", "width"), "vit": ("patch",), "timm": (), "own": ()}
 """Keys that apply to one kind of encoder alone."""
-BLOCKS = {"resnet": 4, "vit": 12}
+BLOCKS = {"resnet": 4, "vit": 12, "own": 0}
 """Stages or blocks that can be frozen."""
 NO_STEM = "cifar"
 """What encoder.stem holds for an encoder that has none."""
@@ -16,13 +17,20 @@ PATCHES = ((160, 16), (64, 8), (24, 4), (0, 2))
 
 
 def kind_of(name: str) -> str:
-    """The kind of encoder that a name belongs to: resnet, vit or timm."""
-    return "timm" if name.startswith(TIMM) else "vit" if name.startswith("vit_") else "resnet"
+    """The kind of encoder that a name belongs to: resnet, vit, timm or, the user's own, own."""
+    if name not in ENCODERS.words:
+        return "timm" if name.startswith(TIMM) else "own"
+    return "vit" if name.startswith("vit_") else "resnet"
 
 
 def is_vit(name: str) -> bool:
     """Whether an encoder's name is that of one of our ViTs."""
     return kind_of(name) == "vit"
+
+
+def family(name: str) -> str:
+    """Encoders of one family take the same keys."""
+    return name if kind_of(name) == "own" else kind_of(name)
 
 
 def fit_encoder(config: Config, own_size: int | None) -> Config:
@@ -36,8 +44,11 @@ def fit_encoder(config: Config, own_size: int | None) -> Config:
             take images or small crops of that side, has fewer blocks than are to be frozen, or has no such weights.
     """
     kind = kind_of(config.encoder.name)
-    config = _without_others_keys(config, kind)
-    if kind == "resnet":
+    if kind == "own":
+        config = config.model_copy(update={"encoder": _fit_own(config.encoder)})
+    else:
+        config = _without_others_keys(config, kind)
+    if kind in ("resnet", "own"):
         blocks = BLOCKS[kind]
     else:
         size = config.data.image_size or own_size
@@ -50,7 +61,7 @@ def fit_encoder(config: Config, own_size: int | None) -> Config:
     encoder = config.encoder
     if encoder.freeze > blocks:
         problem = f"is {encoder.freeze}; allowed for {encoder.name}: 0 to {blocks}"
-        raise ConfigError("encoder.freeze", problem if blocks else f"{problem}, as timm does not name its blocks")
+        raise ConfigError("encoder.freeze", problem if blocks else f"{problem}, as its blocks have no names")
     if encoder.weights is None:
         return config
     from kaizen.model.networks.weights import named_source
@@ -105,6 +116,20 @@ def prefers_adamw(config: Config) -> bool:
 
     assert config.data.image_size is not None
     return not probe(config.encoder.name, config.data.image_size).has_batch_norm
+
+
+def _fit_own(encoder: EncoderConfig) -> EncoderConfig:
+    """An own encoder's section, in which keys of ours that it does not read have their defaults."""
+    reads = own_class("encoder.name", encoder.name).keys  # type: ignore[attr-defined]
+    if encoder.stem == AUTO and "stem" not in reads:
+        encoder = encoder.model_copy(update={"stem": NO_STEM})
+    for key in {key for keys in KEYS.values() for key in keys} - {*reads}:
+        found = getattr(encoder, key)
+        default = NO_STEM if key == "stem" else EncoderConfig.model_fields[key].default
+        if found != default:
+            problem = f"is {found}, which {encoder.name} does not read"
+            raise ConfigError(f"encoder.{key}", f"{problem}; allowed: {default} (what it reads is in its `keys`)")
+    return encoder
 
 
 def check_deterministic(config: Config, device: str) -> None:
