@@ -19,7 +19,7 @@ from PIL import Image
 
 from kaizen.cli.resolve import parse_arguments, resolve
 from kaizen.cli.sweep import read_sweep
-from kaizen.commands import COMMANDS, bench, cache, eval, export, predict, report, run, sweep, train
+from kaizen.commands import COMMANDS, bench, cache, eval, export, extend, predict, report, run, sweep, train
 from kaizen.parallel.launch import SEVERAL_ON_CPU
 
 FOLDERS = ("accelerate_configs", "kaizen", "launch", "tests")
@@ -94,6 +94,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             file = folder / f"data/pets/{split}/breed{number % 6}/{number}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (16, 16), (40 * (number % 6), number, 255 - 30 * (number % 6))).save(file)
+    for split in ("train", "test"):
+        for number in range(4):
+            file = folder / f"data/more/{split}/breed{5 + number % 2}/{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (90, 60 * number, 200 * (number % 2))).save(file)
     shutil.copytree(folder / "data/pets", folder / "moved/pets")
     shutil.copytree(folder / "data/pets", folder / "data/corrupted")
     Image.new("RGB", (16, 16)).save(folder / "data/corrupted/test/breed0/0.png")
@@ -175,6 +180,8 @@ def check_kaizen(tokens: list[str], patch: pytest.MonkeyPatch) -> None:
             check_until("user_path", export, rest, patch)
         case ["cache", *rest]:
             check_until("entries", cache, rest, patch)
+        case ["extend", *rest]:
+            check_until("_extend", extend, rest, patch)
         case ["show", *rest]:
             resolve(*parse_arguments(rest))
         case ["sweep", file, *rest]:  # what shipped files ask for is checked by tests/cli/test_sweep.py

@@ -64,7 +64,7 @@ def main(tokens: Sequence[str]) -> int:
 
 
 def _evaluate(path: Path, asked: dict[str, str], other: str | None, trust_code: bool) -> None:
-    described, own, config = _configurations(path, asked, trust_code, other)
+    described, own, config = _configurations(path, asked, trust_code)
     # torch is loaded only for a valid run and valid readers
     from kaizen.data.chapters import open_chapters
     from kaizen.evaluation.evaluator import Evaluator
@@ -77,7 +77,11 @@ def _evaluate(path: Path, asked: dict[str, str], other: str | None, trust_code: 
     parallel, readers = Parallel(), config.eval.readers
     directory = RunDirectory(path, own, parallel, reading=True)
     done = directory.tasks_done()
+    if other is not None:
+        # Other data stand for the run's own source, and not for those of its extensions.
+        config = config.model_copy(update={"extensions": ()})
     chapters = parallel.main_first(lambda: open_chapters(config, path, lambda: _load(path, config, other)))
+    done = min(done, len(chapters.tasks))
     if other is None and "data" not in provenance(path):
         parallel.announce(f"note: {path / 'environment.json'} names no data, so they were not compared")
     file = path / ("results.json" if other is None else f"results-{other}.json")
@@ -156,26 +160,24 @@ def _as_trained(file: Path, config: Config, stream: "Stream") -> "Stream":
         raise ConfigError(
             str(file), f"cannot be read ({type(error).__name__}: {error}); evaluate the run first"
         ) from None
-    if list(names) != list(stream.source.class_names):
+    # Those of the run's own source come first.
+    if list(names)[: len(stream.source.class_names)] != list(stream.source.class_names):
         found, wanted = task_name(stream.source.class_names), task_name(names)
         problem = f"{config.data.source} has the classes {found}, the run {wanted}"
         raise ConfigError("data.source", f"{problem}; allowed: data with the classes of the run, in that order")
-    if tasks != [task.name for task in stream.tasks]:
+    if tasks[: len(stream.tasks)] != [task.name for task in stream.tasks]:
         problem = f"{config.data.source} has other tasks than the run"
         raise ConfigError("data.source", f"{problem}; allowed: data with the same domains")
     return replace(stream, moments=moments)
 
 
 def _configurations(
-    path: Path, asked: dict[str, str], trust_code: bool, other: str | None
+    path: Path, asked: dict[str, str], trust_code: bool
 ) -> tuple[dict[str, str | None], Config, Config]:
     """Origin of a run as in results.json, its configuration, and the configuration for the evaluation."""
     readers = {key: text for key, text in asked.items() if key == "eval.readers"}
     name, own = resolve_run(path, readers, trust_code=trust_code)
     recipe, preset = read_header((path / "config.yaml").read_text(encoding="utf-8"))
-    if other is not None and own.extensions:
-        problem = "is given, and the run was extended with further sources"
-        raise ConfigError("--other-data", f"{problem}; allowed: a run without extensions")
     described = {"recipe": recipe or name, "preset": preset, "config_hash": own.hash()}
     # The run exists by now, whatever run.resume was at its start.
     own = own.model_copy(update={"run": own.run.model_copy(update={"resume": "must"})})

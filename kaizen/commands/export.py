@@ -58,7 +58,14 @@ def main(tokens: Sequence[str]) -> int:
         remedy = "pip install 'kaizen-accelerate[onnx]'"
         raise ConfigError("--onnx", f"needs the packages {' and '.join(PACKAGES)}; allowed after {remedy}")
     onnx = can_write() if given.onnx is None else given.onnx
-    held = read_run(run, -1 if given.task is None else given.task)
+    try:
+        held = read_run(run, -1 if given.task is None else given.task)
+    except ConfigError as error:
+        if error.key != "--trust-code":
+            raise
+        problem = f"is '{run}', whose encoder is code of your own, which would not travel along"
+        remedy = "an encoder of ours or of timm; `predict` and load_model take this run with --trust-code"
+        raise ConfigError("RUN", f"{problem}; allowed: {remedy}") from None
     later = "; model.onnx takes a while" if onnx else ""
     print(f"exporting           task {held.description.task} of {run}{later}", flush=True)
     export(held, folder, onnx=onnx, licence=given.license)

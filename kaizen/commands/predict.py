@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from kaizen.takeaway.model import Model, Prediction
 
-USAGE = "python -m kaizen predict RUN FILE... [--task N] [--reader R] [--top K] [--json] [--device D]"
+USAGE = "python -m kaizen predict RUN FILE... [--task N] [--reader R] [--top K] [--json] [--device D] [--trust-code]"
 ABOUT = """Predict the classes of images with the model at the end of a task. RUN is a run directory, or a folder that
 `export` wrote. A FILE is an image of any size and mode, or a directory, in which all images are found at any depth."""
 CLOSING = """Probabilities are over the classes that the run was taught until then. Files that cannot be read are
@@ -47,6 +47,7 @@ def main(tokens: Sequence[str]) -> int:
     parser.add_argument("--top", type=at_least(1), default=3, metavar="K", help="classes of each image [3]")
     parser.add_argument("--json", action="store_true", help="one JSON object per image and line, instead of a table")
     parser.add_argument("--device", metavar="D", help="such as cpu, cuda or cuda:1 [cuda where there is a GPU]")
+    parser.add_argument("--trust-code", action="store_true", help="run the file of an own encoder that RUN names")
     given = parser.parse_intermixed_args(tokens)  # files may stand on both sides of options
     files = [file for name in given.files for file in _images(Path(name))]
     # torch is loaded only for files that are there
@@ -56,7 +57,8 @@ def main(tokens: Sequence[str]) -> int:
     from kaizen.takeaway.load import load_model
 
     torch.set_num_threads(threads())
-    model = load_model(given.run, -1 if given.task is None else given.task, given.reader).to(_device(given.device))
+    task = -1 if given.task is None else given.task
+    model = load_model(given.run, task, given.reader, trust_code=given.trust_code).to(_device(given.device))
     table, unread = _table(min(given.top, len(model.taught))), 0
     for file, found in _predicted(model, files, given.top, bar=not (given.json and sys.stdout.isatty())):
         if isinstance(found, ConfigError):

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from kaizen.config.types import AUTO, OneOf, Section, Text
 
@@ -44,10 +44,3 @@ class EncoderConfig(Section):
         description="ViTs; side of a patch in pixels, a divisor of the side of images and of small crops; null: 16 "
         "for images of 160 pixels or more, 8 from 64, 4 from 24, else 2, or the next of these that is a divisor",
     )
-
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        if name in OWN or (name.startswith(TIMM) and name != TIMM):
-            return name
-        raise ValueError(f"is {name!r}; allowed: {', '.join(OWN)}, {TIMM}NAME")

@@ -40,9 +40,11 @@ class OneOf:
         Raises:
             ValueError: it names nothing; the message says what is allowed.
         """
-        ours = name in self.words or name.startswith(self.beginnings)
+        ours = name in self.words or (name.startswith(self.beginnings) and name not in self.beginnings)
         if not ours and not is_code(name) and name not in installed(self.key):
-            raise ValueError(unknown(self.key, name, self.words))
+            raise ValueError(
+                unknown(self.key, name, [*self.words, *(f"{beginning}NAME" for beginning in self.beginnings)])
+            )
         return name
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:

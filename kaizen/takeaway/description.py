@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 from pydantic import Field, ValidationError
 from torch import Tensor
@@ -17,6 +17,7 @@ from kaizen.config.yaml import parse_yaml
 from kaizen.errors import ConfigError, DamagedError
 from kaizen.evaluation.schema import DAMAGED, read_results
 from kaizen.model.statistics import FILE, read_checked
+from kaizen.plugins import in_run, is_code, own_settings
 from kaizen.run.checkpoint import read_state
 from kaizen.run.places import TASK_END, task_directory
 from kaizen.run.tensors import read_tensors
@@ -87,16 +88,21 @@ def read_export(folder: Path, task: int) -> Held:
         raise ConfigError(str(file), f"cannot be read ({error.strerror})") from None
     except ValidationError as error:
         raise _invalid(file, error) from None
+    if is_code(description.encoder.name):
+        raise ConfigError(str(file), f"has the encoder {description.encoder.name}; allowed: one that needs no code")
     if task not in (-1, description.task):
         raise ConfigError("task", f"is {task}; allowed: {description.task}, the only task of {folder}, or -1")
     return Held(description, read_tensors(folder / TENSORS), folder / TENSORS)
 
 
-def read_run(run: Path, task: int) -> Held:
-    """The model at the end of a task of a run; -1: of its last complete one. Nothing is executed or changed.
+def read_run(run: Path, task: int, trust_code: bool = False) -> Held:
+    """The model at the end of a task of a run; -1: of its last complete one. Nothing is changed.
+
+    Args:
+        trust_code: whether the file of an encoder of the user's own may run; nothing else is ever executed.
 
     Raises:
-        ConfigError: there is no such task, or a file is missing or damaged.
+        ConfigError: there is no such task, a file is missing or damaged, or code may not run.
     """
     tree, text = _settings(run / "config.yaml")
     results = _results(run)
@@ -107,7 +113,7 @@ def read_run(run: Path, task: int) -> Held:
         raise ConfigError("RUN", f"is '{run}', which has finished no task yet; allowed: a run that has")
     if not -1 <= task < done:
         raise ConfigError("task", f"is {task}; allowed: 0 to {done - 1}, or -1 for the last")
-    task = done - 1 if task < 0 else task
+    task, encoder = done - 1 if task < 0 else task, _encoder(tree, run, trust_code)
     folder = task_directory(run, task)
     try:
         read_state(folder, TASK_END)
@@ -125,7 +131,7 @@ def read_run(run: Path, task: int) -> Held:
     try:
         description = Description(
             kaizen=kaizen.__version__,
-            encoder=_encoder(tree["encoder"]),
+            encoder=encoder,
             features=dim,
             image_size=read_tensors(folder / "replay.safetensors")["images"].shape[-1],  # even of an empty memory
             mean=tuple(results["data"]["mean"]),
@@ -159,10 +165,22 @@ def _settings(file: Path) -> tuple[dict[str, Any], str]:
     return tree, text
 
 
-def _encoder(section: Mapping[str, Any]) -> EncoderConfig:
+def _encoder(tree: Mapping[str, Any], run: Path, trust_code: bool) -> EncoderConfig:
     """The architecture; weights that training began with are replaced, and may be a path of this machine."""
-    kept = {key: value for key, value in section.items() if key != "weights"}
-    return EncoderConfig.model_validate_json(json.dumps(kept))
+    kept = {key: value for key, value in tree["encoder"].items() if key != "weights"}
+    settings: type[EncoderConfig] = EncoderConfig
+    if is_code(name := kept.get("name")):
+        if not trust_code:
+            problem = f"is needed for {run}, whose encoder is code: {name}"
+            raise ConfigError(
+                "--trust-code", f"{problem}; it runs with your rights, so read it first if others wrote it"
+            )
+        kept["name"] = in_run(str(name), dict(tree.get("code") or {}), run)
+        settings = cast(type[EncoderConfig], own_settings("encoder.name", kept["name"]))
+    try:
+        return settings.model_validate_json(json.dumps(kept))
+    except ValidationError as error:
+        raise _invalid(run / "config.yaml", error) from None
 
 
 def _results(run: Path) -> dict[str, Any]:

@@ -16,19 +16,22 @@ from kaizen.takeaway.description import CONFIG, READERS, Held, classifier_sizes,
 from kaizen.takeaway.model import Model, Reading
 
 
-def load_model(run_or_dir: str | os.PathLike[str], task: int = -1, reader: str = "classifier") -> Model:
+def load_model(
+    run_or_dir: str | os.PathLike[str], task: int = -1, reader: str = "classifier", *, trust_code: bool = False
+) -> Model:
     """The model at the end of a task, on the CPU, from a run directory or from a folder that `export` wrote.
 
     Args:
         task: number of the task, from 0; -1: the last one that the run has finished.
         reader: what gives the probabilities: classifier, or statistics where the run keeps statistics of its classes.
+        trust_code: whether the file of an encoder of your own, which the run names, may run.
 
     Raises:
-        ConfigError: there is no such model, or a file is missing or damaged.
+        ConfigError: there is no such model, a file is missing or damaged, or code may not run.
     """
     place = user_path("RUN", os.fspath(run_or_dir))
     if (place / "config.yaml").is_file():
-        held = read_run(place, task)
+        held = read_run(place, task, trust_code)
     elif (place / CONFIG).is_file():
         held = read_export(place, task)
     else:

@@ -6,11 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import Launcher
 from launches import ROOT, finish, start, torchrun
 from runs import log_of, short, snapshots, status_of, wait_for_step
 
+from kaizen import load_model
 from kaizen.cli.resolve import parse_arguments, resolve, resolve_run
 from kaizen.cli.sweep import SweepRun
 from kaizen.commands import COMMANDS, run
@@ -140,6 +142,18 @@ def test_a_run_directory_runs_no_code_without_consent(
     assert not seen.exists()
     assert run(["eval", str(path), "--trust-code"], COMMANDS) == 2
     assert seen.exists()
+
+
+def test_a_model_with_an_own_encoder_is_loaded_with_consent_alone(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = np.zeros((8, 8), dtype=np.uint8)
+    with pytest.raises(ConfigError, match="--trust-code: is needed for"):
+        load_model(trained)
+    assert len(load_model(trained, trust_code=True).predict(image)[0]) == 10
+    assert run(["export", str(trained), "--out", str(tmp_path / "out")], COMMANDS) == 2
+    assert "would not travel along" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_keeps_its_own_parts_for_whoever_trusts_it(
