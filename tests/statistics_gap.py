@@ -29,7 +29,7 @@ def gap(run: Path, parallel: Parallel) -> list[float]:
     stream = load_stream(config)
     config, source = suit(config, Facts.of(stream))[0], stream.source
     folder = task_directory(run, len(stream.tasks) - 1)
-    network = read_network(folder / "student.safetensors", config, source.num_classes).to(parallel.device).eval()
+    network = read_network(folder / "student.safetensors", config).to(parallel.device).eval()
     ids = np.concatenate([task.train for task in stream.tasks])
     tests = np.concatenate([task.test for task in stream.tasks])
     sets = [(source.train.images, ids), (source.test.images, tests)]

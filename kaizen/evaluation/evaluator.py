@@ -32,13 +32,14 @@ class Measured(NamedTuple):
     accuracies: by reader, the fraction of correct predictions on each task's test images; None where the reader cannot
     name any of their classes, and everywhere if it had nothing to learn from. rankme: effective rank of the features of
     all test images. constant: the class that the network's own classifier gives for every test image of the tasks seen,
-    if there is one and they have several. protocols: by reader, what it is.
+    if there is one and they have several. protocols: by reader, what it is. gone: tasks whose test images are gone.
     """
 
     accuracies: dict[str, list[float | None]]
     rankme: float
     constant: int | None = None
     protocols: dict[str, str | None] = {}  # noqa: RUF012
+    gone: tuple[int, ...] = ()
 
     def means(self, tasks: int) -> str:
         """The mean accuracy in % on the first tasks, by reader, for the user."""
@@ -119,6 +120,7 @@ class Evaluator:
         features = self._features(network, images, check)
         train, held, test = torch.cat(features[: len(parts)]), features[len(parts)], torch.cat(features[-len(parts) :])
         truths = [labels for sets in asked for labels in sets.labels]
+        gone = tuple(number for number, labels in enumerate(truths) if labels is None)
         own_labels = [NONE if labels is None else labels for sets in taught for labels in sets.labels]
         if len(test) == 0:
             raise ConfigError("data.source", f"no test image of task {task} or an earlier one is here to evaluate")
@@ -147,7 +149,9 @@ class Evaluator:
                     guesses = given if isinstance(reader, Classifier) else reader.predict(test)
                     row = accuracies(guesses, truths, reader.taught(evidence))
                     found[reader.name][: len(row)] = row
-            return Measured(found, rankme(test), constant(given, truths[: task + 1], own.taught(evidence)), protocols)
+            return Measured(
+                found, rankme(test), constant(given, truths[: task + 1], own.taught(evidence)), protocols, gone
+            )
 
         return self.parallel.on_main(read)
 

@@ -3,7 +3,7 @@
 All tasks have equal weight. Libraries define forgetting in different ways; DEFINITIONS contains those used here.
 """
 
-from collections.abc import Sequence, Set
+from collections.abc import Collection, Sequence, Set
 
 Row = Sequence[float | None]
 """Accuracies per task as fractions; None: see `cannot_name`."""
@@ -45,20 +45,20 @@ def cannot_name(taught: Set[int], asked: Set[int]) -> bool:
     return bool(taught) and bool(asked) and not taught & asked
 
 
-def summarize(matrix: Sequence[Row], untrained: Row | None) -> dict[str, float | None]:
+def summarize(matrix: Sequence[Row], untrained: Row | None, gone: Collection[int] = ()) -> dict[str, float | None]:
     """Metrics by name (see DEFINITIONS); None if they are undefined, for one task or an unfinished run.
 
     A cell that is None counts as 0, as every prediction for it is wrong; the forward transfer is None then. In a row of
-    None alone the reader had nothing to learn from, and a cell that is None although the task had an accuracy when it
-    was trained was not measured, as its images are gone; metrics that need them are None. `untrained` is the row of the
-    untrained network.
+    None alone the reader had nothing to learn from; metrics that need it are None, and so are those that need a row of
+    `gone`, in which test images of earlier tasks were no longer there. `untrained` is the row of the untrained network.
     """
     found: dict[str, float | None] = dict.fromkeys(DEFINITIONS)
     tasks = len(matrix[0]) if matrix else 0
     if not matrix or len(matrix) < tasks:
         return found
     rows = [[accuracy or 0.0 for accuracy in row] for row in matrix]
-    last, empty = rows[-1], [_is_unmeasured(matrix, number) for number in range(tasks)]
+    last = rows[-1]
+    empty = [t in gone or all(accuracy is None for accuracy in row) for t, row in enumerate(matrix)]
     if not empty[-1]:
         found["final_accuracy"] = mean(last)
     if any(empty):
@@ -75,13 +75,6 @@ def summarize(matrix: Sequence[Row], untrained: Row | None) -> dict[str, float |
             gains = [before - start for before, start in pairs if before is not None and start is not None]
             found["forward_transfer"] = mean(gains) if len(gains) == len(pairs) else None
     return found
-
-
-def _is_unmeasured(matrix: Sequence[Row], number: int) -> bool:
-    """Whether a row has no accuracy at all, or lacks one of a task whose images are gone."""
-    row = matrix[number]
-    gone = any(row[i] is None and matrix[i][i] is not None for i in range(number))
-    return gone or all(accuracy is None for accuracy in row)
 
 
 def mean(values: Row) -> float:

@@ -72,13 +72,19 @@ class Results:
         for found in self.content["readers"].values():
             for row in (found["untrained"], *found["matrix"]):
                 row += [None] * (tasks - len(row))
-            found |= summarize(found["matrix"], found["untrained"])
+        self._summarize()
+
+    def _summarize(self) -> None:
+        """The metrics of every reader anew."""
+        gone = [int(task) for task in self.content.get("gone", {})]
+        for found in self.content["readers"].values():
+            found |= summarize(found["matrix"], found["untrained"], gone)
 
     def keep(self, tasks: int) -> None:
         """Drop the rows of tasks beyond the first `tasks`: tasks whose end state no longer exists are trained again."""
         for found in self.content["readers"].values():
             del found["matrix"][tasks:]
-            found |= summarize(found["matrix"], found["untrained"])
+        self._summarize()
         seconds = self.content["seconds"]
         for held in (seconds["train"], seconds["evaluate"], self.content["images_per_second"], self.content["rankme"]):
             del held[tasks:]
@@ -105,7 +111,11 @@ class Results:
                 held[reader] = {"protocol": measured.protocols.get(reader), "untrained": values, "matrix": []}
             else:
                 held[reader]["matrix"].append(values)
-            held[reader] |= summarize(held[reader]["matrix"], held[reader]["untrained"])
+        if measured.gone:
+            self.content.setdefault("gone", {})[str(task)] = list(measured.gone)
+        elif self.content.get("gone", {}).pop(str(task), None) and not self.content["gone"]:
+            del self.content["gone"]
+        self._summarize()
         # In a fixed order, whenever a reader was added.
         places = {reader: place for place, reader in enumerate(READERS.words)}
         self.content["readers"] = dict(sorted(held.items(), key=lambda item: places.get(item[0], len(places))))

@@ -13,7 +13,8 @@ from kaizen.commands import COMMANDS, run
 
 def test_recipes_lists_every_recipe_and_every_preset_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["recipes"], COMMANDS) == 0
-    recipes, presets = (part.splitlines() for part in capsys.readouterr().out.split("\n\n"))
+    recipes, presets, own = (part.splitlines() for part in capsys.readouterr().out.split("\n\n"))
+    assert own[0].startswith("Parts of your own")
     assert [line.split()[0] for line in recipes] == list(shipped_recipes())
     assert [line.split()[:2] for line in presets] == [["--preset", name] for name in shipped_presets()]
     assert all(len(line.split()) > 4 for line in recipes + presets)

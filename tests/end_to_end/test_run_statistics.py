@@ -45,7 +45,7 @@ def test_the_files_follow_from_the_snapshots_by_hand(tiny: list[str]) -> None:
     pixels = torch.from_numpy(np.array(stream.source.train.images))
 
     def features(task: int, images: Tensor) -> Tensor:
-        network = read_network(run / f"tasks/task-{task:02d}/student.safetensors", config, 10).eval()
+        network = read_network(run / f"tasks/task-{task:02d}/student.safetensors", config).eval()
         with torch.no_grad():
             return network.encoder(normalize(images, *stream.moments)).double()
 

@@ -162,7 +162,7 @@ def test_herding_keeps_what_the_snapshots_own_features_choose(tiny: list[str]) -
     config, stream = loaded(tiny, *herding)
     memory = replay_of(tiny, 1)
     for task, part in enumerate(stream.tasks):
-        network = read_network(run_of(tiny) / f"tasks/task-{task:02d}/student.safetensors", config, 10).train()
+        network = read_network(run_of(tiny) / f"tasks/task-{task:02d}/student.safetensors", config).train()
         groups = np.unique(stream.labels[part.train])
         assert groups[0] == -1
         for label in groups:

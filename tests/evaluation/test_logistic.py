@@ -26,10 +26,10 @@ Digits = tuple[Tensor, Tensor, Tensor, np.ndarray]
 def digits(config: Config, stream: Stream) -> Digits:
     """Features of an untrained network and labels: of the training images, task by task, and of the test images."""
     found = Evaluator(config, stream, Parallel())
-    ids = np.concatenate(found.labelled)
+    ids, test_ids = (np.concatenate([getattr(task, part) for task in stream.tasks]) for part in ("train", "test"))
     torch.manual_seed(0)
-    train, test = found._features(Network(config, 10), [(stream.source.train.images, ids)], lambda: None)
-    test_ids = np.concatenate([task.test for task in stream.tasks])
+    sets = [(stream.source.train.images, ids), (stream.source.test.images, test_ids)]
+    train, test = found._features(Network(config, 10), sets, lambda: None)
     return train, torch.from_numpy(stream.source.train.labels[ids]), test, stream.source.test.labels[test_ids]
 
 

@@ -131,7 +131,7 @@ def test_another_kind_of_encoder_leaves_the_recipes_encoder_keys_behind() -> Non
         (["--data.image_size", "9"], "encoder.patch: is null; allowed for images of 9 pixels: 1, 3, 9"),
         (["--data.source", "disk:there"], "data.image_size: is null; vit_tiny needs the side of the images, which"),
         (["--encoder.name", "resnet18", "--encoder.patch", "2"], "encoder.patch: is 2; allowed: null, as resnet18"),
-        (["--encoder.name", "vit_huge"], "encoder.name: is 'vit_huge'; allowed: "),
+        (["--encoder.name", "vit_huge"], "encoder.name: is 'vit_huge'; did you mean vit_base? allowed: "),
     ],
 )
 def test_what_does_not_fit_a_vit_ends_with_code_2_and_one_line(
@@ -219,7 +219,7 @@ def test_a_vit_learns_two_tasks_goes_on_and_is_evaluated(small: list[str]) -> No
     students = [load_file(run / f"tasks/task-{task:02d}/student.safetensors") for task in (0, 1)]
     for key in ("cls_token", "pos_embed", "blocks.11.mlp.fc2.weight", "norm.bias"):
         assert not torch.equal(students[0][f"encoder.{key}"], students[1][f"encoder.{key}"]), key
-    network = read_network(run / "tasks/task-01/student.safetensors", config, 3)
+    network = read_network(run / "tasks/task-01/student.safetensors", config)
     row = Evaluator(config, load_stream(config), Parallel()).row(network, 1, ("classifier", "knn")).accuracies
     assert {reader: results["readers"][reader]["matrix"][1] for reader in row} == row
     ended = snapshots(run)

@@ -46,7 +46,9 @@ def executed(tree: ast.AST) -> list[str]:
 def test_nothing_that_executes_files_is_used() -> None:
     assert len(SOURCES) > 60
     assert issubclass(yamlio._Loader, yaml.SafeLoader)
-    assert {str(path): found for path in SOURCES if (found := executed(ast.parse(path.read_text())))} == {}
+    found = {path.name: calls for path in SOURCES if (calls := executed(ast.parse(path.read_text())))}
+    # The file of an own part, which the user has named or trusts: tests/examples/test_own_parts.py.
+    assert found == {"plugins.py": ["exec"]}
 
 
 @pytest.mark.parametrize(

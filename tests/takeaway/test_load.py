@@ -45,7 +45,7 @@ def test_features_are_bit_for_bit_those_of_the_evaluation(
 ) -> None:
     parallel, config = Parallel(), resolve(str(undisturbed / "config.yaml"), {})[1]
     snapshot = undisturbed / f"tasks/task-{task:02d}/student.safetensors"
-    network = read_network(snapshot, config, tested.source.num_classes)
+    network = read_network(snapshot, config)
     tests = np.concatenate([part.test for part in tested.tasks])
     expected = extract_features(network.encoder, [(tested.source.test.images, tests)], tested.moments, parallel)
     model = kaizen.load_model(undisturbed, task)
@@ -169,7 +169,7 @@ MISTAKES = {
             (run / "config.yaml").read_text().replace("name: resnet18", "name: resnet19")
         ),
         {},
-        "{run}: cannot be used: name: Input should be",
+        "{run}/config.yaml: cannot be used: name: Value error, is ",
     ),
     "no configuration": (lambda run: (run / "config.yaml").write_text("a: 1"), {}, "{run}/config.yaml: cannot be read"),
 }

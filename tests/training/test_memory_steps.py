@@ -100,7 +100,7 @@ def test_the_memory_keeps_the_logits_of_each_images_own_task(policy: list[str], 
         assert (memory["logits"].dtype, memory["logits"].shape) == (torch.float32, (len(memory["labels"]), 10))
         assert _image_bytes(file) == len(memory["labels"]) * (3 * 8 * 8 + 4 * 10)
         for of in range(task + 1):
-            network = read_network(run / f"tasks/task-{of:02d}/student.safetensors", config, 10).eval()
+            network = read_network(run / f"tasks/task-{of:02d}/student.safetensors", config).eval()
             rows = memory["task_ids"] == of
             pixels = (memory["images"][rows] / 255 - mean[:, None, None]) / std[:, None, None]
             with torch.no_grad():
