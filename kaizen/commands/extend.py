@@ -141,8 +141,9 @@ def _prepare(own: Config, extension: Extension, run: Path) -> tuple["Chapters", 
     from kaizen.run.places import task_directory
     from kaizen.training.defaults import Facts, suit
     from kaizen.training.plan import make_plan
+    from kaizen.training.remember import check_budget
 
-    records = read_history(run) or [_from_results(own, run)]
+    records = read_history(run) or [_recorded(own)]
     parts: list[Chapter] = []
     for number, record in enumerate(records[: len(own.extensions) + 1]):
         first = sum(len(part.record.tasks) for part in parts)
@@ -159,13 +160,20 @@ def _prepare(own: Config, extension: Extension, run: Path) -> tuple["Chapters", 
         new = ", ".join(record.class_names[len(parts[-1].record.class_names) :][:5])
         problem = f"has the new classes {new}, and stored logits (classifier.distill) have no place for them"
         raise ConfigError("data.source", f"{problem}; allowed: classes that the run knows")
+    known = set(range(len(parts[-1].record.class_names)))
+    for number, task in enumerate(record.tasks, start=stream.first):
+        if own.classifier.distill_weight == "class_ratio" and known.issuperset(task.classes):
+            problem = f"brings no new class in task {number}, and the run's classifier.distill_weight is 'class_ratio'"
+            raise ConfigError("data.source", f"{problem}; allowed: tasks with new classes")
+        known.update(task.classes)
     facts = Facts.of(stream)
     config = suit(config, facts)[0]
     make_plan(config, facts.images, 1)
+    check_budget(config, stream)
     return Chapters(parts), Chapter(len(parts), config, stream.first, record, stream)
 
 
-def _from_results(own: Config, run: Path) -> "Record":
+def _recorded(own: Config) -> "Record":
     """The record of a run that has no history.json, from its data."""
     from kaizen.data.history import record_of
     from kaizen.data.load import load_stream

@@ -150,7 +150,9 @@ def test_two_extensions_are_equal_one_by_one_at_once_and_from_the_beginning(
 def test_an_extension_by_two_processes_survives_a_kill(begun: list[str], tmp_path: Path) -> None:
     run, whole = run_of(begun), tmp_path / "whole"
     shutil.rmtree(tmp_path / "A")
-    assert extend(run, folder(tmp_path / "B", [3, 4, 5]), "--labels.fraction", "0.5", "--optim.epochs", "4") == 0
+    assert extend(run, folder(tmp_path / "B", [3, 4, 5]), "--labels.fraction", "0.5") == 0
+    assert train(begun) == 0
+    assert extend(run, parquet(tmp_path / "C", [6, 7, 8], labelled=0.5), "--optim.epochs", "4") == 0
     shutil.copytree(run, whole)
     finish(start(torchrun(2), "train.py", *begun, "--run.dir", str(whole), ACCELERATE_USE_CPU="1"))
     steps = len(log_of(run))
@@ -160,7 +162,7 @@ def test_an_extension_by_two_processes_survives_a_kill(begun: list[str], tmp_pat
     os.kill(workers[1].pid, signal.SIGKILL)
     killed.communicate(timeout=200)
     assert killed.returncode != 0
-    assert list((run / "checkpoints").glob("task-02_*"))
+    assert list((run / "checkpoints").glob("task-03_*"))
     finish(start(torchrun(2), "train.py", *begun, ACCELERATE_USE_CPU="1"))
     assert snapshots(run) == snapshots(whole)
     assert results(run)["readers"] == results(whole)["readers"]
@@ -184,6 +186,10 @@ def test_what_cannot_be_extended_ends_with_one_line(
         assert words in capsys.readouterr().err
     assert kaizen(["extend", str(tmp_path / "nothing"), "--data.source", source]) == 2
     assert (run / "config.yaml").read_bytes() == before
+    weights = ["--classifier.distill_weight", "class_ratio", "--run.dir", str(tmp_path / "ratio")]
+    assert train([*begun, *weights]) == 0
+    assert extend(tmp_path / "ratio", source) == 2
+    assert "brings no new class in task 2" in capsys.readouterr().err
     assert extend(run, source) == 0
     assert extend(run, source) == 2
     assert "already extended" in capsys.readouterr().err
