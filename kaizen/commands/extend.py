@@ -72,8 +72,6 @@ def _extend(run: Path, overrides: dict[str, str], trust_code: bool) -> None:
             raise ConfigError(key, f"cannot change in an extension; allowed: {allowed}")
     if "data.source" not in overrides:
         raise ConfigError("data.source", f"is missing; allowed: the source of the new images, as in {USAGE}")
-    own = resolve_run(run, {}, trust_code=trust_code)[1]
-    extension = _extension(own, overrides)
     # What loads torch waits until the keys are checked.
     from kaizen.run.checkpoint import write_text
     from kaizen.run.lock import RunLock
@@ -81,6 +79,7 @@ def _extend(run: Path, overrides: dict[str, str], trust_code: bool) -> None:
     lock = RunLock(run)
     try:
         own = resolve_run(run, {}, trust_code=trust_code)[1]
+        extension = _extension(own, overrides)
         chapters, new = _prepare(own, extension, run)
         extension = extension.model_copy(update={"optim": new.config.optim})
         extended = own.model_copy(update={"extensions": (*own.extensions, extension)})

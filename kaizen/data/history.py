@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from kaizen.data.load import Stream
 from kaizen.errors import ConfigError
 from kaizen.run.checkpoint import write_json
@@ -50,11 +48,9 @@ class Record:
 
 def record_of(stream: Stream, source: str, digest: str) -> Record:
     """The record of a stream's own tasks."""
-    own = range(stream.first, len(stream.tasks))
     tasks = []
-    for number in own:
-        task = stream.tasks[number]
-        labels = np.unique(stream.labels[task.train]).tolist()
+    for number in range(stream.first, len(stream.tasks)):
+        task, labels = stream.tasks[number], stream.labels_of(number)
         taught = tuple(label for label in labels if label >= 0)
         tasks.append(TaskRecord(task.name, task.classes, len(task.train), len(task.test), taught, len(labels)))
     mean, std = (tuple(moment.tolist()) for moment in stream.moments)

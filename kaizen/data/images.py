@@ -117,12 +117,13 @@ def upright_rgb(image: "Image.Image", background: str = "white") -> tuple["Image
     Raises:
         ValueError: its pixels have no fixed range.
     """
-    from PIL import Image, ImageOps
+    from PIL import ExifTags, Image, ImageOps
 
     _check_range(image)
     image.load()
     bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))[0]
-    image = ImageOps.exif_transpose(image)  # a copy, as the image may be the caller's
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)  # a copy, as the image may be the caller's
     if image.mode.startswith("I"):
         image = _eight_bits(image, 2**bits - 1)
     if image.mode.endswith("A") or "transparency" in image.info:

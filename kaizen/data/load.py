@@ -63,14 +63,14 @@ class Stream:
         """Training images of each task."""
         return [len(task.train) for task in self.tasks[self.first :]]
 
-    def taught(self, task: int) -> frozenset[int]:
-        """Classes of the labels that the run has seen after a task (-1: none)."""
-        labels = np.unique(np.concatenate([self.labels[part.train] for part in self.tasks[: max(0, task + 1)]] or [[]]))
-        return self.known.union(labels[labels >= 0].astype(int).tolist()) if task >= 0 else frozenset()
+    def labels_of(self, task: int) -> list[int]:
+        """The different labels, -1 among them, that the task's images have as the run sees them, ascending."""
+        return [int(label) for label in np.unique(self.labels[self.tasks[task].train])]
 
-    def groups_of(self, task: int) -> int:
-        """Number of classes, -1 among them, that the task's images have as the run sees them."""
-        return len(np.unique(self.labels[self.tasks[task].train]))
+    def taught(self, task: int) -> frozenset[int]:
+        """Classes of the labels that the run has seen after a task of this source."""
+        seen = (label for number in range(self.first, task + 1) for label in self.labels_of(number))
+        return self.known.union(label for label in seen if label >= 0)
 
 
 def load_stream(

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from kaizen.config.schema import Config
-from kaizen.data.chapters import Chapters
+from kaizen.data.chapters import NONE, Chapters
 from kaizen.data.load import Stream
 from kaizen.data.replay import Memory
 from kaizen.errors import ConfigError, TrainingFailed
 from kaizen.evaluation.features import extract_features, rankme
 from kaizen.evaluation.metrics import PROTOCOLS, mean
-from kaizen.evaluation.questions import NONE, accuracies, asking, constant, teaching
+from kaizen.evaluation.questions import accuracies, asking, constant, teaching
 from kaizen.evaluation.readers import REGISTRY, Check, Evidence, reader_class
 from kaizen.evaluation.readers.classifier import Classifier
 from kaizen.model.learner import Network

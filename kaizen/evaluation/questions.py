@@ -6,10 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from kaizen.data.chapters import Chapter
+from kaizen.data.chapters import NONE, Chapter
 from kaizen.evaluation.metrics import cannot_name
-
-NONE = np.empty(0, dtype=np.int64)
 
 
 class Rows(NamedTuple):

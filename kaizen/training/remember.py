@@ -62,7 +62,7 @@ def check_budget(config: Config, stream: Stream) -> None:
     groups, needed, each = stream.groups, 0, image_bytes(config, stream)
     for number in range(stream.first, len(stream.tasks)):
         if config.replay.policy != "none":
-            groups += 1 if config.replay.policy == "reservoir" else stream.groups_of(number)
+            groups += 1 if config.replay.policy == "reservoir" else len(stream.labels_of(number))
         needed = max(needed, groups * each + kept_bytes(config, stream, number, features))
     if budget < needed:
         kept = f" and {kept_bytes(config, stream, len(stream.tasks) - 1, features)} of statistics" if keep else ""
