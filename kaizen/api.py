@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import kaizen.config.schema as schema
 from kaizen.cli.resolve import default_directory, resolve
+from kaizen.cli.shipped import preset_of
 from kaizen.config.yaml import dump_yaml
 from kaizen.errors import ConfigError
 from kaizen.run.places import user_path
@@ -50,7 +51,7 @@ class Config:
         }
         file = Path(recipe).expanduser()
         if preset is None and file.is_file():
-            preset = schema.read_header(file.read_text(encoding="utf-8"))[1]
+            preset = preset_of(str(file))
             name, keys = resolve(str(file.absolute()), given)
         else:
             name, keys = resolve(str(recipe), given, preset)

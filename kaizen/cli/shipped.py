@@ -64,6 +64,13 @@ def read_recipe(recipe: str) -> tuple[str, dict[str, Any]]:
     return name, content
 
 
+def preset_of(recipe: str) -> str | None:
+    """The preset that the config.yaml of a run names, for the record; None for any other recipe."""
+    file = Path(recipe)
+    is_file = recipe.endswith((".yaml", ".yml")) and file.is_file()
+    return read_header(file.read_text(encoding="utf-8"))[1] if is_file else None
+
+
 def read_preset(preset: str) -> dict[str, dict[str, Any]]:
     """The keys that a preset sets, by section.
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kaizen.cli.resolve import resolve_run
+from kaizen.cli.shipped import preset_of
 from kaizen.cli.trust import OPTION
 from kaizen.commands.parser import Parser
 from kaizen.config.data import DataConfig
-from kaizen.config.schema import READERS, Config, read_header
+from kaizen.config.schema import READERS, Config
 from kaizen.errors import ConfigError
 from kaizen.evaluation.schema import DAMAGED, provenance, read_results
 from kaizen.plugins import HOW
@@ -177,8 +178,8 @@ def _configurations(
     """Origin of a run as in results.json, its configuration, and the configuration for the evaluation."""
     readers = {key: text for key, text in asked.items() if key == "eval.readers"}
     name, own = resolve_run(path, readers, trust_code=trust_code)
-    recipe, preset = read_header((path / "config.yaml").read_text(encoding="utf-8"))
-    described = {"recipe": recipe or name, "preset": preset, "config_hash": own.hash()}
+    preset = preset_of(str(path / "config.yaml"))
+    described = {"recipe": name, "preset": preset, "config_hash": own.hash()}
     # The run exists by now, whatever run.resume was at its start.
     own = own.model_copy(update={"run": own.run.model_copy(update={"resume": "must"})})
     data = resolve_run(path, asked, trust_code=trust_code)[1].data

@@ -11,8 +11,9 @@ from pydantic import ValidationError
 from kaizen.cli.explain import explained
 from kaizen.cli.lists import make_lists
 from kaizen.cli.resolve import derive_tasks, override, parse_arguments, resolve_run, shorten_warmup
+from kaizen.cli.shipped import preset_of
 from kaizen.config.extension import Extension
-from kaizen.config.schema import Config, header, read_header
+from kaizen.config.schema import Config, header
 from kaizen.config.yaml import dump_yaml, parse_yaml
 from kaizen.errors import ConfigError, Stopped
 
@@ -78,7 +79,7 @@ def _extend(run: Path, overrides: dict[str, str], trust_code: bool) -> None:
 
     lock = RunLock(run)
     try:
-        own = resolve_run(run, {}, trust_code=trust_code)[1]
+        recipe, own = resolve_run(run, {}, trust_code=trust_code)
         extension = _extension(own, overrides)
         chapters, new = _prepare(own, extension, run)
         extension = extension.model_copy(update={"optim": new.config.optim})
@@ -89,16 +90,11 @@ def _extend(run: Path, overrides: dict[str, str], trust_code: bool) -> None:
         chapters.write(run)
         code = parse_yaml(file.read_text(encoding="utf-8")).get("code")
         tree = extended.tree() | ({"code": code} if code else {})
-        write_text(file, header(*_origin(file)) + dump_yaml(tree))
+        write_text(file, header(recipe, preset_of(str(file))) + dump_yaml(tree))
         _tell_status(run, new)
     finally:
         lock.release()
     _say(chapters, new, run)
-
-
-def _origin(file: Path) -> tuple[str, str | None]:
-    recipe, preset = read_header(file.read_text(encoding="utf-8"))
-    return recipe or file.parent.name, preset
 
 
 def _extension(own: Config, overrides: dict[str, str]) -> Extension:

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Sequence
 
 from kaizen.cli.resolve import default_directory, left_out, parse_arguments, resolve
+from kaizen.cli.shipped import preset_of
 from kaizen.commands.output import unfailing_output
 from kaizen.errors import ConfigError, KaizenError, Stopped, TrainingFailed
 from kaizen.run.places import user_path
@@ -34,7 +35,8 @@ def _train(tokens: Sequence[str]) -> int:
     try:
         stop.install()
         arguments = parse_arguments(tokens)
-        preset, (recipe, config) = arguments.preset, resolve(*arguments)
+        recipe, config = resolve(*arguments)
+        preset = arguments.preset or preset_of(arguments.recipe)
         path = user_path("run.dir", config.run.dir or default_directory(recipe, preset, config.run.seed))
         stop.watch(path)
         from kaizen.training.trainer import (

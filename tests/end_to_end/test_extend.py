@@ -187,7 +187,10 @@ def test_what_cannot_be_extended_ends_with_one_line(
     assert kaizen(["extend", str(tmp_path / "nothing"), "--data.source", source]) == 2
     assert (run / "config.yaml").read_bytes() == before
     weights = ["--classifier.distill_weight", "class_ratio", "--run.dir", str(tmp_path / "ratio")]
-    assert train([*begun, *weights]) == 0
+    assert train([*begun, *weights, "--preset", "replay"]) == 0
+    # The file of a run names its recipe and preset, and a run that is resumed from it keeps them.
+    assert train([str(tmp_path / "ratio/config.yaml"), "--run.dir", str(tmp_path / "ratio")]) == 0
+    assert [results(tmp_path / "ratio")[key] for key in ("recipe", "preset")] == ["digits", "replay"]
     assert extend(tmp_path / "ratio", source) == 2
     assert "brings no new class in task 2" in capsys.readouterr().err
     assert extend(run, source) == 0
