@@ -29,6 +29,13 @@ class EncoderConfig(Section):
         description="number of first blocks that are not trained, and the stem with them: 1 to 4 stages of a ResNet, "
         "1 to 12 blocks of a ViT; stages or blocks of a timm model",
     )
+    drop_path: float = Field(
+        0,
+        ge=0,
+        lt=1,
+        description="ViTs, and models of timm that have it; share of images that skip a residual branch in training "
+        "(stochastic depth), from 0 at the first block to this at the last",
+    )
     stem: Literal["auto", "cifar", "imagenet"] = Field(
         AUTO,
         description="ResNets; cifar: 3x3 stride 1, no max-pool; imagenet: 7x7 stride 2 with max-pool; auto: cifar for "

@@ -34,6 +34,7 @@ FREE_KEYS = (
 LATER_KEYS: dict[str, Any] = {
     **dict.fromkeys(("data.task_column", "stream.classes", "stream.sizes", "optim.images", "encoder.weights")),
     "encoder.freeze": 0,
+    "encoder.drop_path": 0.0,
 }
 """Keys that earlier versions did not have; with these defaults, which do what those did, they are not hashed."""
 PLACE_KEYS = ("data.source", "data.config", "data.revision")

@@ -119,7 +119,7 @@ class Learner(Network):
             Scalars by name (see TERMS; each process' share, the mean over processes is the global value), and
             detached projections (n, d), one tensor per view.
         """
-        features = encode_all(self.encoder, views)
+        features = encode_all(self.encoder, views, batch.keys)
         projections = [promote(z) for z in forward_all(self.projector, features)]
         read = [f.detach() for f in features[:2]] if self.stop_gradient else features[:2]
         logits = forward_all(self.classifier, read)

@@ -22,7 +22,8 @@ class Batch:
 
     What differs from step to step lies on the device for those who compute there, so that a recorded step need not
     know it. places: int64 (n,), the index of each of this process' images among the images of the task, -1 for replay;
-    label_share: world / labelled; numbers: float64 (k,), the method's (see `Method.schedule`).
+    keys: int64 (n,), the random key of each of them in this step; label_share: world / labelled; numbers: float64 (k,),
+    the method's (see `Method.schedule`).
     """
 
     current: int
@@ -33,6 +34,7 @@ class Batch:
     key: int | Tensor = 0
     phase: Hashable = None
     places: Tensor | None = None
+    keys: Tensor | None = None
     label_share: Tensor | None = None
     numbers: Tensor | None = None
     parts: tuple["Batch", ...] = ()
@@ -49,6 +51,7 @@ class Batch:
             replay=sum(part.replay for part in parts),
             labelled=sum(part.labelled for part in parts),
             places=torch.cat(places) if places else None,
+            keys=None,
             parts=tuple(parts),
         )
 

@@ -147,6 +147,7 @@ class DeviceStep:
             phase=phase,
             key=data.key,
             places=data.places[:n],
+            keys=data.keys[:n],
             label_share=data.label_share,
             numbers=data.method,
         )

@@ -11,7 +11,10 @@ ALIGNED = ["--classifier.align", "statistics", "--classifier.align_steps", "50"]
 USES = {"lump": ["--preset", "lump"], "derpp": ["--preset", "derpp"], "aligned": ALIGNED}
 
 
-@pytest.mark.parametrize("preset", USES)
+# Stored logits lie in the memory's file; the other two keep less, and are slow.
+@pytest.mark.parametrize(
+    "preset", [pytest.param(name, marks=() if name == "derpp" else pytest.mark.slow) for name in USES]
+)
 def test_a_run_killed_in_every_task_ends_byte_for_byte_as_one_that_was_not(
     preset: str, tiny: list[str], launcher: Launcher, tmp_path: Path
 ) -> None:

@@ -5,6 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from accelerate.commands.launch import (
+    _validate_launch_command,
+    launch_command_parser,
+    prepare_simple_launcher_cmd_env,
+)
+
 ROOT, HELPERS = Path(__file__).parents[2], Path(__file__).parent
 
 
@@ -36,6 +42,13 @@ def configured(name: str, *options: str) -> list[str]:
     """accelerate launch with a file of accelerate_configs; port 0: a free one."""
     file = f"accelerate_configs/{name}.yaml"
     return ["accelerate.commands.launch", "--config_file", file, "--main_process_port", "0", *options]
+
+
+def launched_with(file: str) -> dict[str, str]:
+    """What `accelerate launch --config_file FILE` sets in the environment of one process."""
+    given = _validate_launch_command(launch_command_parser().parse_args(["--config_file", file, "train.py"]))[0]
+    environment: dict[str, str] = prepare_simple_launcher_cmd_env(given)[1]
+    return environment
 
 
 def train(kind: str, *arguments: str) -> str:

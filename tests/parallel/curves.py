@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 from runs import COMBINED
+from small_steps import SMALL, WEIGHTS, keys_of
 from torch import Tensor
-from two_processes import SMALL, WEIGHTS, keys_of
 
 import kaizen.evaluation.features
 import kaizen.model.teacher

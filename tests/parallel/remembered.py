@@ -1,17 +1,14 @@
-"""Run by test_remembered_parallel.py on two processes: terms and gradients of two processes and of one, in float64.
+"""Part of two_processes.py: mixed images and stored logits on two processes and on one, in float64.
 
-usage: remembered.py OUT; rank r writes its relative gaps, by what the learner remembers, to OUT/rank-r.json.
+Real steps are compared by test_curves.py.
 """
 
-import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from small_steps import CURRENT, LABELS, REPLAY, SMALL, WEIGHTS, gap, random
 from torch import Tensor
-from two_processes import SMALL, WEIGHTS, gap, random
 
 from kaizen.cli.resolve import parse_arguments, resolve
 from kaizen.model.distillers import build_distiller
@@ -19,15 +16,12 @@ from kaizen.model.learner import TERMS, Learner, Remembered, TeacherOutputs, tot
 from kaizen.parallel import Batch, Parallel
 from kaizen.training.optim import build_optimizer, parameter_groups
 
-CURRENT, REPLAY = 7, 4
-LABELS = torch.tensor([0, -1, -1, -1, 4, 2, 2, -1, 1, 5, 5])
 OTHERS = torch.tensor([-1, -1, 3, 3, -1, 9, 0])
 
 
 def step(parallel: Parallel, world: int, mixes: bool) -> tuple[Tensor, Tensor]:
     """The terms and the whole gradient of a global batch: this process' slice of it, or (world 1) all of it."""
-    arguments = [*SMALL, "--classifier.stop_gradient", "false"]
-    config = resolve(*parse_arguments(arguments))[1]
+    config = resolve(*parse_arguments([*SMALL, "--classifier.stop_gradient", "false"]))[1]
     learner = Learner(config, 10, build_distiller(config.distill)).double().train()
     optimizer = build_optimizer("sgd", parameter_groups(learner, 0.01, 0.01, 0.0), 0.9, 0.02, 0.01)
     wrapped = parallel.prepare(parallel.placed(learner), lambda: optimizer, ())[0] if world > 1 else learner
@@ -55,13 +49,11 @@ def step(parallel: Parallel, world: int, mixes: bool) -> tuple[Tensor, Tensor]:
     return values, gradient
 
 
-if __name__ == "__main__":
-    parallel = Parallel()
-    torch.set_num_threads(1)
+def remembered_gaps(parallel: Parallel) -> dict[str, list[float]]:
+    """Relative gaps of terms and gradient, and the terms, by what the learner remembers."""
     found: dict[str, list[float]] = {}
     for name, mixes in (("mixed", True), ("stored", False)):
         one, two = step(parallel, 1, mixes), step(parallel, parallel.world, mixes)
         found[name] = [gap(*pair) for pair in zip(one, two, strict=True)]
         found[f"{name} terms"] = one[0].tolist()
-    (Path(sys.argv[1]) / f"rank-{parallel.rank}.json").write_text(json.dumps(found))
-    parallel.close()
+    return found

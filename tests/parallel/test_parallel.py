@@ -8,8 +8,8 @@ import pytest
 from conftest import TINY
 from hypothesis import given
 from hypothesis import strategies as st
-from launches import ROOT, configured, finish, start, torchrun
-from runs import COMBINED, snapshots, status_of, wait_for_step
+from launches import ROOT, finish, start, torchrun
+from runs import COMBINED
 from safetensors.numpy import load_file
 
 from kaizen.model.methods import REGISTRY
@@ -34,9 +34,6 @@ def test_shares_of_all_ranks_average_to_the_mean(current: int, replay: int, worl
         if rows := [*batch.slices(rank)[0], *batch.slices(rank)[1]]:
             shares.append(batch.share(values[rows].mean()))
     assert float(sum(shares)) / world == pytest.approx(float(values.mean()), rel=1e-12)
-
-
-TWO = configured("cpu_2")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +63,7 @@ def test_collectives(two: tuple[list[dict[str, Any]], Path]) -> None:
     for rank, found in enumerate(two[0]):
         assert found["rank"] == rank
         checks = {name: value for name, value in found.items() if isinstance(value, bool)}
-        assert len(checks) == 17
+        assert len(checks) == 19
         assert all(checks.values()), checks
 
 
@@ -95,19 +92,20 @@ def test_two_processes_train_the_digits_to_the_end(two: tuple[list[dict[str, Any
     assert len(memory["labels"]) == 40
 
 
-def test_two_processes_that_were_stopped_resume_byte_for_byte(
-    two: tuple[list[dict[str, Any]], Path], arguments: list[str], tmp_path: Path
+def test_mixed_images_and_stored_logits_give_the_terms_and_gradients_of_one_process(
+    two: tuple[list[dict[str, Any]], Path],
 ) -> None:
-    run = tmp_path / "run"
-    command = ["train.py", *arguments, "--run.dir", str(run)]
-    first = start(TWO, *command, ACCELERATE_USE_CPU="1")
-    wait_for_step(run, 8, lambda: first.poll() is None)
-    (run / "stop").touch()
-    first.communicate(timeout=120)
-    assert first.returncode != 0
-    status = status_of(run)
-    assert (status["state"], status["exit_code"]) == ("stopped", 75)
-    assert 8 <= status["step"] < 18
-    assert not (run / "stop").exists()
-    assert "processes           2\n" in finish(start(TWO, *command, ACCELERATE_USE_CPU="1"))
-    assert snapshots(run) == snapshots(two[1])
+    for found in two[0]:
+        for name in ("mixed", "stored"):
+            assert len(found[name]) == 2
+            assert max(found[name]) < 1e-9, (name, found[name])
+            ssl, distill, classifier, classifier_distill = found[f"{name} terms"]
+            assert min(ssl, distill, classifier) > 0
+            assert (classifier_distill > 0) == (name == "stored")
+
+
+def test_two_processes_that_were_stopped_resume_byte_for_byte(two: tuple[list[dict[str, Any]], Path]) -> None:
+    """In the same processes; test_failure.py kills them and starts new ones."""
+    for found in two[0]:
+        assert found["stopped"], "by the file, with its status"
+        assert found["resumed"]

@@ -13,7 +13,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from evaluation_agrees import evaluation_agrees
-from runs import COMBINED, in_epoch
+from remembered import remembered_gaps
+from runs import COMBINED, in_epoch, snapshots, status_of, wait_for_step
+from small_steps import CURRENT, LABELS, REPLAY, SMALL, WEIGHTS, gap, keys_of, random
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
@@ -32,34 +34,9 @@ from kaizen.parallel.collectives import gather_alike
 from kaizen.training.measures import projection_rankme, projection_std
 from kaizen.training.optim import build_optimizer, parameter_groups
 
-SMALL = ["digits", "--encoder.width", "4", "--classifier.hidden", "[12]"]
-SMALL += ["--method.projector_hidden", "16", "--method.projector_out", "8", "--distill.hidden", "16"]
-CURRENT, REPLAY = 7, 4
-LABELS = torch.tensor([0, -1, -1, -1, 4, 2, 2, -1, 1, 5, 5])
-PREDICTOR, QUEUE = ("--method.predictor_hidden", "16"), ("--method.queue_size", "9")
-PROTOTYPES = ("--method.prototypes", "5")
-KEYS = {
-    "simclr": ("--method.temperature", "0.2"),
-    "mocov2plus": QUEUE,
-    "nnclr": (*QUEUE, *PREDICTOR),
-    "byol": PREDICTOR,
-    "simsiam": PREDICTOR,
-    # With too few rows per dimension the covariance is nearly singular and rounding errors grow without bounds.
-    "wmse": ("--method.projector_out", "4"),
-    "swav": (*QUEUE, *PROTOTYPES, "--method.queue_epoch", "3"),
-    "deepclusterv2": PROTOTYPES,
-    "dino": PROTOTYPES,
-    "ressl": QUEUE,
-    "lejepa": ("--method.directions", "64"),
-}
-WEIGHTS = {"ssl": 1.0, "distill": 0.7, "classifier": 1.3, "classifier_distill": 2.0}
 STEPS = 5
 """Enough to fill the queues and to wrap around."""
 NAMES = ("terms", "gradient")
-
-
-def random(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def gather_checks(parallel: Parallel) -> dict[str, bool]:
@@ -129,10 +106,6 @@ class Training:
 
     def state(self) -> Tensor:
         return torch.cat([t.detach().flatten().double() for t in self.learner.state_dict().values()])
-
-
-def gap(one: Tensor, two: Tensor) -> float:
-    return float((one - two).norm() / one.norm())
 
 
 def training_gaps(parallel: Parallel, *method: str) -> dict[str, float]:
@@ -258,11 +231,23 @@ def late_files(parallel: Parallel, out: Path) -> bool:
     return False
 
 
+def stops_and_resumes(parallel: Parallel, arguments: list[str], whole: Path, run: Path) -> dict[str, bool]:
+    """A run that a file stops, and that goes on, ends with the snapshots of the run in `whole`."""
+    arguments = [*arguments[:-1], str(run)]
+    asking = threading.Thread(target=lambda: (wait_for_step(run, 8, lambda: True), (run / "stop").touch()))
+    if parallel.is_main:
+        asking.start()
+    stopped, status = main(arguments), status_of(run)
+    position = status["state"], status["exit_code"], 8 <= status["step"] < 18
+    gone = not (run / "stop").exists()
+    parallel.every("")  # no process goes on before both have looked
+    return {
+        "stopped": stopped == 75 and position == ("stopped", 75, True) and gone,
+        "resumed": main(arguments) == 0 and snapshots(run) == snapshots(whole),
+    }
+
+
 EVERY = {name: ("--method.name", name) for name in REGISTRY} | COMBINED
-
-
-def keys_of(chosen: tuple[str, ...]) -> tuple[str, ...]:
-    return (*chosen, *KEYS.get(chosen[1], ()))
 
 
 if __name__ == "__main__":
@@ -279,5 +264,7 @@ if __name__ == "__main__":
         "evaluation": evaluation_agrees(parallel, arguments, out / "evaluated"),
         "methods": {name: training_gaps(parallel, *keys_of(chosen)) for name, chosen in EVERY.items()},
     }
+    found |= remembered_gaps(parallel)
     found["exit code"] = main(arguments)
+    found |= stops_and_resumes(parallel, arguments, out / "run", out / "stopped")
     (out / f"rank-{parallel.rank}.json").write_text(json.dumps(found))

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from launches import configured, finish, start
+from accelerate.state import AcceleratorState
+from launches import launched_with
 from runs import log_of, settings_of
 from sessions import begin, small
 
@@ -17,17 +18,21 @@ ADDITIVE = ["--encoder.norm", "group", "--classifier.stop_gradient", "false", "-
 ADDITIVE += ["--distill.name", "none", "--classifier.distill_weight", "0", "--labels.fraction", "0.4"]
 
 
+@pytest.mark.usefixtures("accelerate_anew")
 def test_parts_add_up_to_the_step_of_the_whole_batch(
-    tiny: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Sets the number of parts as documented, which works with every file of accelerate_configs."""
     runs = {name: tmp_path / name for name in ("whole", "parts")}
     arguments = [*tiny, *ADDITIVE, "--optim.epochs", "1", "--optim.warmup_epochs", "0", "--stream.tasks", "2"]
     assert main([*arguments, "--run.dir", str(runs["whole"])]) == 0
     assert "accumulation        1 part per step\n" in capfd.readouterr().out
-    command = ["train.py", *arguments, "--run.dir", str(runs["parts"])]
-    printed = finish(start(configured("cpu"), *command, ACCELERATE_GRADIENT_ACCUMULATION_STEPS="3"))
-    assert "accumulation        3 parts per step\n" in printed
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "3")
+    for name, value in launched_with("accelerate_configs/cpu.yaml").items():
+        monkeypatch.setenv(name, value)
+    assert main([*arguments, "--run.dir", str(runs["parts"])]) == 0
+    assert "accumulation        3 parts per step\n" in capfd.readouterr().out
     whole, parts = (log_of(run) for run in runs.values())
     assert [line["step"] for line in parts] == [line["step"] for line in whole]
     for step, (one, other) in enumerate(zip(whole, parts, strict=True)):

@@ -17,9 +17,13 @@ from kaizen.model.methods import REGISTRY
 from kaizen.parallel import Parallel
 from kaizen.training.recording import Recorder, _cause, check_recording
 
-STEPS = 12
+STEPS = 10
 BATCH = ["--optim.batch", "90", "--optim.epochs", "3"]
 """Five steps per epoch: in each phase three ordinary steps, then two replayed ones."""
+SHALLOW = ["--encoder.name", f"{Path(__file__).parents[1]}/examples/own_encoder.py:Tiny"]
+"""An encoder of two layers, for what depends on the method alone."""
+VIT = ("--encoder.name", "vit_tiny", "--encoder.width", "64", "--encoder.patch", "8")
+DROPPING = (*VIT, "--encoder.drop_path", "0.4")
 
 
 @pytest.fixture
@@ -48,7 +52,7 @@ def test_replayed_steps_equal_ordinary_ones(name: str, tmp_path: Path) -> None:
     """Rates, tau, labels, keys and temperatures differ from step to step; the operations may not."""
     chosen = COMBINED.get(name, ("--method.name", name))
     method = chosen[1]
-    arguments = [*chosen, *more_of(method), *BATCH]
+    arguments = [*chosen, *more_of(method), *BATCH, *([] if name in ("mocov2plus", "swav") else SHALLOW)]
     for task in (1, 0) if name in ("mocov2plus", "osiris") else (1,):
         ordinary = begin(arguments, tmp_path, task=task)
         expected = terms_of(ordinary, STEPS)
@@ -66,13 +70,15 @@ def test_replayed_steps_equal_ordinary_ones(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize(
-    ("keys", "stored"), [(("--replay.mix", "lump"), True), (("--classifier.distill", "stored_logits"), False)]
+    ("keys", "stored"),
+    [(("--replay.mix", "lump"), True), (("--classifier.distill", "stored_logits"), False), (DROPPING, False)],
 )
-def test_steps_with_mixed_images_or_stored_logits_are_replayed_too(
-    keys: tuple[str, str], stored: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_steps_with_mixed_images_or_stored_logits_or_dropped_branches_are_replayed_too(
+    keys: tuple[str, ...], stored: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Shares, partners and rows of the memory differ from step to step, whether or not the device has the images."""
-    arguments = ["--method.name", "mocov2plus", *more_of("mocov2plus"), *BATCH, *keys]
+    """Shares, partners, rows of the memory and draws differ from step to step, wherever the images are."""
+    encoder = [] if keys == DROPPING else SHALLOW
+    arguments = ["--method.name", "mocov2plus", *more_of("mocov2plus"), *BATCH, *encoder, *keys]
     ordinary = begin(arguments, tmp_path)
     expected = terms_of(ordinary, STEPS)
     assert all(len({terms[number] for terms in expected}) == STEPS for number in (0, 2, 3))

@@ -13,6 +13,7 @@ from torchvision.models.resnet import conv1x1
 from kaizen.config.encoder import EncoderConfig
 from kaizen.model.networks.base import Encoder, build_own
 from kaizen.model.networks.blocks import freeze
+from kaizen.model.networks.drop_path import key_drop_paths
 from kaizen.model.networks.fit import kind_of
 from kaizen.model.networks.norm import normalised
 
@@ -123,6 +124,7 @@ def build_encoder(config: EncoderConfig, image_size: int | None = None) -> Encod
         image_size: side of the images in pixels; our ResNets take any.
     """
     encoder = cast(Encoder, _built(config, image_size))
+    key_drop_paths(encoder)
     freeze(encoder, config.freeze)
     if kind_of(config.name) != "own":  # which says so itself
         encoder.mixes_images = any(isinstance(part, _BatchNorm) for part in encoder.modules())
@@ -139,8 +141,8 @@ def _built(config: EncoderConfig, image_size: int | None) -> nn.Module:
     if kind == "timm":
         from kaizen.model.networks.timm_encoder import build_timm
 
-        return build_timm(config.name, image_size)
+        return build_timm(config.name, image_size, config.drop_path)
     assert config.patch is not None
     from kaizen.model.networks.vit import ViT
 
-    return ViT(config.name, image_size, config.patch)
+    return ViT(config.name, image_size, config.patch, config.drop_path)

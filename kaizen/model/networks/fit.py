@@ -6,8 +6,13 @@ from kaizen.config.types import AUTO
 from kaizen.errors import ConfigError
 from kaizen.plugins import own_class
 
-KEYS = {"resnet": ("stem", "stem_padding", "norm", "width"), "vit": ("patch",), "timm": (), "own": ()}
-"""Keys that apply to one kind of encoder alone."""
+KEYS = {
+    "resnet": ("stem", "stem_padding", "norm", "width"),
+    "vit": ("patch", "drop_path"),
+    "timm": ("drop_path",),
+    "own": (),
+}
+"""Keys that do not apply to every kind of encoder."""
 BLOCKS = {"resnet": 4, "vit": 12, "own": 0}
 """Stages or blocks that can be frozen."""
 NO_STEM = "cifar"
@@ -75,7 +80,7 @@ def _without_others_keys(config: Config, kind: str) -> Config:
     encoder = config.encoder
     if kind != "resnet" and encoder.stem == AUTO:
         encoder = encoder.model_copy(update={"stem": NO_STEM})
-    for key in (key for other, keys in KEYS.items() if other != kind for key in keys):
+    for key in sorted({key for keys in KEYS.values() for key in keys} - {*KEYS[kind]}):
         found, default = getattr(encoder, key), EncoderConfig.model_fields[key].default
         default = NO_STEM if key == "stem" else default
         if found != default:
@@ -90,7 +95,7 @@ def _fit_timm(config: Config, size: int) -> int:
     from kaizen.model.networks.timm_encoder import probe
 
     crops = {view.size for view in config.views if view.size is not None} - {size}
-    return probe(config.encoder.name, size, tuple(sorted(crops))).blocks
+    return probe(config.encoder.name, size, tuple(sorted(crops)), config.encoder.drop_path).blocks
 
 
 def _with_patch(config: Config, size: int) -> Config:

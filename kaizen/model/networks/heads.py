@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kaizen.model.networks.drop_path import dropping
 from kaizen.model.networks.norm import takes_views_together, views_apart
 
 
@@ -78,19 +79,24 @@ def forward_all(module: nn.Module, views: Sequence[Tensor]) -> list[Tensor]:
     return [module(view) for view in views]
 
 
-def encode_all(encoder: nn.Module, views: Sequence[Tensor]) -> list[Tensor]:
+def encode_all(encoder: nn.Module, views: Sequence[Tensor], keys: Tensor | None = None) -> list[Tensor]:
     """Features of each view; a GPU takes successive views of one size in one call, where their statistics stay apart.
 
     The results are the same to rounding; the GPU has fewer and larger kernels to run.
+
+    Args:
+        keys: int64 (n,), of the images, by which some skip branches of an encoder with stochastic depth; None: none do.
     """
     device = views[0].device
     # Only our ResNets tell their BatchNorms which images belong to which view.
     apart = getattr(encoder, "keeps_views_apart", False) and takes_views_together(encoder, device)
-    if device.type != "cuda" or (encoder.mixes_images and not apart):
-        return forward_all(encoder, views)
+    alone = device.type != "cuda" or (encoder.mixes_images and not apart)
     features: list[Tensor] = []
-    for _, alike in groupby(views, key=lambda view: view.shape):
-        together = list(alike)
-        with views_apart(len(together)):
-            features += encoder(torch.cat(together) if len(together) > 1 else together[0]).chunk(len(together))
+    for _, alike in groupby(enumerate(views), key=lambda pair: pair[0] if alone else pair[1].shape):
+        numbers, together = zip(*alike, strict=True)
+        with views_apart(len(together)), dropping(encoder, keys, numbers):
+            if len(together) == 1:
+                features.append(encoder(together[0]))
+            else:
+                features += encoder(torch.cat(together)).chunk(len(together))
     return features

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kaizen.config.encoder import TIMM
 from kaizen.errors import ConfigError
 from kaizen.model.networks.blocks import count_blocks, repeated_blocks
+from kaizen.model.networks.drop_path import dropping, key_drop_paths
 
 RATES = ("p", "drop_prob", "drop_rate", "drop_path_rate", "attn_drop_rate", "attn_drop", "dropout", "dropout_p")
 """Attributes in which models keep a probability of dropout; with "p", those of torch's own dropout."""
@@ -47,35 +48,35 @@ class _Draws(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def build_timm(name: str, size: int) -> nn.Module:
+def build_timm(name: str, size: int, drop_path: float = 0) -> nn.Module:
     """The model timm:NAME for images of that side, initialised from torch's global generator; (n, 3, h, w) -> (n, d).
 
-    Dropout of any kind inside it is off, as its draws would not repeat when a run resumes.
+    Dropout inside it is off, as its draws would not repeat when a run resumes; those of `drop_path` do.
     """
-    feature_dim = probe(name, size).feature_dim
-    model: nn.Module = _equipped(_made(name.removeprefix(TIMM), size), feature_dim)
+    feature_dim = probe(name, size, (), drop_path).feature_dim
+    model: nn.Module = _equipped(_made(name.removeprefix(TIMM), size, drop_path), feature_dim)
     return model
 
 
 @lru_cache(maxsize=32)
-def probe(name: str, size: int, crops: tuple[int, ...] = ()) -> Probed:
+def probe(name: str, size: int, crops: tuple[int, ...] = (), drop_path: float = 0) -> Probed:
     """Try the model timm:NAME on images of that side, and on small crops of other sides, without computing anything.
 
     Raises:
         ConfigError: timm has no such model, it does not take these sizes, it does not give one vector of features per
-            image, it draws random numbers, or its norms do not work on several processes.
+            image, it draws random numbers, its norms do not work on several processes, or no branch can be dropped.
     """
     arch = name.removeprefix(TIMM)
     _check_name(arch)
     try:
         with torch.device("meta"):
-            model = _made(arch, size)
+            model = _made(arch, size, drop_path)
         dim = _tried(model, name, (size, *crops), "meta")
     except ConfigError:
         raise
     except Exception:
         # Some models compute with numbers of tensors while they are built, which meta tensors do not have.
-        model = _built(name, arch, size)
+        model = _built(name, arch, size, drop_path)
         dim = _tried(model, name, (size, *crops), "cpu")
     if bad := sorted({type(part).__name__ for part in model.modules() if type(part).__name__.startswith(LOCAL_NORMS)}):
         problem = f"is {name}, whose {bad[0]} cannot take its statistics from the batch of all processes"
@@ -98,21 +99,25 @@ def _check_name(arch: str) -> None:
         raise ConfigError("encoder.name", f"is '{TIMM}{arch}', and timm has no such weights; allowed: {allowed}")
 
 
-def _built(name: str, arch: str, size: int) -> nn.Module:
+def _built(name: str, arch: str, size: int, drop_path: float) -> nn.Module:
     try:
         with torch.random.fork_rng(devices=[]):
-            return _made(arch, size)
+            return _made(arch, size, drop_path)
+    except ConfigError:
+        raise
     except Exception as error:
         problem = f"is {name}, which cannot be built for images of {size} pixels: {_brief(error)}"
         raise ConfigError("encoder.name", f"{problem}; allowed: another model, or another data.image_size") from None
 
 
-def _made(arch: str, size: int) -> nn.Module:
+def _made(arch: str, size: int, drop_path: float) -> nn.Module:
     """The model without its last layer and without dropout, for images of that side if it has one of its own."""
     import timm
 
     # Models with position embeddings need the side; some of them can interpolate those for small crops.
-    tries: list[dict[str, Any]] = [{"img_size": size, "dynamic_img_size": True}, {"img_size": size}, {}]
+    sides: list[dict[str, Any]] = [{"img_size": size, "dynamic_img_size": True}, {"img_size": size}, {}]
+    rate = {"drop_path_rate": drop_path} if drop_path else {}
+    tries = [side | rate for side in sides] + ([{}] if rate else [])
     for options in tries:
         try:
             with warnings.catch_warnings():
@@ -123,6 +128,9 @@ def _made(arch: str, size: int) -> nn.Module:
                 raise
             continue
         break
+    if not key_drop_paths(model) and drop_path:
+        problem = f"is {drop_path}, and {TIMM}{arch} has no branches of stochastic depth; allowed: 0"
+        raise ConfigError("encoder.drop_path", problem)
     for part in model.modules():
         for attribute in RATES[not isinstance(part, nn.modules.dropout._DropoutNd) :]:
             if isinstance(getattr(part, attribute, None), float):
@@ -135,8 +143,11 @@ def _tried(model: nn.Module, name: str, sides: tuple[int, ...], device: str) -> 
     dims = set()
     for side in sides:
         try:
-            with _Draws() as draws, torch.no_grad():
+            keys = torch.zeros(2, dtype=torch.int64, device=device)
+            with _Draws() as draws, torch.no_grad(), dropping(model, keys, [0]):
                 out = model.train()(torch.zeros(2, 3, side, side, device=device))
+        except ConfigError:
+            raise
         except Exception as error:
             if device == "meta":
                 raise

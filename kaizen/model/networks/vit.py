@@ -16,7 +16,7 @@ class ViT(VisionTransformer):
     plain = ("cls_token", "pos_embed")
     block_names = (Block.__name__,)
 
-    def __init__(self, name: str, image_size: int, patch: int) -> None:
+    def __init__(self, name: str, image_size: int, patch: int, drop_path: float = 0) -> None:
         dim, heads = SIZES[name]
         super().__init__(
             img_size=image_size,
@@ -26,5 +26,6 @@ class ViT(VisionTransformer):
             num_heads=heads,
             num_classes=0,
             dynamic_img_size=True,
+            drop_path_rate=drop_path,
         )
         self.feature_dim = dim
