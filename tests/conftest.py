@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import socket
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,10 +85,15 @@ def _signals() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def _train(arguments: Sequence[str]) -> None:
+def _train(arguments: Sequence[str], environment: dict[str, str], printed: str) -> None:
     from kaizen.commands.train import main
 
-    os._exit(main(arguments))
+    os.environ.update(environment)
+    if printed:
+        os.dup2(os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
+    code = main(arguments)
+    sys.stdout.flush()
+    os._exit(code)
 
 
 class Launcher:
@@ -96,10 +103,27 @@ class Launcher:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["kaizen.training.trainer", "kaizen.commands.train", "sklearn.datasets"])
 
-    def start(self, arguments: Sequence[str]) -> multiprocessing.Process:
-        process = self._context.Process(target=_train, args=(list(arguments),), daemon=True)
+    def start(self, arguments: Sequence[str], printed: str = "", **environment: str) -> multiprocessing.Process:
+        """Start a run, which prints to the file `printed`, if one is given."""
+        process = self._context.Process(target=_train, args=(list(arguments), environment, printed), daemon=True)
         process.start()
         return process
+
+    def start_several(self, world: int, arguments: Sequence[str], printed: str = "") -> list[multiprocessing.Process]:
+        """Start a run of several processes with what torchrun sets for them, by rank."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        shared |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "ACCELERATE_USE_CPU": "1"}
+        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
+        return [self.start(arguments, printed, **shared, **own) for own in ranks]
+
+    def run_several(self, world: int, arguments: Sequence[str], printed: str = "") -> list[int | None]:
+        """A whole run of several processes; their exit codes."""
+        processes = self.start_several(world, arguments, printed)
+        for process in processes:
+            process.join(400)
+        return [process.exitcode for process in processes]
 
     def run(self, arguments: Sequence[str]) -> int | None:
         process = self.start(arguments)

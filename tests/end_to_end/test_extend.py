@@ -1,17 +1,14 @@
 """A run that is extended by new data: only what is new is trained, and it does not matter when what was added."""
 
 import json
-import os
 import shutil
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
+from conftest import Launcher
 from datasets import Dataset, Features, Image, Value
-from launches import finish, start, torchrun
 from PIL import Image as Picture
 from runs import log_of, run_of, snapshots, status_of, wait_for_step
 from sklearn.datasets import load_digits
@@ -147,23 +144,22 @@ def test_two_extensions_are_equal_one_by_one_at_once_and_from_the_beginning(
 
 
 @pytest.mark.slow
-def test_an_extension_by_two_processes_survives_a_kill(begun: list[str], tmp_path: Path) -> None:
+def test_an_extension_by_two_processes_survives_a_kill(begun: list[str], tmp_path: Path, launcher: Launcher) -> None:
     run, whole = run_of(begun), tmp_path / "whole"
     shutil.rmtree(tmp_path / "A")
     assert extend(run, folder(tmp_path / "B", [3, 4, 5]), "--labels.fraction", "0.5") == 0
     assert train(begun) == 0
     assert extend(run, parquet(tmp_path / "C", [6, 7, 8], labelled=0.5), "--optim.epochs", "4") == 0
     shutil.copytree(run, whole)
-    finish(start(torchrun(2), "train.py", *begun, "--run.dir", str(whole), ACCELERATE_USE_CPU="1"))
+    assert launcher.run_several(2, [*begun, "--run.dir", str(whole)]) == [0, 0]
     steps = len(log_of(run))
-    killed = start(torchrun(2), "train.py", *begun, ACCELERATE_USE_CPU="1")
-    wait_for_step(run, steps + 9, lambda: killed.poll() is None)
-    workers = [child for child in psutil.Process(killed.pid).children() if "train.py" in " ".join(child.cmdline())]
-    os.kill(workers[1].pid, signal.SIGKILL)
-    killed.communicate(timeout=200)
-    assert killed.returncode != 0
+    one, other = launcher.start_several(2, begun)
+    wait_for_step(run, steps + 9, one.is_alive)
+    other.kill()
+    one.join(200)
+    assert one.exitcode == 3
     assert list((run / "checkpoints").glob("task-03_*"))
-    finish(start(torchrun(2), "train.py", *begun, ACCELERATE_USE_CPU="1"))
+    assert launcher.run_several(2, begun) == [0, 0]
     assert snapshots(run) == snapshots(whole)
     assert results(run)["readers"] == results(whole)["readers"]
 

@@ -58,12 +58,12 @@ def test_a_run_killed_five_times_ends_byte_for_byte_as_one_that_was_not(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_run_killed_fifty_times_at_any_moment_ends_byte_for_byte_as_one_that_was_not(
+def test_a_run_killed_thirty_times_at_any_moment_ends_byte_for_byte_as_one_that_was_not(
     tiny: list[str], launcher: Launcher, undisturbed: Path
 ) -> None:
     run, moments = run_of(tiny), random.Random(7)
     kills = steps = 0
-    while kills < 50:
+    while kills < 30:
         process = launcher.start(tiny)
         # From the start-up until after several checkpoints; an undisturbed start takes seconds.
         process.join(moments.uniform(0.05, 2.5))
@@ -86,13 +86,13 @@ def test_a_run_killed_fifty_times_at_any_moment_ends_byte_for_byte_as_one_that_w
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_run_asked_twice_to_stop_thirty_times_at_any_moment_saves_within_seconds_and_loses_nothing(
+def test_a_run_asked_twice_to_stop_fifteen_times_at_any_moment_saves_within_seconds_and_loses_nothing(
     tiny: list[str], launcher: Launcher, undisturbed: Path
 ) -> None:
     run, moments = run_of(tiny), random.Random(11)
     tiny = [*tiny, "--eval.readers", "[classifier,linear_probe_seen,linear_probe_all,knn]"]
     stops, slowest, found = 0, 0.0, set()
-    while stops < 30:
+    while stops < 15:
         process = launcher.start(tiny)
         process.join(moments.uniform(0.3, 3.5))
         if process.exitcode is not None:
@@ -144,11 +144,11 @@ def test_asked_to_stop_it_saves_and_goes_on(how: str, tiny: list[str], launcher:
     assert snapshots(run) == snapshots(undisturbed)
 
 
-# A momentum twin with queues, a twin with a head and a centre, and a memory of each task's images; the rest is slow.
+# A momentum twin with queues, and a memory of each task's images; the rest is slow.
 @pytest.mark.parametrize(
     "method",
     [
-        pytest.param(name, marks=() if name in ("mocov2plus", "dino", "deepclusterv2") else pytest.mark.slow)
+        pytest.param(name, marks=() if name in ("mocov2plus", "deepclusterv2") else pytest.mark.slow)
         for name in REGISTRY
         if name != "simclr"
     ]
@@ -159,15 +159,16 @@ def test_every_methods_own_state_comes_back_byte_for_byte(
 ) -> None:
     more = {"swav": ["--method.queue_size", "150", "--method.queue_epoch", "1"], "wmse": ["--optim.lr", "0.2"]}
     method, _, distiller = method.partition(", ")
-    start = [f"digits-{method}", *tiny[1:], *more.get(method, []), "--distill.name", distiller or "auto"]
+    short = ["--stream.tasks", "2", "--optim.batch", "180", "--distill.name", distiller or "auto"]
+    start = [f"digits-{method}", *tiny[1:], *more.get(method, []), *short]
     whole, cut = [*start, "--run.dir", str(tmp_path / "a")], [*start, "--run.dir", str(tmp_path / "b")]
     assert launcher.run(whole) == 0
-    kill_after(launcher, cut, tmp_path / "b", 9, 20)
+    kill_after(launcher, cut, tmp_path / "b", 10)  # in the second task
     assert launcher.run(cut) == 0
     assert snapshots(tmp_path / "a") == snapshots(tmp_path / "b")
     lines = [log_of(tmp_path / name) for name in ("a", "b")]
     assert [line["loss/total"] for line in lines[0]] == [line["loss/total"] for line in lines[1]]
-    held = load_file(tmp_path / "a/tasks/task-04/method.safetensors")
+    held = load_file(tmp_path / "a/tasks/task-01/method.safetensors")
     gone = tuple(f"method.{name}" for name in method_class(method).of_one_task)
     assert not [name for name in held if gone and name.startswith(gone)]
     assert any(name.startswith("twin.") for name in held) == bool(method_class(method).twin_views)

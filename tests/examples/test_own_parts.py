@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Launcher
-from launches import ROOT, finish, start, torchrun
+from launches import ROOT
 from runs import log_of, short, snapshots, status_of, wait_for_step
 
 from kaizen import load_model
@@ -268,9 +268,11 @@ def test_the_hash_of_a_configuration_does_not_know_where_the_files_are(tmp_path:
 
 
 @pytest.mark.slow
-def test_two_processes_train_own_parts_as_one_does(arguments: list[str], trained: Path, tmp_path: Path) -> None:
+def test_two_processes_train_own_parts_as_one_does(
+    arguments: list[str], trained: Path, tmp_path: Path, launcher: Launcher
+) -> None:
     path = tmp_path / "run"
-    finish(start(torchrun(2), "train.py", *arguments, "--run.dir", str(path), ACCELERATE_USE_CPU="1"))
+    assert launcher.run_several(2, [*arguments, "--run.dir", str(path)]) == [0, 0]
     ones, twos = ([line["loss/total"] for line in log_of(place)] for place in (trained, path))
     assert twos[:3] == pytest.approx(ones[:3], rel=1e-4)
     assert os.listdir(path / "tasks") == os.listdir(trained / "tasks")

@@ -49,12 +49,3 @@ def launched_with(file: str) -> dict[str, str]:
     given = _validate_launch_command(launch_command_parser().parse_args(["--config_file", file, "train.py"]))[0]
     environment: dict[str, str] = prepare_simple_launcher_cmd_env(given)[1]
     return environment
-
-
-def train(kind: str, *arguments: str) -> str:
-    """A whole run on "1", "2" or "4" processes with DDP, or on two with "fsdp"; returns what it printed."""
-    if kind == "fsdp":
-        launcher = configured("fsdp2", "--num_processes", "2", "--mixed_precision", "no")
-        return finish(start(launcher, "tests/parallel/fsdp.py", *arguments))
-    launcher = torchrun(int(kind)) if kind != "1" else []
-    return finish(start(launcher, "train.py", *arguments, ACCELERATE_USE_CPU="1"))

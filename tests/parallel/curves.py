@@ -31,7 +31,7 @@ from kaizen.training.step import Stepper
 VIEWS = DeviceStep.views
 MEMORIES = {"lump": ("--replay.mix", "lump"), "stored_logits": ("--classifier.distill", "stored_logits")}
 """Uses of the memory other than replay."""
-FIRST, SECOND = 4, 16
+FIRST, SECOND = 4, 10
 """Steps of task 0, and of task 1 with teacher, distillers and replay."""
 
 

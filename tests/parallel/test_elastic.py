@@ -7,8 +7,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from conftest import TINY
-from launches import train
+from conftest import TINY, Launcher
+from launches import configured, finish, start
 from runs import log_of
 from safetensors.torch import load_file
 
@@ -36,19 +36,27 @@ Runs = Callable[[str], Path]
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, cache: str) -> Runs:
+def whole(tmp_path_factory: pytest.TempPathFactory, cache: str, launcher: Launcher) -> Runs:
     """The undisturbed run of each kind, made at its first use."""
-    return _made(tmp_path_factory.mktemp("whole"), cache)
+    return _made(tmp_path_factory.mktemp("whole"), cache, launcher)
 
 
-def _made(folder: Path, data: str) -> Runs:
+def train(launcher: Launcher, kind: str, printed: Path, *arguments: str) -> str:
+    """A whole run on "1", "2" or "4" processes with DDP, or on two with "fsdp"; returns what it printed."""
+    if kind == "fsdp":
+        configuration = configured("fsdp2", "--num_processes", "2", "--mixed_precision", "no")
+        return finish(start(configuration, "tests/parallel/fsdp.py", *arguments))
+    assert launcher.run_several(int(kind), arguments, str(printed)) == [0] * int(kind)
+    return printed.read_text()
+
+
+def _made(folder: Path, data: str, launcher: Launcher) -> Runs:
     @cache
     def run(kind: str) -> Path:
         sharded = ["--teacher.shard", "true"] if kind == "fsdp" else []
         path = folder / kind
-        (folder / f"{kind}.txt").write_text(
-            train(kind, *RUN, *sharded, "--data.cache_dir", data, "--run.dir", str(path))
-        )
+        arguments = [*RUN, *sharded, "--data.cache_dir", data, "--run.dir", str(path)]
+        (folder / f"{kind}.txt").write_text(train(launcher, kind, folder / f"{kind}.out", *arguments))
         return path
 
     return run
@@ -87,10 +95,10 @@ def test_fsdp_gives_the_losses_of_ddp_and_each_process_has_half_of_the_state(who
                 assert following == pytest.approx(followed / 2, rel=0.02)
 
 
-@pytest.mark.parametrize(
-    ("before", "after"), [("1", "2"), ("2", "1"), ("2", "4"), ("4", "2"), ("fsdp", "2"), ("2", "fsdp")]
-)
-def test_a_run_resumes_under_another_launch(before: str, after: str, whole: Runs, cache: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("before", "after"), [("1", "2"), ("2", "1"), ("4", "2"), ("fsdp", "2"), ("2", "fsdp")])
+def test_a_run_resumes_under_another_launch(
+    before: str, after: str, whole: Runs, cache: str, tmp_path: Path, launcher: Launcher
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(whole(before), run)
     shutil.rmtree(run / "tasks" / "task-01")
@@ -98,7 +106,7 @@ def test_a_run_resumes_under_another_launch(before: str, after: str, whole: Runs
         if path.name > FOUND:
             shutil.rmtree(path)
     assert (run / "checkpoints" / FOUND).is_dir()
-    printed = train(after, *RUN, "--data.cache_dir", cache, "--run.dir", str(run))
+    printed = train(launcher, after, tmp_path / "printed", *RUN, "--data.cache_dir", cache, "--run.dir", str(run))
     assert "the run resumes, but not bit for bit" in printed
     expected, found = curve(whole(before)), curve(run)
     assert len(found) == len(expected) == STEPS

@@ -19,14 +19,14 @@ def memory() -> int:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_two_thousand_steps_over_twenty_tasks(cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thousand_steps_over_twenty_tasks(cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     arguments = ["digits", *TINY, "--stream.kind", "data", "--stream.tasks", "20", "--encoder.width", "2"]
     arguments += [
         "--optim.batch",
         "14",
         "--optim.epochs",
-        "20",
+        "10",
         "--optim.lr",
         "0.1",
         "--replay.batch",
@@ -49,7 +49,7 @@ def test_two_thousand_steps_over_twenty_tasks(cache: str, tmp_path: Path, monkey
     assert len(found) == 20
     assert len(list((run / "tasks").iterdir())) == 20
     steps = len((run / "log.jsonl").read_text().splitlines()) * 50
-    assert steps >= 2000
+    assert steps >= 1000
     (early, _, _), (late, _, _) = found[2], found[-1]
     assert late - early < max(0.05 * early, 20 * 2**20), f"{early / 2**20:.1f} MB became {late / 2**20:.1f} MB"
     assert len({files for _, files, _ in found[1:]}) == 1, "open files are constant"
