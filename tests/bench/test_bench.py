@@ -243,6 +243,7 @@ def test_a_profile_names_what_takes_most(tmp_path: Path) -> None:
     assert "convolution" in " ".join(top["name"] for top in found["top"])
 
 
+@pytest.mark.slow
 def test_a_whole_recipe_tells_the_hours_of_its_own_epochs(tmp_path: Path) -> None:
     config = configured("simclr", "--optim.epochs", "50", "--eval.readers", "[classifier]", "--log.every_steps", "1")
     found = measure_whole("digits", config, 2, True, Parallel())

@@ -159,6 +159,7 @@ exit 1
     assert run([*sweep, "--only", "1", "--launcher", str(script)], COMMANDS) == 3, "the file is from an earlier start"
 
 
+@pytest.mark.slow
 def test_a_file_named_stop_ends_a_sweep_and_a_launcher_is_stopped_by_a_file_too(tmp_path: Path, cache: str) -> None:
     """The launcher is `env`, which is not a plain process: a signal would kill it before it saves."""
     line = shlex.join(["digits", *TINY, "--data.cache_dir", cache])

@@ -47,6 +47,7 @@ def test_a_term_that_is_not_finite_ends_the_run_and_is_never_saved(
     assert [line["step"] for line in log_of(run)] == list(range(1, len(log_of(run)) + 1))
 
 
+@pytest.mark.slow
 def test_memory_that_is_refused_ends_the_run_and_the_same_command_goes_on(tiny: list[str], tmp_path: Path) -> None:
     run, arguments = run_of(tiny), short(tiny)
     script = tmp_path / "refused.py"

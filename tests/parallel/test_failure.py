@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from conftest import TINY
+from conftest import TINY, Launcher
 from runs import snapshots, status_of, wait_for_step
 
 from kaizen.errors import ConfigError, TrainingFailed
@@ -73,9 +73,10 @@ def test_the_error_of_a_process_reaches_the_status_and_stderr(cache: str, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_run_whose_processes_were_killed_resumes_byte_for_byte(cache: str, tmp_path: Path) -> None:
-    for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
+def test_a_run_whose_processes_were_killed_resumes_byte_for_byte(
+    cache: str, tmp_path: Path, launcher: Launcher
+) -> None:
+    (tmp_path / "killed").mkdir()
     for rank, step in ((1, 9), (0, 20)):
         launch = Launch(tmp_path / "killed", cache)
         launch.signal(rank, signal.SIGKILL, step)
@@ -86,11 +87,12 @@ def test_a_run_whose_processes_were_killed_resumes_byte_for_byte(cache: str, tmp
         assert status["reason"].startswith(f"process {rank} died (")
         assert f"error: training failed: process {rank} died (" in said
         assert status["step"] - 4 <= newest(launch.run) <= status["step"]
-    for name in ("killed", "whole"):
-        launch = Launch(tmp_path / name, cache)
-        launch.end(240)
-        assert launch.process.returncode == 0
-    assert snapshots(tmp_path / "killed" / "run") == snapshots(tmp_path / "whole" / "run")
+    launch = Launch(tmp_path / "killed", cache)
+    launch.end(240)
+    assert launch.process.returncode == 0
+    whole = ["digits", *TINY, "--data.cache_dir", cache, "--run.dir", str(tmp_path / "whole")]
+    assert launcher.run_several(2, whole) == [0, 0]
+    assert snapshots(tmp_path / "killed" / "run") == snapshots(tmp_path / "whole")
 
 
 @pytest.mark.slow

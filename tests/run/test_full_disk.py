@@ -94,6 +94,7 @@ def test_a_read_only_directory_is_one_message(
     assert len(said.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_file_that_may_not_grow_ends_the_run_in_one_line(tiny: list[str], tmp_path: Path) -> None:
     """A limit of the kernel: no file of this process grows beyond 20 kB."""
     script = tmp_path / "limited.py"
