@@ -31,8 +31,16 @@ from kaizen.model.learner import Learner
 from kaizen.parallel import Parallel
 from kaizen.training.plan import make_plan
 
-SMALL = ["--encoder.width", "2", "--method.projector_hidden", "12", "--method.projector_out", "6"]
-SMALL += ["--optim.batch", "16"]
+SMALL = [
+    "--encoder.width",
+    "2",
+    "--method.projector_hidden",
+    "12",
+    "--method.projector_out",
+    "6",
+    "--optim.batch",
+    "16",
+]
 SMALL += ["--distill.hidden", "10", "--classifier.hidden", "[7]", "--replay.batch", "8", "--replay.per_class", "2"]
 SMALL += ["--stream.tasks", "3", "--optim.name", "lars", "--optim.warmup_epochs", "0"]
 MORE = {
