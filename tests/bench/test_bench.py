@@ -31,18 +31,9 @@ from kaizen.model.learner import Learner
 from kaizen.parallel import Parallel
 from kaizen.training.plan import make_plan
 
-SMALL = [
-    "--encoder.width",
-    "2",
-    "--method.projector_hidden",
-    "12",
-    "--method.projector_out",
-    "6",
-    "--optim.batch",
-    "16",
-]
+SMALL = ["--encoder.width", "2", "--method.projector_hidden", "12", "--method.projector_out", "6"]
 SMALL += ["--distill.hidden", "10", "--classifier.hidden", "[7]", "--replay.batch", "8", "--replay.per_class", "2"]
-SMALL += ["--stream.tasks", "3", "--optim.name", "lars", "--optim.warmup_epochs", "0"]
+SMALL += ["--stream.tasks", "3", "--optim.name", "lars", "--optim.warmup_epochs", "0", "--optim.batch", "16"]
 MORE = {
     "mocov2plus": ["--method.queue_size", "20"],
     "byol": ["--method.predictor_hidden", "9"],
