@@ -85,7 +85,10 @@ def test_a_launch_is_ended_with_all_its_processes_and_its_run_is_gone(
     assert not processes_of(run)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(other, marks=pytest.mark.slow) for other in (signal.SIGINT, signal.SIGHUP))],
+)
 def test_who_ends_the_bench_ends_what_it_has_launched(number: signal.Signals, tmp_path: Path, cache: str) -> None:
     script = tmp_path / "launch.py"
     script.write_text("import sys, time; open(sys.argv[0] + '.began', 'w').close(); time.sleep(100)")

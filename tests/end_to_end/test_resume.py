@@ -124,7 +124,7 @@ def log_of_killed(run: Path) -> list[str]:
     return (run / "log.jsonl").read_text().splitlines()
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "file"])
+@pytest.mark.parametrize("how", ["SIGTERM", pytest.param("SIGINT", marks=pytest.mark.slow), "file"])
 def test_asked_to_stop_it_saves_and_goes_on(how: str, tiny: list[str], launcher: Launcher, undisturbed: Path) -> None:
     run = run_of(tiny)
     process = launcher.start(tiny)
@@ -174,6 +174,7 @@ def test_every_methods_own_state_comes_back_byte_for_byte(
     assert any(name.startswith("twin.") for name in held) == bool(method_class(method).twin_views)
 
 
+@pytest.mark.slow
 def test_a_memory_chosen_by_features_comes_back_too(tiny: list[str], launcher: Launcher, tmp_path: Path) -> None:
     herding = ["--replay.policy", "herding", "--labels.fraction", "0.5", "--stream.tasks", "3"]
     whole, cut = ([*tiny, *herding, "--run.dir", str(tmp_path / name)] for name in "ab")

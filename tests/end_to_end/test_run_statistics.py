@@ -98,7 +98,7 @@ def test_without_statistics_there_is_no_file_and_the_row_is_null(tiny: list[str]
         ["--labels.fraction", "0"],
         ["--stream.kind", "data"],
         ["--replay.policy", "none", "--replay.per_class", "null"],
-        ["--stream.tasks", "10"],
+        ["--stream.tasks", "10", "--optim.epochs", "1", "--optim.warmup_epochs", "0"],
         ["--classifier.weight", "0"],
     ],
     ids=["no labels", "classes that return", "no memory", "one class a task", "a classifier without labels"],
@@ -118,6 +118,7 @@ def test_every_kind_of_stream_ends_well(keys: list[str], tiny: list[str]) -> Non
     assert reader["final_accuracy"] > 0.15, "better than a guess"
 
 
+@pytest.mark.slow
 def test_alignment_changes_the_classifier_alone_and_helps(tiny: list[str], tmp_path: Path) -> None:
     plain = trained(tiny, "--run.dir", str(tmp_path / "plain"))
     aligned = trained(tiny, "--run.dir", str(tmp_path / "aligned"), "--classifier.align", "statistics")

@@ -135,7 +135,7 @@ def test_a_reader_that_is_no_longer_asked_for_keeps_its_rows(
     assert results_of(path)["readers"] == expected
 
 
-@pytest.mark.parametrize("dies_at", ["train 0", "evaluate -1", "evaluate 0"])
+@pytest.mark.parametrize("dies_at", [pytest.param("train 0", marks=pytest.mark.slow), "evaluate -1", "evaluate 0"])
 def test_the_untrained_network_is_looked_at_after_the_first_task_and_once(
     dies_at: str, tiny: list[str], undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

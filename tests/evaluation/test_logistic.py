@@ -33,8 +33,11 @@ def digits(config: Config, stream: Stream) -> Digits:
     return train, torch.from_numpy(stream.source.train.labels[ids]), test, stream.source.test.labels[test_ids]
 
 
-@pytest.mark.parametrize("weak", [False, True], ids=["chosen", "weak"])
-@pytest.mark.parametrize("count", [580, 1438], ids=["two tasks", "all"])
+@pytest.mark.parametrize(
+    ("count", "weak"),
+    [(580, False), (580, True), (1438, False), pytest.param(1438, True, marks=pytest.mark.slow)],
+    ids=["two tasks-chosen", "two tasks-weak", "all-chosen", "all-weak"],
+)
 def test_the_probe_agrees_with_scikit_learn(
     count: int, weak: bool, digits: Digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,7 +75,7 @@ def test_an_error_inside_leaves_nothing_behind() -> None:
         encode_all(encoder, [torch.zeros(2, 3, 8, 8)], KEYS)
     assert torch.equal(encoder(torch.ones(1, 3, 8, 8)), encoder(torch.ones(1, 3, 8, 8)))
     with dropping(encoder, KEYS, [0, 3]):
-        assert encoder.draws.rows.shape == (12, 22)  # type: ignore[union-attr]
+        assert encoder.drop_path_draws.rows.shape == (12, 22)  # type: ignore[union-attr]
     assert STREAM > 1000
 
 

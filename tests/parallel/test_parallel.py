@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY
+from conftest import TINY, Launcher
 from hypothesis import given
 from hypothesis import strategies as st
 from launches import ROOT, finish, start, torchrun
-from runs import COMBINED
+from runs import COMBINED, snapshots, status_of, wait_for_step
 from safetensors.numpy import load_file
 
 from kaizen.model.methods import REGISTRY
@@ -63,7 +63,7 @@ def test_collectives(two: tuple[list[dict[str, Any]], Path]) -> None:
     for rank, found in enumerate(two[0]):
         assert found["rank"] == rank
         checks = {name: value for name, value in found.items() if isinstance(value, bool)}
-        assert len(checks) == 19
+        assert len(checks) == 17
         assert all(checks.values()), checks
 
 
@@ -104,8 +104,20 @@ def test_mixed_images_and_stored_logits_give_the_terms_and_gradients_of_one_proc
             assert (classifier_distill > 0) == (name == "stored")
 
 
-def test_two_processes_that_were_stopped_resume_byte_for_byte(two: tuple[list[dict[str, Any]], Path]) -> None:
-    """In the same processes; test_failure.py kills them and starts new ones."""
-    for found in two[0]:
-        assert found["stopped"], "by the file, with its status"
-        assert found["resumed"]
+def test_two_processes_that_were_stopped_resume_byte_for_byte(
+    two: tuple[list[dict[str, Any]], Path], arguments: list[str], launcher: Launcher, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    arguments = [*arguments, "--run.dir", str(run)]
+    processes = launcher.start_several(2, arguments)
+    wait_for_step(run, 8, processes[0].is_alive)
+    (run / "stop").touch()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 75
+    status = status_of(run)
+    assert (status["state"], status["exit_code"]) == ("stopped", 75)
+    assert 8 <= status["step"] < 18
+    assert not (run / "stop").exists()
+    assert launcher.run_several(2, arguments) == [0, 0]
+    assert snapshots(run) == snapshots(two[1])

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from evaluation_agrees import evaluation_agrees
 from remembered import remembered_gaps
-from runs import COMBINED, in_epoch, snapshots, status_of, wait_for_step
+from runs import COMBINED, in_epoch
 from small_steps import CURRENT, LABELS, REPLAY, SMALL, WEIGHTS, gap, keys_of, random
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
@@ -231,22 +231,6 @@ def late_files(parallel: Parallel, out: Path) -> bool:
     return False
 
 
-def stops_and_resumes(parallel: Parallel, arguments: list[str], whole: Path, run: Path) -> dict[str, bool]:
-    """A run that a file stops, and that goes on, ends with the snapshots of the run in `whole`."""
-    arguments = [*arguments[:-1], str(run)]
-    asking = threading.Thread(target=lambda: (wait_for_step(run, 8, lambda: True), (run / "stop").touch()))
-    if parallel.is_main:
-        asking.start()
-    stopped, status = main(arguments), status_of(run)
-    position = status["state"], status["exit_code"], 8 <= status["step"] < 18
-    gone = not (run / "stop").exists()
-    parallel.every("")  # no process goes on before both have looked
-    return {
-        "stopped": stopped == 75 and position == ("stopped", 75, True) and gone,
-        "resumed": main(arguments) == 0 and snapshots(run) == snapshots(whole),
-    }
-
-
 EVERY = {name: ("--method.name", name) for name in REGISTRY} | COMBINED
 
 
@@ -266,5 +250,4 @@ if __name__ == "__main__":
     }
     found |= remembered_gaps(parallel)
     found["exit code"] = main(arguments)
-    found |= stops_and_resumes(parallel, arguments, out / "run", out / "stopped")
     (out / f"rank-{parallel.rank}.json").write_text(json.dumps(found))

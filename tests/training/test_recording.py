@@ -22,8 +22,8 @@ BATCH = ["--optim.batch", "90", "--optim.epochs", "3"]
 """Five steps per epoch: in each phase three ordinary steps, then two replayed ones."""
 SHALLOW = ["--encoder.name", f"{Path(__file__).parents[1]}/examples/own_encoder.py:Tiny"]
 """An encoder of two layers, for what depends on the method alone."""
-VIT = ("--encoder.name", "vit_tiny", "--encoder.width", "64", "--encoder.patch", "8")
-DROPPING = (*VIT, "--encoder.drop_path", "0.4")
+TIMM = ("--encoder.name", "timm:test_resnet", "--encoder.width", "64")
+DROPPING = (*TIMM, "--encoder.drop_path", "0.4")
 
 
 @pytest.fixture

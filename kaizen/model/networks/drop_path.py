@@ -54,13 +54,13 @@ class DropPath(nn.Module):
 
 def key_drop_paths(encoder: nn.Module) -> int:
     """Replace timm's DropPaths, which draw from torch's generator, in place; the number of branches that may drop."""
-    draws = getattr(encoder, "draws", None) or Draws()
+    draws = getattr(encoder, "drop_path_draws", None) or Draws()
     for part in list(encoder.modules()):
         for name, child in list(part.named_children()):
             if type(child).__name__ == "DropPath" and type(child).__module__.startswith("timm."):
                 setattr(part, name, DropPath(child.drop_prob, draws) if child.drop_prob else nn.Identity())
     if draws.branches:
-        encoder.draws = draws  # type: ignore[assignment]
+        encoder.drop_path_draws = draws  # type: ignore[assignment]
     return draws.branches
 
 
@@ -72,7 +72,7 @@ def dropping(encoder: nn.Module, keys: Tensor | None, views: Sequence[int]) -> I
         keys: int64 (n,), of the images; None: nothing is dropped.
         views: number of each view, on which the draws depend too.
     """
-    draws: Draws | None = getattr(encoder, "draws", None)
+    draws: Draws | None = getattr(encoder, "drop_path_draws", None)
     if draws is None or keys is None:
         yield
         return
