@@ -58,7 +58,8 @@ def key_drop_paths(encoder: nn.Module) -> int:
     for part in list(encoder.modules()):
         for name, child in list(part.named_children()):
             if type(child).__name__ == "DropPath" and type(child).__module__.startswith("timm."):
-                setattr(part, name, DropPath(child.drop_prob, draws) if child.drop_prob else nn.Identity())
+                rate = float(child.drop_prob)  # type: ignore[arg-type]
+                setattr(part, name, DropPath(rate, draws) if rate else nn.Identity())
     if draws.branches:
         encoder.drop_path_draws = draws  # type: ignore[assignment]
     return draws.branches
