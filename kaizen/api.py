@@ -92,10 +92,14 @@ class Trainer:
         """The run directory."""
         self.callbacks, self._data = tuple(callbacks), None
         for callback in self.callbacks:
-            if not any(callable(getattr(callback, name, None)) for name in ("on_step", "on_task_end")):
+            named = [name for name in ("on_step", "on_task_end") if callable(getattr(callback, name, None))]
+            if isinstance(callback, type) or not named:
                 raise ConfigError("callbacks", f"contain {callback!r}; allowed: objects with on_step or on_task_end")
         if data is not None:
             splits = keys.data.train_split, keys.data.test_split
+            if not isinstance(data, Mapping) and not (isinstance(data, tuple | list) and len(data) == 2):
+                problem = f"is one {type(data).__name__}; allowed: a DatasetDict with {' and '.join(splits)}, or a pair"
+                raise ConfigError("data", f"{problem} of Datasets, to train on and to test on")
             self._data = dict(data) if isinstance(data, Mapping) else dict(zip(splits, data, strict=True))
             if lacking := [split for split in splits if split not in self._data]:
                 raise ConfigError("data", f"has no split {lacking[0]!r}; allowed: {' and '.join(splits)}")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 
 import kaizen
 from kaizen import Config, Trainer
@@ -58,8 +59,15 @@ def test_what_a_trainer_cannot_take(tmp_path: Path) -> None:
     config = Config.load("digits", {"run.dir": str(tmp_path / "run")})
     with pytest.raises(ConfigError, match="has no split 'test'"):
         Trainer(config, data={"train": None})  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="on_step or on_task_end"):
-        Trainer(config, callbacks=[print])
+    with pytest.raises(ConfigError, match="is one Dataset; allowed: a DatasetDict with train and test, or a pair"):
+        Trainer(config, data=Dataset.from_dict({"image": []}))  # type: ignore[arg-type]
+
+    class Watch:
+        def on_step(self, step: int, terms: dict[str, Any]) -> None: ...
+
+    for wrong in (print, Watch):
+        with pytest.raises(ConfigError, match="on_step or on_task_end"):
+            Trainer(config, callbacks=[wrong])
     assert not (tmp_path / "run").exists()
 
 

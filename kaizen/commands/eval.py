@@ -102,6 +102,7 @@ def _evaluate(path: Path, asked: dict[str, str], other: str | None, trust_code: 
         rows.append(evaluator.row(evaluator.network(path, task), task, readers, run=path))
         seconds.append(time.perf_counter() - began)
     results = results_so_far()
+    rows = [results.filled(task, row) for task, row in enumerate(rows, start=-1)]
     results.forget(readers)
     for task, (row, spent) in enumerate(zip(rows, seconds, strict=True), start=-1):
         results.add_row(task, row)

@@ -44,7 +44,7 @@ class OptimConfig(Section):
         AUTO,
         examples=[256],
         description="images per optimizer step, over all processes and accumulation, replay excluded; auto: 256, or "
-        "less so that the smallest task has four steps per epoch",
+        "less where a task has fewer than four times as many images",
     )
     warmup_epochs: Auto[Annotated[int, Field(ge=0)]] = Field(
         AUTO,

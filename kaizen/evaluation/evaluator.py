@@ -31,19 +31,21 @@ class Measured(NamedTuple):
 
     accuracies: by reader, the fraction of correct predictions on each task's test images; None where the reader cannot
     name any of their classes, and everywhere if it had nothing to learn from. rankme: effective rank of the features of
-    all test images. constant: the class that the network's own classifier gives for every test image of the tasks seen,
-    if there is one and they have several. protocols: by reader, what it is. gone: tasks whose test images are gone.
+    all test images; None without any. constant: the class that the network's own classifier gives for every test image
+    of the tasks seen, if there is one and they have several. protocols: by reader, what it is. gone: tasks whose test
+    images are gone.
     """
 
     accuracies: dict[str, list[float | None]]
-    rankme: float
+    rankme: float | None
     constant: int | None = None
     protocols: dict[str, str | None] = {}  # noqa: RUF012
     gone: tuple[int, ...] = ()
 
     def means(self, tasks: int) -> str:
-        """The mean accuracy in % on the first tasks, by reader, for the user."""
-        rows = {reader: row[:tasks] for reader, row in self.accuracies.items()}
+        """The mean accuracy in % on the first tasks whose images are here, by reader, for the user."""
+        here = [task for task in range(tasks) if task not in self.gone]
+        rows = {reader: [row[task] for task in here] for reader, row in self.accuracies.items()}
         return ", ".join(
             f"{reader} -" if all(cell is None for cell in row) else f"{reader} {100 * mean(row):.1f}"
             for reader, row in rows.items()
@@ -105,7 +107,8 @@ class Evaluator:
 
         Raises:
             TrainingFailed: features are not finite.
-            ConfigError: a reader asks for the replay memory, and its file is missing or damaged.
+            ConfigError: a reader asks for the replay memory, and its file is missing or damaged, or an own reader gives
+                no class for each image.
         """
         chosen = [reader_class(name)(short(name)) for name in readers]
         protocols = {reader.name: PROTOCOLS.get(reader.name, reader.protocol) for reader in chosen}
@@ -123,7 +126,7 @@ class Evaluator:
         gone = tuple(number for number, labels in enumerate(truths) if labels is None)
         own_labels = [NONE if labels is None else labels for sets in taught for labels in sets.labels]
         if len(test) == 0:
-            raise ConfigError("data.source", f"no test image of task {task} or an earlier one is here to evaluate")
+            return Measured({r.name: [None] * len(self.chapters.tasks) for r in chosen}, None, None, protocols, gone)
         evidence = Evidence(
             self.config,
             network,
@@ -146,7 +149,7 @@ class Evaluator:
                 found[reader.name] = [None] * len(self.chapters.tasks)
                 if reader.can_read(evidence) and (whole or reader.sees not in ("seen", "all")):
                     reader.fit(evidence)
-                    guesses = given if isinstance(reader, Classifier) else reader.predict(test)
+                    guesses = given if isinstance(reader, Classifier) else reader.checked(reader.predict(test), test)
                     row = accuracies(guesses, truths, reader.taught(evidence))
                     found[reader.name][: len(row)] = row
             return Measured(

@@ -100,6 +100,20 @@ class Results:
         for reader in readers:
             self.content["readers"].pop(short(reader), None)
 
+    def filled(self, task: int, measured: Measured) -> Measured:
+        """The measurements, with what the file knows from earlier of tasks whose test images are gone by now."""
+        held, whole, found = self.content["readers"], str(task) not in self.content.get("gone", {}), {}
+        for reader, row in measured.accuracies.items():
+            before = held.get(reader, {"untrained": [], "matrix": []})
+            rows = [before["untrained"], *before["matrix"]]
+            old = rows[task + 1] if task + 1 < len(rows) else []
+            whole &= len(old) == len(row)
+            known = {place: old[place] for place in measured.gone if place < len(old)}
+            found[reader] = [known.get(place, cell) for place, cell in enumerate(row)]
+        ranks = self.content["rankme"]
+        rank = ranks[task] if measured.gone and 0 <= task < len(ranks) else measured.rankme
+        return measured._replace(accuracies=found, rankme=rank, gone=() if whole else measured.gone)
+
     def add_row(self, task: int, measured: Measured) -> None:
         """Add the measurements after a task (-1: untrained network); its readers have all earlier rows."""
         held, ranks = self.content["readers"], self.content["rankme"]

@@ -3,7 +3,7 @@
 import io
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +68,11 @@ def _labels(results: Mapping[str, Any]) -> list[str]:
 
 def _parts(results: Mapping[str, Any]) -> list[RenderableType]:
     readers, labels = results["readers"], _labels(results)
-    return [*(_matrix(name, found, labels) for name, found in readers.items()), *_metrics(readers)]
+    gone = {int(task): missing for task, missing in results.get("gone", {}).items()}
+    return [*(_matrix(name, found, labels, gone) for name, found in readers.items()), *_metrics(readers, gone)]
 
 
-def _matrix(reader: str, found: Mapping[str, Any], labels: Sequence[str]) -> Table:
+def _matrix(reader: str, found: Mapping[str, Any], labels: Sequence[str], gone: Mapping[int, Collection[int]]) -> Table:
     title, protocol = f"{_name(reader)}: top-1 accuracy in %, over all classes", found.get("protocol")
     table = Table(title=title, title_justify="left", caption=protocol and f"{protocol}\n", caption_justify="left")
     table.add_column("after training", no_wrap=True)
@@ -81,11 +82,12 @@ def _matrix(reader: str, found: Mapping[str, Any], labels: Sequence[str]) -> Tab
     # As Text, because names come from the user and may look like rich's markup.
     table.add_row(Text(labels[0]), *map(_cell, found["untrained"]), "")
     for index, (label, row) in enumerate(zip(labels[1:], found["matrix"], strict=False)):
-        table.add_row(Text(label), *map(_cell, row), _mean_cell(row[: index + 1]))
+        here = [cell for task, cell in enumerate(row[: index + 1]) if task not in gone.get(index, ())]
+        table.add_row(Text(label), *map(_cell, row), _mean_cell(here))
     return table
 
 
-def _metrics(readers: Mapping[str, Any]) -> list[RenderableType]:
+def _metrics(readers: Mapping[str, Any], gone: Mapping[int, Collection[int]]) -> list[RenderableType]:
     """A table with one row per metric and one column per reader, and the definition of each metric."""
     table = Table(title="metrics in %", title_justify="left")
     table.add_column("")
@@ -100,6 +102,9 @@ def _metrics(readers: Mapping[str, Any]) -> list[RenderableType]:
             told.append(f"  {name + ':':20} {definition}")
     if any(None in row for found in readers.values() for row in found["matrix"]):
         told.append(f"  {'-:':20} {UNTAUGHT}")
+    if first := next((task for task in sorted(gone) if task >= 0), None):
+        missing = f"test images of task {', '.join(map(str, gone[first]))} were gone after task {first}"
+        told.append(f"  {missing}: means are over the other tasks, and metrics of the whole stream are left out")
     return [table, *told] if table.row_count else [*told]
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kaizen.config.schema import Config
 from kaizen.data.random import Purpose, fold
+from kaizen.errors import ConfigError
 from kaizen.losses import (
     labelled_cross_entropy,
     mixed_cross_entropy,
@@ -133,11 +134,12 @@ class Learner(Network):
         with torch.autocast(views[0].device.type, enabled=False):
             terms = self._classifier_terms(logits, labels, batch, old, remembered or Remembered())
             own = own_labels(labels, remembered)
-            terms["ssl"] = self.method.loss(Outputs(projections, twin or [], own, old, features), batch)
+            ssl = self.method.loss(Outputs(projections, twin or [], own, old, features), batch)
+            terms["ssl"] = _scalar("method.name", self.method, ssl)
             if predictions is not None and old is not None and self.distiller is not None:
                 targets = self._distilled(self.distiller, old.features, old.projections)
                 sides = Sides(predictions, inputs, targets, self.distill_predictor, self.method, old.prototypes)
-                terms["distill"] = self.distiller.loss(sides, batch)
+                terms["distill"] = _scalar("distill.name", self.distiller, self.distiller.loss(sides, batch))
         return {name: terms[name] for name in TERMS}, [z.detach() for z in projections]
 
     def _distilled(self, distiller: Distiller, features: list[Tensor], projections: list[Tensor]) -> list[Tensor]:
@@ -167,6 +169,15 @@ class Learner(Network):
             sums = [stored_logits_distillation(g[len(g) - len(stored) :], stored) for g in logits]
             terms["classifier_distill"] = batch.share_replay(torch.stack(sums).mean())
         return terms
+
+
+def _scalar(key: str, part: object, loss: Tensor) -> Tensor:
+    """The loss of a method or distiller, which may be the user's own."""
+    if not isinstance(loss, Tensor) or loss.ndim:
+        found = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"type {type(loss).__name__}"
+        problem = f"is {type(part).__name__}, whose loss has the {found}"
+        raise ConfigError(key, f"{problem}; allowed: a tensor with a single number, as batch.share(losses.mean())")
+    return loss
 
 
 def last_layer(config: Config) -> str:

@@ -134,7 +134,12 @@ class RunDirectory:
         self._compare_code(code)
 
     def _compare_code(self, held: dict[str, str]) -> None:
-        """Refuse to resume with own parts whose file is not what it was; a mere reading says so."""
+        """Refuse to resume with own parts whose file is not what it was; a mere reading says so.
+
+        A run that has saved nothing yet begins anew.
+        """
+        if not any(next(self.path.glob(f"{part}/*"), None) for part in ("tasks", "checkpoints")):
+            return
         for name, (before, now) in changed_code(self.config.model_dump(), held).items():
             problem = f"{name} is no longer what {self.path} was trained with (SHA-256 {before[:12]}, now {now[:12]})"
             if self.reading or self.config.run.allow_changed_code:

@@ -55,6 +55,10 @@ def _data(about: Description) -> list[str]:
     unknown = len(names) - len(about.taught["classifier"])
     told = ", ".join(_plain(name) for name in names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
     lines = ["## Data", "", f"Source `{_plain(str(data['source']))}`, SHA-256 of images and labels `{data['digest']}`."]
+    lines += [
+        f"From task {part['first_task']} on `{_plain(str(part['source']))}`, SHA-256 `{part['digest']}`."
+        for part in about.run.get("extensions", [])
+    ]
     lines += [f"{len(names)} classes: {told}."]
     if unknown:
         lines += [f"The classifier was taught {len(names) - unknown} of them; the others get no probability."]
@@ -69,6 +73,8 @@ def _protocol(about: Description) -> list[str]:
     lines = ["## How it was trained", ""]
     kind = STREAMS.get(stream["kind"], stream["kind"])
     count = "one task" if len(tasks) == 1 else f"{len(tasks)} tasks"
+    later = about.run.get("extensions", [])
+    kind += f"; data that came later, from task {later[0]['first_task']} on" if later else ""
     told = [f"Stream of {count}: {kind}. This is the network at the end of task {about.task}."]
     if len(tasks) > 1:
         told += ["Images of earlier tasks were no longer available, except for a replay memory:"]
@@ -76,7 +82,8 @@ def _protocol(about: Description) -> list[str]:
     lines += [
         " ".join(told),
         f"Method: {_told(run['method'])}. Distillation of the old encoder: {_told(run['distill'])}. Labels: "
-        f"{_told(run['labels'])}. Optimizer: {_told(run['optim'])}. Seed: {run['seed']}. Recipe `{run['recipe']}`"
+        f"{_told(run['labels'])}. Optimizer: {_told(run['optim'])}{', of the first data' * bool(later)}. "
+        f"Seed: {run['seed']}. Recipe `{run['recipe']}`"
         + (f", preset `{run['preset']}`" if run["preset"] else "")
         + f", configuration `{run['config_hash']}`.",
         "",

@@ -226,6 +226,11 @@ def _origin(tree: Mapping[str, Any], text: str, results: Mapping[str, Any], task
         "data": section("data", "config", "revision")
         | {"source": _public(str(tree["data"].get("source"))), "digest": results["data"].get("digest")},
         "stream": {"kind": stream["kind"], "tasks": stream["tasks"]},
+        "extensions": [
+            part | {"source": _public(part["source"])}
+            for part in results.get("extensions", [])
+            if part["first_task"] <= task
+        ],
         "labels": section("labels", "fraction"),
         "method": section("method", "name", "weight"),
         "distill": section("distill", "name"),

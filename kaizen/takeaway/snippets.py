@@ -1,5 +1,9 @@
 """Lines of Python on a model's card that load it, with this package and with the libraries that its encoder is from."""
 
+from typing import Any
+
+from kaizen.config.encoder import TIMM as KIND
+from kaizen.model.networks.fit import kind_of
 from kaizen.takeaway.description import Description
 from kaizen.takeaway.graph import outputs
 
@@ -25,7 +29,7 @@ encoder.maxpool = torch.nn.Identity()
 TIMM = """import timm
 from safetensors.torch import load_file
 
-encoder = timm.create_model("{name}_patch16_224", img_size={size}, patch_size={patch}, num_classes=0)
+encoder = timm.create_model("{name}", num_classes=0{arguments})
 encoder.load_state_dict(load_file("encoder.safetensors"), strict=True)
 encoder.eval()                                  # normalised images (n, 3, {size}, {size}) -> features (n, {dim})"""
 GRAPH = """import json
@@ -50,8 +54,14 @@ def snippets(about: Description, *, onnx: bool) -> list[str]:
     reader = '; or with reader="statistics"' if about.taught.get("statistics") else ""
     found = _section("With kaizen", "", FIRST.format(dim=about.features, reader=reader))
     if encoder.name in VITS:
-        code = TIMM.format(name=encoder.name, size=about.image_size, patch=encoder.patch, dim=about.features)
-        found += _section("With timm", "", code)
+        found += _timm(
+            about, f"{encoder.name}_patch16_224", {"img_size": about.image_size, "patch_size": encoder.patch}
+        )
+    elif kind_of(encoder.name) == "timm":
+        from kaizen.model.networks.timm_encoder import creation_arguments
+
+        arguments = creation_arguments(encoder.name, about.image_size)
+        found += _timm(about, encoder.name.removeprefix(KIND), arguments)
     elif encoder.name in RESNETS and encoder.width == WIDTH:
         found += _torchvision(about)
     elif encoder.name in RESNETS:
@@ -63,6 +73,12 @@ def snippets(about: Description, *, onnx: bool) -> list[str]:
         code = GRAPH.format(size=about.image_size, run=RUN.format(probabilities=named[1]) if named[1:] else FEATURES)
         found += _section("With onnxruntime", said, code)
     return found
+
+
+def _timm(about: Description, name: str, arguments: dict[str, Any]) -> list[str]:
+    given = "".join(f", {key}={value}" for key, value in arguments.items())
+    code = TIMM.format(name=name, arguments=given, size=about.image_size, dim=about.features)
+    return _section("With timm", "", code)
 
 
 def _torchvision(about: Description) -> list[str]:

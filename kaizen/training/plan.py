@@ -136,11 +136,13 @@ def term_weights(config: Config, tasks: Sequence[Task], task: int) -> dict[str, 
 
 def _duration(optim: OptimConfig, plan: Plan) -> str:
     """The length of every task in words."""
+    if optim.images is None and len({task.epochs for task in plan.tasks}) > 1:
+        return f"{', '.join(str(task.epochs) for task in plan.tasks)} epochs"
     if optim.images is None:
-        return f"{optim.epochs} epoch{'s' * (optim.epochs > 1)}"
+        return f"{optim.epochs} epoch{'s' * (optim.epochs > 1)} per task"
     passes = sorted({task.steps / task.steps_per_epoch for task in plan.tasks})
     between = " to ".join(f"{number:.3g}" for number in dict.fromkeys((passes[0], passes[-1])))
-    return f"{optim.images} images, {between} epochs"
+    return f"{optim.images} images, {between} epochs per task"
 
 
 def cautions(config: Config, plan: Plan) -> list[str]:
@@ -202,7 +204,7 @@ def describe(config: Config, plan: Plan, world: int, accumulation: int = 1) -> l
         f"replay              {memory}",
         f"statistics          {kept if held.keep else 'none'}",
         f"tasks               {len(images)}, training images {', '.join(map(str, images))}",
-        f"steps per epoch     {', '.join(map(str, per_epoch))}; {_duration(optim, plan)} per task",
+        f"steps per epoch     {', '.join(map(str, per_epoch))}; {_duration(optim, plan)}",
         f"steps               {plan.steps}",
         f"learning rate       {plan.lr:g} = {optim.lr:g} x {optim.batch} / 256; classifier {optim.classifier_lr:g}; "
         f"{optim.name}, warm-up {plan.tasks[0].warmup_steps} steps",

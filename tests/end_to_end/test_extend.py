@@ -102,6 +102,13 @@ def test_a_later_task_is_trained_without_the_earlier_images(
     said = capsys.readouterr().out
     assert "gone                parquet:" in said
     assert "extension           1: task 2 from imagefolder:" in said
+    mean = 100 * found["readers"]["classifier"]["matrix"][2][2]
+    assert f"mean accuracy in % on the tasks seen: classifier {mean:.1f}" in said, "of those whose images are here"
+    assert "test images of task 0, 1 were gone after task 2" in said
+    # What was measured while the images were here stays.
+    assert kaizen(["eval", str(run)]) == 0
+    assert results(run)["readers"] == found["readers"]
+    assert results(run)["gone"] == found["gone"]
     # Once more with unlabelled images of classes that are known, in a column of another name; then all are evaluated.
     assert extend(run, parquet(tmp_path / "D", [4, 5], labelled=0, column="what"), "--data.label_column", "what") == 0
     parquet(tmp_path / "A", [0, 1, 2, 3])

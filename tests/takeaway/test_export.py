@@ -124,8 +124,9 @@ def test_torchvision_loads_the_encoder(case: str, tmp_path: Path, monkeypatch: p
         assert torch.allclose(theirs(images), ours.encoder(images), rtol=1e-4, atol=1e-4)
 
 
-def test_timm_loads_the_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    held, folder = held_of(EncoderConfig(name="vit_tiny", stem="cifar", patch=8), 32), tmp_path / "out"
+@pytest.mark.parametrize(("name", "patch"), [("vit_tiny", 8), ("timm:test_vit", None), ("timm:test_resnet", None)])
+def test_timm_loads_the_encoder(name: str, patch: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held, folder = held_of(EncoderConfig(name=name, stem="cifar", patch=patch), 32), tmp_path / "out"
     export(held, folder, onnx=False)
     theirs = execute(folder, "With timm", monkeypatch)["encoder"]
     ours, images = build(held, "classifier"), torch.randn(2, 3, 32, 32)

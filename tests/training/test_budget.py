@@ -14,7 +14,7 @@ from kaizen.config.schema import Config
 from kaizen.errors import ConfigError
 from kaizen.parallel import Parallel
 from kaizen.training.defaults import Facts, suit
-from kaizen.training.plan import cautions, describe, make_plan
+from kaizen.training.plan import Plan, cautions, describe, make_plan
 
 
 def config(**overrides: Any) -> Config:
@@ -57,6 +57,9 @@ def test_the_length_of_a_task_is_told() -> None:
     settings = config(optim__images=2500, optim__batch=100, optim__warmup_epochs=1)
     plan = make_plan(settings, [1000, 2000], 1)
     assert "steps per epoch     10, 20; 2500 images, 1.25 to 2.5 epochs per task" in describe(settings, plan, 1)
+    two, five = (config(optim__epochs=epochs, optim__batch=100, optim__warmup_epochs=1) for epochs in (2, 5))
+    extended = Plan(tuple(make_plan(one, [1000], 1).tasks[0] for one in (two, five)))
+    assert "steps per epoch     10, 10; 2, 5 epochs" in describe(two, extended, 1)
     one = config(optim__epochs=1, optim__warmup_epochs=0)
     assert any(line.endswith("; 1 epoch per task") for line in describe(one, make_plan(one, [1000], 1), 1))
 

@@ -1,6 +1,9 @@
 """The readers: REGISTRY names a class for each, in the order of results.json. To add one, see ../README.md."""
 
-from kaizen.evaluation.readers.base import Check, Evidence, Reader
+from typing import get_args
+
+from kaizen.errors import ConfigError
+from kaizen.evaluation.readers.base import Check, Evidence, Reader, Sees
 from kaizen.evaluation.readers.classifier import Classifier
 from kaizen.evaluation.readers.neighbours import NearestMean, Neighbours
 from kaizen.evaluation.readers.probes import ProbeAll, ProbeMemory, ProbeSeen
@@ -22,9 +25,15 @@ def reader_class(name: str) -> type[Reader]:
     """The class of the reader of that name, ours or the user's own.
 
     Raises:
-        ConfigError: an own one cannot be loaded.
+        ConfigError: an own one cannot be loaded, or does not say what it sees.
     """
-    return REGISTRY[name] if name in REGISTRY else own_class("eval.readers", name)
+    if name in REGISTRY:
+        return REGISTRY[name]
+    found: type[Reader] = own_class("eval.readers", name)
+    if found.sees not in get_args(Sees):
+        problem = f"is {name!r}, whose sees is {found.sees!r}; allowed: {', '.join(get_args(Sees))}"
+        raise ConfigError("eval.readers", problem)
+    return found
 
 
 __all__ = ["REGISTRY", "Check", "Evidence", "Reader", "reader_class"]

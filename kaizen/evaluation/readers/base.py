@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from kaizen.config.schema import Config
+from kaizen.errors import ConfigError
 from kaizen.model.learner import Network
 
 Check = Callable[[], None]
@@ -69,6 +70,19 @@ class Reader(ABC):
     def taught(self, evidence: Evidence) -> Set[int]:
         """The classes that it can name; none: it guesses among all."""
         return evidence.taught if self.sees == "run" else set(evidence.images(self.sees)[1].unique().tolist())
+
+    def checked(self, guesses: Tensor, features: Tensor) -> Tensor:
+        """What `predict` gave.
+
+        Raises:
+            ConfigError: it is not one class for each image.
+        """
+        shape = list(guesses.shape) if isinstance(guesses, Tensor) else type(guesses).__name__
+        if shape != [len(features)] or guesses.is_floating_point():
+            kind = f" {guesses.dtype}" if isinstance(guesses, Tensor) else ""
+            problem = f"is {self.name}, whose predict gave {shape}{kind} for {len(features)} images"
+            raise ConfigError("eval.readers", f"{problem}; allowed: their classes, as scores.argmax(dim=1)")
+        return guesses
 
     @abstractmethod
     def fit(self, evidence: Evidence) -> None:

@@ -110,24 +110,15 @@ def _built(name: str, arch: str, size: int, drop_path: float) -> nn.Module:
         raise ConfigError("encoder.name", f"{problem}; allowed: another model, or another data.image_size") from None
 
 
+def creation_arguments(name: str, size: int) -> dict[str, Any]:
+    """Arguments of `timm.create_model`, beside num_classes=0, that build timm:NAME for images of that side."""
+    with torch.device("meta"):
+        return _created(name.removeprefix(TIMM), size, {})[1]
+
+
 def _made(arch: str, size: int, drop_path: float) -> nn.Module:
     """The model without its last layer and without dropout, for images of that side if it has one of its own."""
-    import timm
-
-    # Models with position embeddings need the side; some of them can interpolate those for small crops.
-    sides: list[dict[str, Any]] = [{"img_size": size, "dynamic_img_size": True}, {"img_size": size}, {}]
-    rate = {"drop_path_rate": drop_path} if drop_path else {}
-    tries = [side | rate for side in sides] + ([{}] if rate else [])
-    for options in tries:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                model: nn.Module = timm.create_model(arch, pretrained=False, num_classes=0, **options)
-        except TypeError as error:
-            if not options or "unexpected keyword argument" not in str(error):
-                raise
-            continue
-        break
+    model, _ = _created(arch, size, {"drop_path_rate": drop_path} if drop_path else {})
     if not key_drop_paths(model) and drop_path:
         problem = f"is {drop_path}, and {TIMM}{arch} has no branches of stochastic depth; allowed: 0"
         raise ConfigError("encoder.drop_path", problem)
@@ -136,6 +127,23 @@ def _made(arch: str, size: int, drop_path: float) -> nn.Module:
             if isinstance(getattr(part, attribute, None), float):
                 setattr(part, attribute, 0.0)
     return model
+
+
+def _created(arch: str, size: int, rates: dict[str, float]) -> tuple[nn.Module, dict[str, Any]]:
+    """timm's own model, and the arguments that it took; without the rates if it knows none."""
+    import timm
+
+    # Models with position embeddings need the side; some of them can interpolate those for small crops.
+    sides: list[dict[str, Any]] = [{"img_size": size, "dynamic_img_size": True}, {"img_size": size}, {}]
+    for options in [side | rates for side in sides] + ([{}] if rates else []):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return timm.create_model(arch, pretrained=False, num_classes=0, **options), options
+        except TypeError as error:
+            if not options or "unexpected keyword argument" not in str(error):
+                raise
+    raise AssertionError("the last try has no arguments that a model may refuse")
 
 
 def _tried(model: nn.Module, name: str, sides: tuple[int, ...], device: str) -> int:
