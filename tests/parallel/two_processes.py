@@ -232,6 +232,12 @@ def late_files(parallel: Parallel, out: Path) -> bool:
 
 
 EVERY = {name: ("--method.name", name) for name in REGISTRY} | COMBINED
+SHALLOW = ("--encoder.name", f"{Path(__file__).parents[1]}/examples/own_encoder.py:Tiny")
+"""An encoder of two layers; a ResNet is compared with two of the methods."""
+
+
+def keys_in(name: str) -> tuple[str, ...]:
+    return (*keys_of(EVERY[name]), *(() if name in ("simclr", "mocov2plus") else SHALLOW))
 
 
 if __name__ == "__main__":
@@ -246,7 +252,7 @@ if __name__ == "__main__":
         "measures": measures_agree(parallel),
         "late files": late_files(parallel, out),
         "evaluation": evaluation_agrees(parallel, arguments, out / "evaluated"),
-        "methods": {name: training_gaps(parallel, *keys_of(chosen)) for name, chosen in EVERY.items()},
+        "methods": {name: training_gaps(parallel, *keys_in(name)) for name in EVERY},
     }
     found |= remembered_gaps(parallel)
     found["exit code"] = main(arguments)
