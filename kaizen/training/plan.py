@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kaizen.config.encoder import TIMM
 from kaizen.config.optim import OptimConfig
 from kaizen.config.schema import Config
 from kaizen.config.types import AUTO
@@ -146,8 +147,11 @@ def _duration(optim: OptimConfig, plan: Plan) -> str:
 
 
 def cautions(config: Config, plan: Plan) -> list[str]:
-    """Lines for the user where the classifier may die (see STEEP_RATE), and where the warm-up or a freeze never end."""
+    """Lines for the user where the classifier may die (see STEEP_RATE), or where a warm-up or a freeze is no help."""
     lines, fewest = _dying(config, plan), min(plan.tasks, key=lambda task: task.epochs)
+    if config.encoder.freeze and config.encoder.weights is None:
+        kept = f"encoder.freeze {config.encoder.freeze} keeps random weights, as encoder.weights is null"
+        lines.append(f"caution             {kept}")
     cut = [task for task in plan.tasks if task.warmup_steps == task.steps]
     if cut and config.optim.images is not None:
         lines.append(
@@ -193,11 +197,15 @@ def describe(config: Config, plan: Plan, world: int, accumulation: int = 1) -> l
         memory = f"{short(replay.policy)}, {budget}, {drawn}"
     held = config.statistics
     kept = f"the mean of each class's features and one covariance, map held to the identity by {held.ridge:g}"
-    encoder, grid = short(config.encoder.name), ""
+    encoder, grid, weights = short(config.encoder.name), "", ""
+    if config.encoder.weights is not None:
+        weights = f", weights of {config.encoder.weights}"
+    elif config.encoder.name.startswith(TIMM):
+        weights = ", random weights (encoder.weights auto: those that timm publishes)"
     if (patch := config.encoder.patch) and (side := config.data.image_size):
         grid = f", {(side // patch) ** 2} patches of {patch} x {patch} pixels per image"
     return [
-        f"encoder             {encoder}{grid}",
+        f"encoder             {encoder}{grid}{weights}",
         f"processes           {world}",
         f"global batch        {optim.batch} images per step, {-(-optim.batch // world)} per process{cut}",
         f"accumulation        {parts}",

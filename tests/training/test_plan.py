@@ -1,8 +1,11 @@
 """Numbers derived from the configuration: steps, learning rates, warm-up, and errors."""
 
 import re
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from kaizen.cli.resolve import resolve
 from kaizen.config.schema import Config
@@ -43,6 +46,22 @@ def test_a_task_smaller_than_the_batch_has_one_step_an_epoch_with_all_its_images
     plan = make_plan(settings, [300, 100], 1)
     assert [(task.batch, task.steps_per_epoch) for task in plan.tasks] == [(256, 1), (100, 1)]
     assert any("cut to 100 by the smallest task" in line for line in describe(settings, plan, 1))
+
+
+def test_random_weights_are_told_where_others_may_be_expected(tmp_path: Path) -> None:
+    def told(**keys: str) -> str:
+        return "\n".join(describe(settings := config(**keys), make_plan(settings, [1000], 1), 1))
+
+    assert "encoder             resnet18\n" in told()
+    assert "encoder             timm:test_resnet, random weights (encoder.weights " in told(
+        encoder__name="timm:test_resnet"
+    )
+    assert "caution             encoder.freeze 2 keeps random weights" in told(encoder__freeze="2")
+    file = tmp_path / "w.safetensors"
+    save_file({"conv1.weight": torch.zeros(1)}, file)
+    named = told(encoder__freeze="2", encoder__weights=str(file))
+    assert f"encoder             resnet18, weights of {file}\n" in named
+    assert "keeps random" not in named
 
 
 @pytest.mark.parametrize(
