@@ -76,9 +76,11 @@ class Results:
 
     def _summarize(self) -> None:
         """The metrics of every reader anew."""
-        gone = [int(task) for task in self.content.get("gone", {})]
+        gone = {int(task): missing for task, missing in self.content.get("gone", {}).items()}
         for found in self.content["readers"].values():
-            found |= summarize(found["matrix"], found["untrained"], gone)
+            rows = enumerate(found["matrix"])
+            lacking = [t for t, row in rows if any(row[task] is None for task in gone.get(t, ()) if task <= t)]
+            found |= summarize(found["matrix"], found["untrained"], lacking)
 
     def keep(self, tasks: int) -> None:
         """Drop the rows of tasks beyond the first `tasks`: tasks whose end state no longer exists are trained again."""

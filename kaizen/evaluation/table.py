@@ -82,7 +82,8 @@ def _matrix(reader: str, found: Mapping[str, Any], labels: Sequence[str], gone: 
     # As Text, because names come from the user and may look like rich's markup.
     table.add_row(Text(labels[0]), *map(_cell, found["untrained"]), "")
     for index, (label, row) in enumerate(zip(labels[1:], found["matrix"], strict=False)):
-        here = [cell for task, cell in enumerate(row[: index + 1]) if task not in gone.get(index, ())]
+        seen = enumerate(row[: index + 1])
+        here = [cell for task, cell in seen if cell is not None or task not in gone.get(index, ())]
         table.add_row(Text(label), *map(_cell, row), _mean_cell(here))
     return table
 
@@ -102,7 +103,9 @@ def _metrics(readers: Mapping[str, Any], gone: Mapping[int, Collection[int]]) ->
             told.append(f"  {name + ':':20} {definition}")
     if any(None in row for found in readers.values() for row in found["matrix"]):
         told.append(f"  {'-:':20} {UNTAUGHT}")
-    if first := next((task for task in sorted(gone) if task >= 0), None):
+    rows = [(t, row) for found in readers.values() for t, row in enumerate(found["matrix"])]
+    if lacking := [t for t, row in rows if any(row[task] is None for task in gone.get(t, ()) if task <= t)]:
+        first = min(lacking)
         missing = f"test images of task {', '.join(map(str, gone[first]))} were gone after task {first}"
         told.append(f"  {missing}: means are over the other tasks, and metrics of the whole stream are left out")
     return [table, *told] if table.row_count else [*told]

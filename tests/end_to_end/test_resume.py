@@ -159,11 +159,11 @@ def test_every_methods_own_state_comes_back_byte_for_byte(
 ) -> None:
     more = {"swav": ["--method.queue_size", "150", "--method.queue_epoch", "1"], "wmse": ["--optim.lr", "0.2"]}
     method, _, distiller = method.partition(", ")
-    short = ["--stream.tasks", "2", "--optim.batch", "180", "--distill.name", distiller or "auto"]
+    short = ["--stream.tasks", "2", "--optim.batch", "120", "--distill.name", distiller or "auto"]
     start = [f"digits-{method}", *tiny[1:], *more.get(method, []), *short]
     whole, cut = [*start, "--run.dir", str(tmp_path / "a")], [*start, "--run.dir", str(tmp_path / "b")]
     assert launcher.run(whole) == 0
-    kill_after(launcher, cut, tmp_path / "b", 10)  # in the second task
+    kill_after(launcher, cut, tmp_path / "b", 13)  # in the second task
     assert launcher.run(cut) == 0
     assert snapshots(tmp_path / "a") == snapshots(tmp_path / "b")
     lines = [log_of(tmp_path / name) for name in ("a", "b")]

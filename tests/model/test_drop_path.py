@@ -10,7 +10,7 @@ from timm.layers import drop_path as timm_drop_path
 from kaizen.cli.resolve import parse_arguments, resolve
 from kaizen.config.encoder import EncoderConfig
 from kaizen.errors import ConfigError
-from kaizen.model.networks.drop_path import STREAM, Draws, DropPath, dropping
+from kaizen.model.networks.drop_path import DropPath, DropPaths, dropping
 from kaizen.model.networks.encoders import Encoder, build_encoder
 from kaizen.model.networks.heads import encode_all
 
@@ -24,9 +24,8 @@ def built(name: str = "vit_tiny", rate: float = 0.6, size: int = 8) -> Encoder:
 
 
 def test_a_branch_is_dropped_at_its_rate_and_scaled_as_timm_does() -> None:
-    draws = Draws()
-    path = DropPath(0.3, draws)
-    draws.rows = torch.rand(4000, 1, generator=torch.Generator().manual_seed(1))
+    path = DropPath(0.3)
+    path.factors = DropPaths([path]).factors(torch.arange(4000), [0])[0]
     found = path(torch.ones(4000, 2, 3))
     skipped = found[:, 0, 0] == 0
     assert 0.28 < float(skipped.float().mean()) < 0.32
@@ -75,8 +74,22 @@ def test_an_error_inside_leaves_nothing_behind() -> None:
         encode_all(encoder, [torch.zeros(2, 3, 8, 8)], KEYS)
     assert torch.equal(encoder(torch.ones(1, 3, 8, 8)), encoder(torch.ones(1, 3, 8, 8)))
     with dropping(encoder, KEYS, [0, 3]):
-        assert encoder.drop_path_draws.rows.shape == (12, 22)  # type: ignore[union-attr]
-    assert STREAM > 1000
+        assert {len(part.factors) for part in encoder.modules() if isinstance(part, DropPath)} == {12}
+    assert all(part.factors is None for part in encoder.modules() if isinstance(part, DropPath))
+
+
+def test_blocks_with_different_rates_are_compiled_once() -> None:
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    plain, compiled, views = built(), built(), list(torch.randn(2, 6, 3, 8, 8).unbind())
+    counter = CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+    for block in compiled.blocks:  # type: ignore[union-attr]
+        block.compile(backend=counter)
+    for keys in (KEYS, KEYS + 1, None):
+        for one, other in zip(encode_all(plain, views, keys), encode_all(compiled, views, keys), strict=True):
+            assert torch.equal(one, other)
+    assert counter.frame_count == 3, "the first block, which drops nothing, the others, and those without keys"
 
 
 @pytest.mark.parametrize(
