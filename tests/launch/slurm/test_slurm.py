@@ -41,7 +41,8 @@ def test_an_array_trains_one_line_per_index_and_one_failure_does_not_stop_the_re
     array, report = submit(cluster, *sweep)
     indices = [f"{array}_{index}" for index in range(3)]
     again, _ = submit(cluster, *sweep)
-    assert cluster.job(again)["Reason"] == "Dependency", "two jobs on one directory wait for each other"
+    # Two jobs on one directory wait for each other; a busy controller tells so only after a while.
+    cluster.wait(lambda: cluster.job(again)["Reason"] == "Dependency", STARTS)
     cluster.call("scancel", again)
     assert cluster.until_ended(*indices, report) == ["COMPLETED", "FAILED", "COMPLETED", "COMPLETED"]
     failed = cluster.job(indices[1])
