@@ -144,11 +144,11 @@ def test_asked_to_stop_it_saves_and_goes_on(how: str, tiny: list[str], launcher:
     assert snapshots(run) == snapshots(undisturbed)
 
 
-# A momentum twin with queues, and a memory of each task's images; the rest is slow.
+# A momentum twin with queues; the rest is slow.
 @pytest.mark.parametrize(
     "method",
     [
-        pytest.param(name, marks=() if name in ("mocov2plus", "deepclusterv2") else pytest.mark.slow)
+        pytest.param(name, marks=() if name == "mocov2plus" else pytest.mark.slow)
         for name in REGISTRY
         if name != "simclr"
     ]

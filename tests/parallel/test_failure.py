@@ -60,6 +60,7 @@ def newest(run: Path) -> int:
     return int(read_state(path)["step"])
 
 
+@pytest.mark.slow
 def test_the_error_of_a_process_reaches_the_status_and_stderr(cache: str, tmp_path: Path) -> None:
     launch = Launch(tmp_path, cache, step=9)
     said = launch.end(90)  # from its start
