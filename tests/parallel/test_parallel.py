@@ -104,7 +104,6 @@ def test_mixed_images_and_stored_logits_give_the_terms_and_gradients_of_one_proc
             assert (classifier_distill > 0) == (name == "stored")
 
 
-@pytest.mark.slow
 def test_two_processes_that_were_stopped_resume_byte_for_byte(
     two: tuple[list[dict[str, Any]], Path], arguments: list[str], launcher: Launcher, tmp_path: Path
 ) -> None:
