@@ -8,7 +8,6 @@ import kaizen.plugins
 from kaizen.commands.train import main
 
 BROKEN = """
-import torch
 from kaizen.evaluation.readers.base import Reader
 from kaizen.model.methods.base import Method
 

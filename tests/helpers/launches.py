@@ -44,8 +44,8 @@ def configured(name: str, *options: str) -> list[str]:
     return ["accelerate.commands.launch", "--config_file", file, "--main_process_port", "0", *options]
 
 
-def launched_with(file: str) -> dict[str, str]:
-    """What `accelerate launch --config_file FILE` sets in the environment of one process."""
-    given = _validate_launch_command(launch_command_parser().parse_args(["--config_file", file, "train.py"]))[0]
+def launched_with(*options: str) -> dict[str, str]:
+    """What `accelerate launch OPTIONS` sets in the environment of one process."""
+    given = _validate_launch_command(launch_command_parser().parse_args([*options, "train.py"]))[0]
     environment: dict[str, str] = prepare_simple_launcher_cmd_env(given)[1]
     return environment

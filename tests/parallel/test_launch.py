@@ -6,11 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from accelerate.commands.launch import (
-    _validate_launch_command,
-    launch_command_parser,
-    prepare_simple_launcher_cmd_env,
-)
+from launches import launched_with
 from runs import run_of
 
 from kaizen.commands.train import main
@@ -37,8 +33,7 @@ def test_one_process_is_refused_if_two_were_asked_for(
     file = tmp_path / "cpu.yaml"
     file.write_text(MULTI_CPU + "num_processes: 2\nmixed_precision: 'no'\n")
     words = ["--config_file", str(file)] if options == "file" else ["--num_processes", "2", *options.split()]
-    given = _validate_launch_command(launch_command_parser().parse_args([*words, "train.py"]))[0]
-    for name, value in prepare_simple_launcher_cmd_env(given)[1].items():
+    for name, value in launched_with(*words).items():
         monkeypatch.setenv(name, value)
     if not refused:
         check_launch(1, "cpu", "no")

@@ -29,7 +29,7 @@ def test_parts_add_up_to_the_step_of_the_whole_batch(
     assert "accumulation        1 part per step\n" in capfd.readouterr().out
     AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "3")
-    for name, value in launched_with("accelerate_configs/cpu.yaml").items():
+    for name, value in launched_with("--config_file", "accelerate_configs/cpu.yaml").items():
         monkeypatch.setenv(name, value)
     assert main([*arguments, "--run.dir", str(runs["parts"])]) == 0
     assert "accumulation        3 parts per step\n" in capfd.readouterr().out
