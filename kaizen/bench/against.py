@@ -98,7 +98,7 @@ def compare_views(name: str, config: Config, stream: Stream, repetitions: int) -
 def _compare(name: str, config: Config, stream: Stream, repetitions: int) -> dict[str, Spread]:
     views, size, moments = config.views[:2], stream.source.image_size, stream.moments
     count = min(MOST_IMAGES, len(stream.source.train.images))
-    images = np.array(stream.source.train.images[:count])
+    images = stream.source.train.images[np.arange(count)]
     batch, keys = torch.from_numpy(images), hash_rows(fold(config.run.seed), torch.arange(count))
 
     def ours() -> list[Tensor]:

@@ -10,10 +10,10 @@ from einops import rearrange
 
 from kaizen.config.schema import Config
 from kaizen.config.types import AUTO
+from kaizen.data.known import KNOWN_SOURCES
 from kaizen.data.load import Stream, load_stream, make_stream
 from kaizen.data.origins import quiet_datasets
-from kaizen.data.source import KNOWN_SOURCES
-from kaizen.data.store import Source, Split
+from kaizen.data.splits import Source, Split
 from kaizen.errors import ConfigError
 
 MOST_BYTES = 256 * 2**20
@@ -90,7 +90,7 @@ def save_source(source: Source, folder: Path) -> None:
     with quiet_datasets():
         for name, split in (("train", source.train), ("test", source.test)):
             assert split.domains is not None
-            pictures = list(rearrange(split.images, "n c h w -> n h w c"))
+            pictures = list(rearrange(split.images[np.arange(len(split.labels))], "n c h w -> n h w c"))
             rows = {"image": pictures, "label": split.labels, "domain": split.domains}
             parts[name] = datasets.Dataset.from_dict(rows, features=datasets.Features(columns))
         datasets.DatasetDict(parts).save_to_disk(str(folder))

@@ -11,8 +11,8 @@ from kaizen.bench.synthetic import choose_stream
 from kaizen.config.optim import OptimConfig
 from kaizen.config.schema import Config
 from kaizen.config.types import AUTO
+from kaizen.data.known import KNOWN_SOURCES
 from kaizen.data.load import Stream
-from kaizen.data.source import KNOWN_SOURCES
 from kaizen.errors import ConfigError
 from kaizen.parallel import Parallel
 from kaizen.run.stop import StopRequest

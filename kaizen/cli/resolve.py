@@ -21,7 +21,7 @@ from kaizen.config.memory import BUDGETS
 from kaizen.config.schema import Config
 from kaizen.config.types import AUTO
 from kaizen.config.yaml import YamlError, parse_yaml
-from kaizen.data.source import KNOWN_SOURCES
+from kaizen.data.known import KNOWN_SOURCES
 from kaizen.errors import ConfigError
 from kaizen.model.methods import method_class
 from kaizen.model.networks.fit import family, fit_encoder

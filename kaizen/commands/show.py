@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from kaizen.cli.resolve import left_out, parse_arguments, resolve
 from kaizen.config.schema import Config, header
 from kaizen.config.yaml import dump_yaml
-from kaizen.data.source import KNOWN_SOURCES, KnownSource
+from kaizen.data.known import KNOWN_SOURCES, KnownSource
 from kaizen.errors import ConfigError
 from kaizen.plugins import code_of
 from kaizen.training.defaults import Facts, suit
@@ -63,6 +63,8 @@ def _facts(config: Config) -> tuple[Facts, list[str], list[str]]:
 
     Known sources with classes of equal size need no data for the numbers.
     """
+    from kaizen.data.load import decoding_of
+
     known, absent = KNOWN_SOURCES.get(config.data.source), None
     try:
         stream = _load(config)
@@ -75,7 +77,12 @@ def _facts(config: Config) -> tuple[Facts, list[str], list[str]]:
         raise absent
     parts = config.stream.tasks if config.stream.kind == "data" else 1
     side = config.data.image_size or known.image_size
-    facts = Facts(tuple(sizes), known.train_images // known.classes // parts, side)
+    config = config.model_copy(
+        update={"data": config.data.model_copy(update={"store": known.stored(config.data.store)})}
+    )
+    decoding = decoding_of(config, side)
+    resize = None if decoding is None else decoding.resize
+    facts = Facts(tuple(sizes), known.train_images // known.classes // parts, side, resize)
     told = f"{'classes':19} {config.data.source} is not on this machine, so the classes of its tasks are not shown"
     return facts, [], [told]
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kaizen.config.types import Count, Positive, Probability, Section, Seed, Text, Word
+from kaizen.config.types import AUTO, Auto, Count, Positive, Probability, Section, Seed, Text, Word
 
 
 class DataConfig(Section):
@@ -15,6 +15,14 @@ class DataConfig(Section):
     )
     config: Text | None = Field(None, description="configuration of a hub source; null: its default")
     revision: Text | None = Field(None, description="branch, tag or commit of a hub source; null: main")
+    store: Auto[Literal["pixels", "files"]] = Field(
+        AUTO,
+        description="pixels: images are decoded once, as squares of image_size; files: they stay encoded, and each "
+        "view is cropped from the original; auto: pixels for squares up to 64 pixels",
+    )
+    workers: Count | None = Field(
+        None, description="threads that decode, with store files; null: this process' share of the cores"
+    )
     image_size: int | None = Field(
         None, ge=4, le=1024, description="side of the images in pixels; null: as in the data"
     )

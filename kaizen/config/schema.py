@@ -15,7 +15,7 @@ from kaizen.config.encoder import EncoderConfig
 from kaizen.config.extension import Extension
 from kaizen.config.memory import BUDGETS, ReplayConfig, StatisticsConfig
 from kaizen.config.optim import OptimConfig
-from kaizen.config.types import AUTO, Count, NonNegative, OneOf, Positive, Section, Seed, Text
+from kaizen.config.types import AUTO, Auto, Count, NonNegative, OneOf, Positive, Section, Seed, Text
 from kaizen.config.views import ViewConfig
 from kaizen.plugins import short
 
@@ -29,12 +29,14 @@ Reader = Annotated[str, READERS]
 FREE_KEYS = (
     *("run.dir", "run.resume", "run.checkpoint_every", "run.keep_checkpoints", "run.graph", "run.deterministic"),
     "run.allow_changed_code",
-    *("data.cache_dir", "teacher.shard", "eval.readers", "log"),
+    *("data.cache_dir", "data.workers", "teacher.shard", "eval.readers", "log"),
 )
 LATER_KEYS: dict[str, Any] = {
     **dict.fromkeys(("data.task_column", "stream.classes", "stream.sizes", "optim.images", "encoder.weights")),
     "encoder.freeze": 0,
     "encoder.drop_path": 0.0,
+    "data.store": "pixels",
+    "eval.resize": None,
 }
 """Keys that earlier versions did not have; with these defaults, which do what those did, they are not hashed."""
 PLACE_KEYS = ("data.source", "data.config", "data.revision")
@@ -122,6 +124,11 @@ class EvalConfig(Section):
         description="readers of the features, each with its own accuracy matrix: the jointly trained classifier; the "
         "classifier made from the statistics of past classes; linear probes on training images of the tasks seen or "
         "of all; nearest neighbours of the tasks seen; memory_probe and ncm (nearest mean): on the replay memory",
+    )
+    resize: Auto[Count | None] = Field(
+        AUTO,
+        description="shorter side in pixels of images that are not augmented, before their centre is cropped, with "
+        "data.store files; auto: 256 / 224 of image_size there, null with pixels",
     )
     knn_k: Count = Field(20, description="number of neighbours that vote; at most the number of training images")
 

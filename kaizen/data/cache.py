@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from kaizen.data.store import writing
+from kaizen.data.entries import writing
 from kaizen.errors import ConfigError
 from kaizen.run.places import user_path
 

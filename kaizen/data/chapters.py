@@ -20,7 +20,7 @@ from kaizen.config.schema import Config, with_numbers
 from kaizen.config.yaml import YamlError, parse_yaml
 from kaizen.data.history import Record, read_history, record_of, write_history
 from kaizen.data.load import Stream, load_stream
-from kaizen.data.store import Split
+from kaizen.data.splits import Split
 from kaizen.data.stream import Task, task_name
 from kaizen.errors import ConfigError
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from kaizen.data.files import Request
-from kaizen.data.images import Undecoded
+from kaizen.data.rows import Undecoded
 from kaizen.data.tables import Part, Table
 from kaizen.data.values import encode_values
 from kaizen.errors import ConfigError

@@ -24,19 +24,27 @@ TABLE = 2**21
 Box = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def sample_boxes(draws: Tensor, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]) -> Box:
+def sample_boxes(
+    draws: Tensor, height: int | Tensor, width: int | Tensor, scale: tuple[float, float], ratio: tuple[float, float]
+) -> Box:
     """Crop boxes (top, left, height, width), int64 (n,) in pixels, by the law of torchvision's RandomResizedCrop.
 
     Args:
         draws: (n, BOX_DRAWS) numbers in [0, 1).
+        height, width: of all images, or int64 (n,) of each.
         scale: smallest and largest area, as a part of the image's.
         ratio: smallest and largest width / height; its logarithm is uniform.
     """
-    area = height * width * (scale[0] + (scale[1] - scale[0]) * draws[:, :TRIES])
+    # Filled, as copying a number to a GPU would make the host wait.
+    height, width = (
+        side.to(torch.float32) if isinstance(side, Tensor) else torch.full_like(draws[:, 0], side)
+        for side in (height, width)
+    )
+    area = (height * width)[:, None] * (scale[0] + (scale[1] - scale[0]) * draws[:, :TRIES])
     low, high = math.log(ratio[0]), math.log(ratio[1])
     aspect = torch.exp(low + (high - low) * draws[:, TRIES : 2 * TRIES])
     tall, wide = torch.sqrt(area / aspect).round(), torch.sqrt(area * aspect).round()
-    fits = (tall > 0) & (tall <= height) & (wide > 0) & (wide <= width)
+    fits = (tall > 0) & (tall <= height[:, None]) & (wide > 0) & (wide <= width[:, None])
     found, first = fits.any(dim=1), fits.to(torch.uint8).argmax(dim=1, keepdim=True)
     central = _central_box(height, width, ratio)
     tall = torch.where(found, tall.gather(1, first)[:, 0], central[0])
@@ -46,13 +54,11 @@ def sample_boxes(draws: Tensor, height: int, width: int, scale: tuple[float, flo
     return top.long(), left.long(), tall.long(), wide.long()
 
 
-def _central_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[float, float]:
+def _central_box(height: Tensor, width: Tensor, ratio: tuple[float, float]) -> tuple[Tensor, Tensor]:
     """Height and width of torchvision's fallback: the largest central box with an allowed ratio."""
-    if width / height < ratio[0]:
-        return float(max(1, round(width / ratio[0]))), float(width)
-    if width / height > ratio[1]:
-        return float(height), float(max(1, round(height * ratio[1])))
-    return float(height), float(width)
+    shape = width / height
+    tall = torch.where(shape < ratio[0], (width / ratio[0]).round().clamp(min=1), height)
+    return tall, torch.where(shape > ratio[1], (height * ratio[1]).round().clamp(min=1), width)
 
 
 def _place(draws: Tensor, room: Tensor, found: Tensor) -> Tensor:

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from kaizen.config.data import StreamConfig
 from kaizen.config.schema import Config
+from kaizen.config.types import AUTO
 from kaizen.data.chosen import chosen_classes
 from kaizen.data.columns import sort_names
+from kaizen.data.decoding import Decoding, evaluation_side
 from kaizen.data.files import listed
 from kaizen.data.labels import visible_labels
 from kaizen.data.source import Source, load_source
@@ -80,7 +82,16 @@ def load_stream(
     # Images have one number besides their label: of their task or else of their domain.
     unused = "domain_column" if config.stream.kind == "column" else "task_column"
     keys: dict[str, Any] = config.data.model_dump() | {unused: None}
-    return make_stream(config, load_source(**keys, check=check, decode=decode), labelled=labelled)
+    source = load_source(**keys, resize=config.eval.resize, check=check, decode=decode)
+    return make_stream(config, source, labelled=labelled)
+
+
+def decoding_of(config: Config, size: int) -> Decoding | None:
+    """How a run decodes encoded images with unaugmented ones of this side; None with data.store pixels."""
+    if config.data.store != "files":
+        return None
+    resize = evaluation_side(size) if config.eval.resize in (None, AUTO) else config.eval.resize
+    return Decoding(size, resize, config.data.background, config.data.workers)
 
 
 def make_stream(config: Config, source: Source, *, labelled: bool = True) -> Stream:

@@ -14,26 +14,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kaizen.data.decoding import Decoding
+from kaizen.data.encoded import SHAPE, Encoded
 from kaizen.data.policies import Candidates, ReplayPolicy, ordered
 from kaizen.data.random import Purpose, fold, hash_rows, permutation, uniform
+from kaizen.data.splits import Images
 from kaizen.errors import ConfigError
 from kaizen.run.tensors import read_tensors
 
 AUTO_LEAST = 5
 """Images that a memory without a budget of its own holds of each class at least: the published 1 % of CIFAR-100's."""
 LEAST = {"fraction": 1, "auto": AUTO_LEAST}
+NUMBERS = ("labels", "sample_ids", "task_ids")
+"""What a memory holds of each image besides it, int64."""
 Features = Callable[[np.ndarray], np.ndarray]
 """Sample ids (n,) -> features (n, d) of these images."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Images uint8 (n, c, h, w), labels, sample ids and task ids, int64 (n,), best choice of a class first.
+    """Images uint8 (n, c, h, w) or encoded, labels, sample ids and task ids, int64 (n,), best choice of a class first.
 
     logits: float32 (n, classes), the classifier's at the end of each image's task; None where they are not stored.
     """
 
-    images: Tensor
+    images: Tensor | Encoded
     labels: Tensor
     sample_ids: Tensor
     task_ids: Tensor
@@ -43,24 +48,39 @@ class Memory:
         return len(self.labels)
 
     @staticmethod
-    def empty(channels: int, size: int, logits: int | None = None) -> "Memory":
-        """A memory without images; logits: classes that it stores logits of, or None."""
+    def empty(channels: int, size: int, logits: int | None = None, decoding: Decoding | None = None) -> "Memory":
+        """A memory without images; logits: classes that it stores logits of; decoding: of encoded images."""
         none = torch.empty(0, dtype=torch.int64)
-        images = torch.empty(0, channels, size, size, dtype=torch.uint8)
+        pixels = torch.empty(0, channels, size, size, dtype=torch.uint8)
+        images = pixels if decoding is None else Encoded.none(decoding)
         return Memory(images, none, none.clone(), none.clone(), None if logits is None else torch.empty(0, logits))
+
+    @property
+    def pixels(self) -> np.ndarray | Encoded:
+        """The images, of which `[rows]` gives unaugmented ones, uint8 (n, c, h, w)."""
+        return self.images.numpy() if isinstance(self.images, Tensor) else self.images
 
     def tensors(self) -> dict[str, Tensor]:
         """What is saved."""
-        held = {name: getattr(self, name) for name in ("images", "labels", "sample_ids", "task_ids")}
+        images = {"images": self.images} if isinstance(self.images, Tensor) else self.images.tensors()
+        held = images | {name: getattr(self, name) for name in NUMBERS}
         return held if self.logits is None else held | {"logits": self.logits}
 
     @staticmethod
-    def read(file: Path, image: tuple[int, int, int] | None, num_classes: int, *, logits: bool = False) -> "Memory":
+    def read(
+        file: Path,
+        image: tuple[int, int, int] | None,
+        num_classes: int,
+        *,
+        logits: bool = False,
+        decoding: Decoding | None = None,
+    ) -> "Memory":
         """The memory that was saved in a safetensors file, mapped from it.
 
         Args:
             image: shape (c, h, w) of the images that it must hold; None: any.
             logits: whether it must hold logits of its images.
+            decoding: of encoded images, which it must hold then.
 
         Raises:
             ConfigError: the file is missing, damaged, or holds something else.
@@ -69,7 +89,10 @@ class Memory:
         n = len(tensors.get("labels", ()))
         rows = "int64", [n]
         shape = [n, *image] if image else list(tensors["images"].shape) if "images" in tensors else []
-        expected = {"images": ("uint8", shape), "labels": rows, "sample_ids": rows, "task_ids": rows}
+        expected: dict[str, tuple[str, list[int]]] = {"images": ("uint8", shape)} | dict.fromkeys(NUMBERS, rows)
+        if decoding is not None:
+            expected["images"] = "uint8", [tensors["images"].numel() if "images" in tensors else 0]
+            expected |= {"offsets": ("int64", [n + 1]), "shapes": ("int32", [n, len(SHAPE)])}
         if logits:
             expected["logits"] = "float32", [n, num_classes]
             if tensors.keys() == expected.keys() - {"logits"}:
@@ -86,7 +109,12 @@ class Memory:
         if n and not (int(labels.min()) >= -1 and int(labels.max()) < num_classes):
             problem = f"has labels from {int(labels.min())} to {int(labels.max())}"
             raise ConfigError(str(file), f"{problem}; allowed: -1 to {num_classes - 1}")
-        return Memory(**tensors)
+        encoded = {name: tensors.pop(name) for name in expected.keys() - {*NUMBERS, "logits"}}
+        try:
+            images = encoded["images"] if decoding is None else Encoded.of_tensors(encoded, decoding)
+        except ValueError as error:
+            raise ConfigError(str(file), f"is damaged: {error}") from None
+        return Memory(images, **tensors)
 
     def digest(self) -> str:
         """SHA-256 of all that is held."""
@@ -115,7 +143,7 @@ class Choice:
     def applied(
         self,
         memory: Memory,
-        images: np.ndarray,
+        images: Images,
         labels: np.ndarray,
         task: int,
         logits: Tensor | None = None,
@@ -124,22 +152,31 @@ class Choice:
         """The memory after the task.
 
         Args:
-            images, labels: uint8 (N, c, h, w) and int64 (N,) of the source's train split.
+            images, labels: those of the source's train split, labels int64 (N,).
             logits: float32 (n, classes) of the images that are taken up, for a memory that holds logits.
             offset: added to their indices in the train split for their sample ids.
         """
         if not len(self.ids):
             return memory
         taken = {
-            "images": torch.from_numpy(images[self.ids]),
             "labels": torch.from_numpy(labels[self.ids]),
             "sample_ids": torch.from_numpy(self.ids + offset),
             "task_ids": torch.full((len(self.ids),), task),
         }
         if logits is not None:
             taken["logits"] = logits
-        together = {name: torch.cat([held, taken[name]]) for name, held in memory.tensors().items()}
-        return Memory(**{name: both if self.rows is None else both[self.rows] for name, both in together.items()})
+        together = {name: torch.cat([getattr(memory, name), part]) for name, part in taken.items()}
+        numbers = {name: both if self.rows is None else both[self.rows] for name, both in together.items()}
+        return Memory(self._images(memory, images), **numbers)
+
+    def _images(self, memory: Memory, images: Images) -> Tensor | Encoded:
+        if isinstance(images, Encoded):
+            assert isinstance(memory.images, Encoded)
+            joined = memory.images.followed_by(images.take(self.ids))
+            return joined if self.rows is None else joined.take(self.rows.numpy())
+        assert isinstance(memory.images, Tensor)
+        both = torch.cat([memory.images, torch.from_numpy(images[self.ids])])
+        return both if self.rows is None else both[self.rows]
 
 
 def choose(
@@ -154,6 +191,7 @@ def choose(
     features: Features,
     offset: int = 0,
     own: ReplayPolicy | None = None,
+    costs: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Choice:
     """Which images the memory holds after a task: what it held and a choice of the task's images, cut to the budget.
 
@@ -164,26 +202,30 @@ def choose(
         policy: none, random (seeded, class-balanced), first (of each class in dataset order), herding (see
             `herding_order`) or reservoir (see `_reservoir`).
         budget: ("per_class", k), ("fraction", part of each class, at least one image), ("auto", part of each class, at
-            least AUTO_LEAST images) or ("total", images in all); reservoir takes a total.
+            least AUTO_LEAST images), ("total", images in all) or ("bytes", the bytes of all); reservoir takes the last
+            two.
         features: called once for all images of the task, only by herding and own policies.
         own: the policy where it is the user's own.
         offset: see `Choice.applied`.
+        costs: for "bytes", those of each image of the memory (m,) and of the train split (N,).
     """
     kind, size = budget
     if policy == "none":
         return Choice(np.empty(0, dtype=np.int64))
     if policy == "reservoir":
         # Cut twice, so that a large task is never copied as a whole.
-        ids = sample_ids[_reservoir(torch.from_numpy(sample_ids + offset), int(size), seed).numpy()].astype(np.int64)
+        first = _reservoir(torch.from_numpy(sample_ids + offset), size, seed, costs and costs[1][sample_ids])
+        ids = sample_ids[first.numpy()].astype(np.int64)
         together = torch.cat([memory.sample_ids, torch.from_numpy(ids + offset)])
-        return Choice(ids, _reservoir(together, int(size), seed))
+        return Choice(ids, _reservoir(together, size, seed, costs and np.concatenate([costs[0], costs[1][ids]])))
     by_features = policy == "herding" or own is not None
     ids = np.sort(sample_ids) if by_features else sample_ids
     found = features(ids) if by_features else None
     chosen = []
     for label in np.unique(labels[ids]):
         of = np.flatnonzero(labels[ids] == label)
-        keep = min(len(of), max(LEAST[kind], round(size * len(of))) if kind in LEAST else int(size))
+        most = int(size // costs[1][ids[of]].min()) if costs else int(size)
+        keep = min(len(of), max(LEAST[kind], round(size * len(of))) if kind in LEAST else most)
         if policy == "random":
             of = of[permutation(len(of), fold(seed, Purpose.MEMORY, task, int(label))).numpy()]
         elif own is not None and found is not None:
@@ -194,10 +236,12 @@ def choose(
             of = of[herding_order(found[of], keep)]
         chosen.append(ids[of[:keep]].astype(np.int64))
     taken = np.concatenate(chosen)
-    if kind != "total":
+    if kind not in ("total", "bytes"):
         return Choice(taken)
     tasks = torch.cat([memory.task_ids, torch.full((len(taken),), task)])
-    return Choice(taken, _within_total(tasks, torch.cat([memory.labels, torch.from_numpy(labels[taken])]), int(size)))
+    together, each = torch.cat([memory.labels, torch.from_numpy(labels[taken])]), costs
+    every = None if each is None else np.concatenate([each[0], each[1][taken]])
+    return Choice(taken, _within_total(tasks, together, size, every))
 
 
 def herding_order(features: np.ndarray, count: int) -> np.ndarray:
@@ -223,17 +267,24 @@ def herding_order(features: np.ndarray, count: int) -> np.ndarray:
     return order
 
 
-def _reservoir(sample_ids: Tensor, total: int, seed: int) -> Tensor:
-    """Rows of the `total` images that come first in a seeded order of all images.
+def _first(order: Tensor, size: float, costs: np.ndarray | None) -> Tensor:
+    """The first of an order of rows: `size` of them, or as many as cost no more than that together."""
+    if costs is None:
+        return order[: int(size)]
+    return order[: int((torch.from_numpy(costs)[order].cumsum(0) <= size).sum())]
+
+
+def _reservoir(sample_ids: Tensor, size: float, seed: int, costs: np.ndarray | None = None) -> Tensor:
+    """Rows of the images that come first in a seeded order of all images, as `_first` counts them.
 
     Reservoir sampling with one random key per image (Efraimidis and Spirakis 2006, with equal weights): an image that
     was once dropped never comes back, so the memory is a uniform sample of all images seen, and their number is not
     needed.
     """
-    return torch.argsort(hash_rows(fold(seed, Purpose.MEMORY), sample_ids))[:total]
+    return _first(torch.argsort(hash_rows(fold(seed, Purpose.MEMORY), sample_ids)), size, costs)
 
 
-def _within_total(task_ids: Tensor, labels: Tensor, total: int) -> Tensor:
+def _within_total(task_ids: Tensor, labels: Tensor, size: float, costs: np.ndarray | None = None) -> Tensor:
     """Rows to keep so that each (task, class) group has an even share of the total, given out one image at a time.
 
     Groups keep their first rows: a random order cut short is still a random choice.
@@ -244,4 +295,4 @@ def _within_total(task_ids: Tensor, labels: Tensor, total: int) -> Tensor:
     place[group.argsort(stable=True)] = torch.cat([torch.arange(count) for count in group.bincount().tolist()])
     # The first image of every group, then the second of every group, and so on, until the total is reached.
     order = torch.argsort(place * (int(group.max()) + 1) + group)
-    return order[:total].sort().values
+    return _first(order, size, costs).sort().values

@@ -1,59 +1,48 @@
-"""Reads a named source of images and labels with Hugging Face datasets into a memory-mapped uint8 store.
-
-Nothing heavy is imported at the top: the configuration check reads KNOWN_SOURCES before any data is touched.
-"""
+"""Finds a named source of images and labels: stored as pixels, or indexed where its encoded images are."""
 
 import difflib
 import hashlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from kaizen.config.types import AUTO
 from kaizen.data import cache as caches
-from kaizen.data import origins, store
+from kaizen.data import entries, origins, store
 from kaizen.data.columns import read_columns
 from kaizen.data.files import KINDS, Request, find_files
-from kaizen.data.images import own_size
-from kaizen.data.store import Source
+from kaizen.data.index import FORMAT, read_index, write_index
+from kaizen.data.known import KNOWN_SOURCES
+from kaizen.data.rows import are_small, own_size
+from kaizen.data.splits import Source, undecoded
 from kaizen.errors import ConfigError
 from kaizen.run.places import user_path
-
-
-@dataclass(frozen=True)
-class KnownSource:
-    """A source known by name: classes, training images, image side in pixels, hub id (None: built in), columns."""
-
-    classes: int
-    train_images: int
-    image_size: int
-    hub: str | None
-    image_column: str
-    label_column: str
-
-
-KNOWN_SOURCES: dict[str, KnownSource] = {
-    "digits": KnownSource(10, 1438, 8, None, "image", "label"),
-    "cifar10": KnownSource(10, 50000, 32, "uoft-cs/cifar10", "img", "label"),
-    "cifar100": KnownSource(100, 50000, 32, "uoft-cs/cifar100", "img", "fine_label"),
-    "imagenet100": KnownSource(100, 126689, 224, "clane9/imagenet-100", "image", "label"),
-    "domainnet": KnownSource(345, 409832, 224, "wltjr1007/DomainNet", "image", "label"),
-    "fashion_mnist": KnownSource(10, 60000, 28, "zalando-datasets/fashion_mnist", "image", "label"),
-}
-
 
 CONTENT = {"image_size", "image_column", "label_column", "domain_column", "train_split", "test_split"}
 """Keys of what is read, and not of the location of the data; `task_column` too, where it is given."""
 
 
-def load_source(source: str, *, check: Callable[[], None] = lambda: None, decode: bool = True, **keys: Any) -> Source:
-    """Both splits as uint8 (n, 3, image_size, image_size), decoded once into cache_dir; ConfigError if unusable.
+def load_source(
+    source: str,
+    *,
+    check: Callable[[], None] = lambda: None,
+    decode: bool = True,
+    resize: int | str | None = AUTO,
+    **keys: Any,
+) -> Source:
+    """Both splits, decoded once into cache_dir, or indexed there and read at each use (data.store).
 
-    `keys` are those of section `data`. `check` is called regularly while images are decoded, and may raise. Without
-    `decode`, images that are not in the cache are black, and the cache stays as it is.
+    `keys` are those of section `data`; `resize` is eval.resize. `check` is called regularly while images are decoded,
+    and may raise. Without `decode`, images that are not in the cache are black, and the cache stays as it is.
+
+    Raises:
+        ConfigError: the source cannot be used.
     """
     try:
         request = _resolved(Request(source=source, **keys))
@@ -62,32 +51,62 @@ def load_source(source: str, *, check: Callable[[], None] = lambda: None, decode
         raise ConfigError(
             ".".join(map(str, ("data", *first["loc"]))), f"is {first['input']!r}: {first['msg']}"
         ) from None
+    found = _found(request, None if resize == AUTO else resize, check, decode)
+    if resize not in (AUTO, None) and found.resize is None:
+        raise ConfigError("eval.resize", f"is {resize}; allowed with data.store pixels, whose images are squares: null")
+    if resize is None and found.resize is not None:
+        problem = "is null; allowed with data.store files: auto, or the shorter side of test images, as 256"
+        raise ConfigError("eval.resize", problem)
+    return found
+
+
+def _found(request: Request, resize: Any, check: Callable[[], None], decode: bool) -> Source:
+    """The source from the cache, where it is put first if it is not there."""
     cache = caches.cache_folder(request.cache_dir)
     # Stamps come from the files and not from the library, whose fingerprints miss some changes in place. So a run with
-    # decoded images never opens the data set at all.
+    # images in the cache never opens the data set at all.
     files = find_files(request)
     opened: Any = () if files.splits else origins.open_library(request)
-    content = files.stamp or [part._fingerprint for part in opened]
-    # The location is left out, so that a moved directory keeps its decoded images.
+    places = _places(request, cache, files.stamp or [part._fingerprint for part in opened])
+    kind, found = request.store, None
+    reads: dict[str, entries.Read] = {
+        "files": partial(read_index, request, resize),
+        "pixels": partial(store.read, small=kind == AUTO),
+    }
+    for one in reads if kind == AUTO else [kind]:
+        found = found or entries.read_entry(places[one], reads[one])
+    if found is None:
+        with caches.workplace(cache, places["files"].name) as work:
+            with origins.guarded(request):
+                splits, names = read_columns(origins.open_tables(request, files, opened, work), request)
+            if kind == AUTO:
+                kind = "pixels" if are_small(list(splits.values()), check) else "files"
+            size = request.image_size or own_size(list(splits.values()), check)
+            if not decode:
+                return undecoded(splits, size, names, kind, resize)
+            if kind == "files":
+                write_index(work / "entry", splits, request, names, check)
+            else:
+                store.write_entry(work / "entry", splits, size, request, names, check)
+            entries.publish(work / "entry", places[kind], reads[kind])
+        found = entries.read_entry(places[kind], reads[kind])
+    if found is None:
+        raise ConfigError("data.cache_dir", f"{places[kind]} cannot be read back; name another directory")
+    return replace(found, notes=files.notes)
+
+
+def _places(request: Request, cache: Path, content: list[Any]) -> dict[str, Path]:
+    """The directories in the cache of a source's pixels and of its index, by a hash of all that they depend on."""
+    # The location is left out, so that a moved directory keeps its images.
     tasks = {} if request.task_column is None else {"task_column": request.task_column}
     kept = {"kind": request.kind, **request.model_dump(include=CONTENT), **tasks}
     decoding = {"background": request.background, "broken": request.broken, "stamps_files": request.stamps_files}
-    key = json.dumps([store.FORMAT, content, decoding, kept])
-    fingerprint = hashlib.sha256(key.encode()).hexdigest()
-    found = store.read_entry(cache / fingerprint)
-    if found is None:
-        with caches.workplace(cache, fingerprint) as work:
-            with origins.guarded(request):
-                splits, names = read_columns(origins.open_tables(request, files, opened, work), request)
-            size = request.image_size or own_size(list(splits.values()), check)
-            if not decode:
-                return store.undecoded(splits, size, names)
-            store.write_entry(work / "entry", splits, size, request, names, check)
-            store.publish(work / "entry", cache / fingerprint)
-        found = store.read_entry(cache / fingerprint)
-    if found is None:
-        raise ConfigError("data.cache_dir", f"{cache / fingerprint} cannot be read back; name another directory")
-    return replace(found, notes=files.notes)
+    index = {key: value for key, value in kept.items() if key != "image_size"}
+    keys = {
+        "pixels": [store.FORMAT, content, decoding, kept],
+        "files": [FORMAT, "files", content, decoding, index],
+    }
+    return {kind: cache / hashlib.sha256(json.dumps(key).encode()).hexdigest() for kind, key in keys.items()}
 
 
 def _resolved(request: Request) -> Request:
@@ -98,6 +117,7 @@ def _resolved(request: Request) -> Request:
         kind, place = "hub" if known.hub else "digits", known.hub or ""
         for key in ("image_size", "image_column", "label_column"):
             request = request.model_copy(update={key: getattr(request, key) or getattr(known, key)})
+        request = request.model_copy(update={"store": known.stored(request.store)})
     elif kind not in KINDS or not colon:
         near = difflib.get_close_matches(source, [*KNOWN_SOURCES, *KINDS], n=1)
         hint = f" (did you mean {KINDS.get(near[0], near[0])!r}?)" if near else ""

@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kaizen.errors import ConfigError
 
 
@@ -19,12 +21,27 @@ class Part:
     """One file of a split, or a split that is opened as a whole.
 
     where: its name in messages. features: declared type of each column. read: gives a column's values, at most so many
-    rows at a time.
+    rows at a time. places: see `Places`; None where a column's bytes do not lie in a file as they are.
     """
 
     where: str
     features: dict[str, Any]
     read: Callable[[str, int], Iterator[list[Any]]]
+    places: Callable[[str], "Places | None"] = lambda column: None
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the encoded images of a column are: paths of files, and for each row int64 (n, 3): number of the file,
+    offset in it and number of bytes (0: none, the row names a file)."""
+
+    files: tuple[str, ...]
+    rows: np.ndarray
+
+    def at(self, row: int) -> tuple[str, int, int]:
+        """File, offset and bytes of a row."""
+        file, offset, length = self.rows[row].tolist()
+        return self.files[file], offset, length
 
 
 @dataclass(frozen=True)
@@ -42,7 +59,50 @@ def whole_table(name: str, dataset: Any) -> Table:
         for batch in dataset.with_format("arrow").select_columns([column]).iter(rows):
             yield batch.column(0).to_pylist()
 
-    return Table(name, (Part(f"split {name!r}", dict(dataset.features), read),) if len(dataset) else ())
+    part = Part(f"split {name!r}", dict(dataset.features), read, partial(_arrow_places, dataset))
+    return Table(name, (part,) if len(dataset) else ())
+
+
+def _arrow_places(dataset: Any, column: str) -> Places | None:
+    """Places of the images of a Dataset in its Arrow files; None if it is not made of whole, uncompressed files."""
+    import pyarrow as pa
+
+    files = tuple(str(Path(held["filename"]).resolve()) for held in dataset.cache_files)
+    if not files or dataset._indices is not None:
+        return None
+    found = []
+    for number, file in enumerate(files):
+        with pa.memory_map(file) as mapped:
+            whole = mapped.read_buffer()
+            mapped.seek(0)
+            table = pa.ipc.open_stream(mapped).read_all()
+            if column not in table.column_names:
+                return None
+            for chunk in table.column(column).chunks:
+                rows = _buffer_places(chunk, number, whole.address, whole.size)
+                if rows is None:
+                    return None
+                found.append(rows)
+    rows = np.concatenate(found) if found else np.empty((0, 3), dtype=np.int64)
+    return Places(files, rows) if len(rows) == len(dataset) else None
+
+
+def _buffer_places(chunk: Any, number: int, address: int, size: int) -> np.ndarray | None:
+    """Places int64 (n, 3) of the binary values of an Arrow array in the file that is mapped there."""
+    import pyarrow as pa
+
+    values = chunk.field("bytes") if pa.types.is_struct(chunk.type) else chunk
+    kinds = {pa.binary(): np.int32, pa.large_binary(): np.int64}
+    if values.type not in kinds or chunk.offset or values.offset:
+        return None
+    _, ends, content = values.buffers()
+    if content is None:
+        return np.tile(np.array([number, 0, 0]), (len(values), 1))  # every row names a file
+    first = content.address - address
+    if not 0 <= first <= first + content.size <= size:
+        return None  # the buffer was decompressed
+    bounds = np.frombuffer(ends, dtype=kinds[values.type], count=len(values) + 1).astype(np.int64)
+    return np.stack([np.full(len(values), number), first + bounds[:-1], np.diff(bounds)], axis=1)
 
 
 def parquet_table(name: str, files: Sequence[Path]) -> Table:

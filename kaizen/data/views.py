@@ -7,6 +7,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from kaizen.config.views import ViewConfig
@@ -40,7 +41,7 @@ class Column(IntEnum):
 class SampledView(NamedTuple):
     """Random parameters of each image's operations, one row per image; None: the operation is switched off."""
 
-    box: Tensor
+    box: Tensor | None
     flip: Tensor | None
     blends: Tensor | None
     turns: Tensor | None
@@ -62,13 +63,27 @@ def _scale_and_shift(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
     return (1 / (255 * std))[:, None, None], (mean / std)[:, None, None]
 
 
+def crop_boxes(keys: Tensor, view: int, parameters: ViewConfig, heights: Tensor, widths: Tensor) -> Tensor:
+    """The boxes that `augment` crops, int64 (n, 4): top, left, height, width in images of these sides int64 (n,)."""
+    draws = uniform(keys, Column.END, stream=view)[:, Column.BOX :]
+    return torch.stack(sample_boxes(draws, heights, widths, parameters.crop_scale, parameters.crop_ratio), dim=1)
+
+
 def augment(
-    images: Tensor, keys: Tensor, view: int, parameters: ViewConfig, size: int, mean: Tensor, std: Tensor
+    images: Tensor,
+    keys: Tensor,
+    view: int,
+    parameters: ViewConfig,
+    size: int,
+    mean: Tensor,
+    std: Tensor,
+    *,
+    cropped: bool = False,
 ) -> Tensor:
     """One view of each image: crop, colour jitter, grey, blur, solarise, flip, normalise (SimCLR, solo-learn's order).
 
     Args:
-        images: uint8 (n, 3, h, w).
+        images: uint8 (n, 3, h, w); cropped: uint8 (n, size, size, 3), crops of this view (see `crop_boxes`).
         keys: int64 (n,), on the same device; an image's view is a function of its key and `view` alone.
         mean, std: (3,) of the data set, in units of 0..1.
 
@@ -77,13 +92,14 @@ def augment(
     """
     draws, moments = uniform(keys, Column.END, stream=view), _scale_and_shift(mean, std)
     extra = operations.draw(parameters.extra, keys, view)
+    sides = None if cropped else (images.shape[2], images.shape[3])
     if not on_cpu(images):
-        drawn = _draw(draws, extra, parameters, *images.shape[2:])
+        drawn = _draw(draws, extra, parameters, sides)
         return _distort(images, drawn, parameters, size, *moments).contiguous()
     part = max(1, CACHED_PIXELS // (size * size))
     order = _order(draws, parameters, part)
     back = order.argsort()
-    drawn = _draw(draws[order], None if extra is None else extra[order], parameters, *images.shape[2:])
+    drawn = _draw(draws[order], None if extra is None else extra[order], parameters, sides)
     views = torch.empty(len(images), 3, size, size)
     for first in range(0, len(images), part):
         some = slice(first, first + part)
@@ -100,8 +116,11 @@ def _order(draws: Tensor, parameters: ViewConfig, part: int) -> Tensor:
     return (torch.arange(len(draws)) // part * 8 - place).argsort()
 
 
-def _draw(draws: Tensor, extra: Tensor | None, parameters: ViewConfig, height: int, width: int) -> SampledView:
-    """All small tensors in one go: on a CPU such an operation takes as long for one image as for hundreds."""
+def _draw(draws: Tensor, extra: Tensor | None, parameters: ViewConfig, sides: tuple[int, int] | None) -> SampledView:
+    """All small tensors in one go: on a CPU such an operation takes as long for one image as for hundreds.
+
+    sides: height and width of the images; None: they are cropped.
+    """
 
     def chosen(column: Column, probability: float) -> Tensor | None:
         return draws[:, column] < probability if probability else None
@@ -109,10 +128,13 @@ def _draw(draws: Tensor, extra: Tensor | None, parameters: ViewConfig, height: i
     blends = turns = None
     if parameters.jitter_p and any(parameters.jitter):
         blends, turns = jitter_steps(*sample_jitter(draws, parameters.jitter, parameters.jitter_p))
-    box = sample_boxes(draws[:, Column.BOX :], height, width, parameters.crop_scale, parameters.crop_ratio)
+    box = None
+    if sides is not None:
+        boxes = sample_boxes(draws[:, Column.BOX :], *sides, parameters.crop_scale, parameters.crop_ratio)
+        box = torch.stack(boxes, dim=1)
     low, high = parameters.blur_sigma
     return SampledView(
-        box=torch.stack(box, dim=1),
+        box=box,
         flip=chosen(Column.FLIP, parameters.flip_p),
         blends=blends,
         turns=turns,
@@ -129,8 +151,11 @@ def _distort(
 ) -> Tensor:
     """Apply the operations, each in the memory of the previous one; those switched off cost nothing."""
     # Every later operation commutes with a mirror, and inside the crop it is free.
-    top, left, tall, wide = drawn.box.unbind(1)
-    x = crop_resize(images, top, left, tall, wide, size, drawn.flip)
+    if drawn.box is None:
+        x = _levels(images, drawn.flip)
+    else:
+        top, left, tall, wide = drawn.box.unbind(1)
+        x = crop_resize(images, top, left, tall, wide, size, drawn.flip)
     if drawn.blends is not None:
         jitter(x, drawn.blends, drawn.turns, out=x)
     if drawn.gray is not None:
@@ -142,6 +167,15 @@ def _distort(
     if drawn.extra is not None:
         x = operations.apply(parameters.extra, x, drawn.extra)
     return x.mul_(scale).sub_(shift)
+
+
+def _levels(crops: Tensor, flip: Tensor | None) -> Tensor:
+    """Crops uint8 (n, h, w, 3) as float32 (n, 3, h, w), those where `flip` is true mirrored."""
+    # One plane of all images after another in memory: later operations take the channels apart.
+    planes = torch.empty(3, *crops.shape[:3], device=crops.device)
+    planes.copy_(rearrange(crops, "n h w c -> c n h w"))
+    x = rearrange(planes, "c n h w -> n c h w")
+    return x if flip is None else apply_to(flip, lambda some: some.flip(3), x, out=x)
 
 
 def sample_jitter(

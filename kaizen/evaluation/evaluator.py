@@ -10,8 +10,9 @@ from torch import Tensor
 
 from kaizen.config.schema import Config
 from kaizen.data.chapters import NONE, Chapters
-from kaizen.data.load import Stream
+from kaizen.data.load import Stream, decoding_of
 from kaizen.data.replay import Memory
+from kaizen.data.splits import Images
 from kaizen.errors import ConfigError, TrainingFailed
 from kaizen.evaluation.features import extract_features, rankme
 from kaizen.evaluation.metrics import PROTOCOLS, mean
@@ -163,16 +164,18 @@ class Evaluator:
         """Those that learn from the labels of training images."""
         return [reader for reader in readers if reader_class(reader).sees in ("seen", "all")]
 
-    def _memory(self, directory: Path | None) -> tuple[tuple[np.ndarray, np.ndarray], Tensor | None]:
+    def _memory(self, directory: Path | None) -> tuple[tuple[Images, np.ndarray], Tensor | None]:
         """Images of the replay memory, rows of those with a label, and these labels; without a directory, none."""
+        image = self.chapters.parts[0].record.image
         if directory is None:
-            return (np.empty((0, *self.chapters.parts[0].record.image), np.uint8), NONE), None
+            return (np.empty((0, *image), np.uint8), NONE), None
         file = directory / "replay.safetensors"
         self.parallel.await_file(file)
         logits = self.config.classifier.distill == "stored_logits"
-        memory = Memory.read(file, None, len(self.chapters.class_names), logits=logits)
+        decoding = decoding_of(self.config, image[-1])
+        memory = Memory.read(file, None, len(self.chapters.class_names), logits=logits, decoding=decoding)
         rows = torch.nonzero(memory.labels >= 0).squeeze(1)
-        return (memory.images.numpy(), rows.numpy()), memory.labels[rows]
+        return (memory.pixels, rows.numpy()), memory.labels[rows]
 
     def notes(self, task: int, measured: Measured) -> list[str]:
         """What the user should know about the measurements after a task, one line each."""
@@ -186,7 +189,7 @@ class Evaluator:
         ]
 
     def _features(
-        self, network: Network, sets: Sequence[tuple[np.ndarray, np.ndarray]], check: Check
+        self, network: Network, sets: Sequence[tuple[Images, np.ndarray]], check: Check
     ) -> tuple[Tensor, ...]:
         """Features (n, d) of rows of images, for each set, on every process."""
         network.to(self.parallel.device).to(memory_format=memory_format(network, self.parallel.device)).eval()

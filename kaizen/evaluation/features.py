@@ -1,12 +1,15 @@
 """Features of unaugmented images in eval mode."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kaizen.data.splits import Images
 from kaizen.data.views import normalize
 from kaizen.parallel import Parallel, memory_format, shard
 
@@ -24,7 +27,7 @@ def encode(encoder: nn.Module, images: Tensor, moments: tuple[Tensor, Tensor], l
 @torch.no_grad()
 def extract_features(
     encoder: nn.Module,
-    sets: Sequence[tuple[np.ndarray, np.ndarray]],
+    sets: Sequence[tuple[Images, np.ndarray]],
     moments: tuple[Tensor, Tensor],
     parallel: Parallel,
     check: Callable[[], None] = lambda: None,
@@ -36,7 +39,7 @@ def extract_features(
     Args:
         encoder: images (n, 3, h, w) -> features (n, d), on the device; its mode is restored, its running
             statistics are used and not updated.
-        sets: images uint8 (N, 3, h, w) and rows of them (n,).
+        sets: images (see `Images`) and rows of them (n,).
         moments: mean and std (3,) for 0..1, on the device.
         check: called by all processes before each batch.
     """
@@ -49,19 +52,33 @@ def extract_features(
     layout = memory_format(encoder, parallel.device)
     encoder.eval()
     local = [torch.empty(0, cast(int, encoder.feature_dim), device=parallel.device)]
-    for number in range(max(map(len, parts))):
-        check()
-        for images, ids in mine[number : number + 1]:
-            local.append(encode(encoder, parallel.put(torch.from_numpy(images[ids])), moments, layout))
+    with closing(_ahead(mine)) as read:
+        for number in range(max(map(len, parts))):
+            check()
+            for pixels in read if number < len(mine) else ():
+                local.append(encode(encoder, parallel.put(torch.from_numpy(pixels)), moments, layout))
+                break
     encoder.train(was_training)
     return parallel.group.gather(torch.cat(local), [sum(len(ids) for _, ids in part) for part in parts])
+
+
+def _ahead(batches: Sequence[tuple[Images, np.ndarray]]) -> Generator[np.ndarray]:
+    """Pixels uint8 (n, 3, h, w) of each batch, read while the one before is used."""
+    with ThreadPoolExecutor(1, thread_name_prefix="kaizen-read") as thread:
+        futures: list[Future[np.ndarray]] = []
+        for images, ids in batches:
+            futures.append(thread.submit(images.__getitem__, ids))
+            if len(futures) > 1:
+                yield futures.pop(0).result()
+        for future in futures:
+            yield future.result()
 
 
 @torch.no_grad()
 def extract_logits(
     encoder: nn.Module,
     classifier: nn.Module,
-    images: np.ndarray,
+    images: Images,
     ids: np.ndarray,
     moments: tuple[Tensor, Tensor],
     parallel: Parallel,
@@ -70,7 +87,7 @@ def extract_logits(
 
     Args:
         encoder, classifier: images (n, 3, h, w) -> features -> logits, on the device.
-        images: uint8 (N, 3, h, w); moments: mean and std (3,) for 0..1, on the device.
+        images: see `Images`; moments: mean and std (3,) for 0..1, on the device.
     """
     features = extract_features(encoder, [(images, ids)], moments, parallel)
     dtype = next(classifier.parameters()).dtype

@@ -7,17 +7,18 @@ import numpy as np
 from torch import Tensor
 
 from kaizen.data.chapters import NONE, Chapter
+from kaizen.data.splits import Images
 from kaizen.evaluation.metrics import cannot_name
 
 
 class Rows(NamedTuple):
     """Images of a chapter, in the order of its tasks.
 
-    images: uint8 (N, c, h, w) and the rows (n,) of them that are meant; labels: the true ones of each task, or None for
+    images: those of a split and the rows (n,) of them that are meant; labels: the true ones of each task, or None for
     a task whose images are gone.
     """
 
-    images: tuple[np.ndarray, np.ndarray]
+    images: tuple[Images, np.ndarray]
     labels: list[np.ndarray | None]
 
 

@@ -33,19 +33,21 @@ class Facts:
     """Facts about the data, which decide the numbers.
 
     images: training images of each task; smallest: labelled images of the smallest class of a task, 0 without labels;
-    side: pixels per side of the images.
+    side: pixels per side of the images; resize: see `Source`.
     """
 
     images: tuple[int, ...]
     smallest: int
     side: int
+    resize: int | None = None
 
     @staticmethod
     def of(stream: Stream) -> "Facts":
         """The facts about data that are cut into tasks."""
         counts = [np.bincount(labels[labels >= 0]) for task in stream.tasks if len(labels := stream.labels[task.train])]
         found = [int(count[count > 0].min()) for count in counts if count.any()]
-        return Facts(tuple(stream.train_sizes), min(found, default=0), stream.source.image_size)
+        source = stream.source
+        return Facts(tuple(stream.train_sizes), min(found, default=0), source.image_size, source.resize)
 
 
 def suit(config: Config, facts: Facts) -> tuple[Config, list[str]]:
@@ -103,7 +105,9 @@ def suit(config: Config, facts: Facts) -> tuple[Config, list[str]]:
         few = f"{part:.0%} of the smallest class's {facts.smallest} images is {few_images}"
         lines.append(f"{'auto':19} replay at least {AUTO_LEAST} images per class: {few}; published: {part:.0%}")
     optim, encoder = optim.model_copy(update=chosen), encoder.model_copy(update={"stem": stem})
-    suited = config.model_copy(update={"optim": optim, "encoder": encoder})
+    data = config.data.model_copy(update={"store": "pixels" if facts.resize is None else "files"})
+    evaluation = config.eval.model_copy(update={"resize": facts.resize})
+    suited = config.model_copy(update={"optim": optim, "encoder": encoder, "data": data, "eval": evaluation})
     check_pairs(suited)
     return suited, lines
 

@@ -109,22 +109,32 @@ class DeviceStep:
 
     def inputs_of(self, host_batch: HostBatch) -> Inputs:
         """Views and numbers of a host batch."""
-        images = None if host_batch.images is None else self.parallel.put(host_batch.images)
+        images = None if host_batch.images is None else tuple(map(self.parallel.put, host_batch.images))
         return self.inputs(self.parallel.put(host_batch.packed), images, host_batch.count)
 
-    def inputs(self, packed: Tensor, images: Tensor | None, count: int) -> Inputs:
+    def inputs(self, packed: Tensor, images: tuple[Tensor, ...] | None, count: int) -> Inputs:
         """Views and numbers from what the host sent: the packed buffer, and images unless the store has them."""
         data = unpack(packed, count, len(self.state.optimizer.param_groups))
         if images is None:
             assert self.store is not None
-            images = self.store.index_select(0, data.rows)
+            images = (self.store.index_select(0, data.rows),)
         views = self.views(images, data.keys)
         return Inputs([mix(view, data.weights) for view in views] if self.recall.mixes else views, data)
 
-    def views(self, images: Tensor, keys: Tensor) -> list[Tensor]:
-        """Views (n, 3, s, s) of images uint8 (n, 3, h, w), drawn by their keys int64 (n,)."""
+    def views(self, images: tuple[Tensor, ...], keys: Tensor) -> list[Tensor]:
+        """Views (n, 3, s, s) of images drawn by their keys int64 (n,); for images see `HostBatch`."""
+        cropped = self.config.data.store == "files"
         views = [
-            augment(images, keys, number, view, view.size or self.size, self.mean, self.std)
+            augment(
+                images[number if cropped else 0],
+                keys,
+                number,
+                view,
+                view.size or self.size,
+                self.mean,
+                self.std,
+                cropped=cropped,
+            )
             for number, view in enumerate(self.config.views)
         ]
         return [view.contiguous(memory_format=self._layout) for view in views]

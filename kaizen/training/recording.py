@@ -151,7 +151,8 @@ class Recorder:
     def _record_preparing(self, host_batch: HostBatch) -> None:
         device = self.device_step.parallel.device
         self._packed = host_batch.packed.to(device)
-        self._images = None if host_batch.images is None else host_batch.images.to(device)
+        held = host_batch.images
+        self._images = None if held is None else tuple(images.to(device) for images in held)
         self._preparing = self.lanes.record_preparing(
             lambda: self.device_step.inputs(self._packed, self._images, host_batch.count)
         )
@@ -175,7 +176,8 @@ class Recorder:
         with self.lanes.preparing():
             self._packed.copy_(host_batch.packed, non_blocking=True)
             if self._images is not None and host_batch.images is not None:
-                self._images.copy_(host_batch.images, non_blocking=True)
+                for images, new in zip(self._images, host_batch.images, strict=True):
+                    images.copy_(new, non_blocking=True)
             self._preparing.replay()
         self._prepared = step
 

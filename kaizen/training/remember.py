@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from kaizen.config.schema import Config
 from kaizen.data.chapters import Chapters
+from kaizen.data.encoded import Encoded
 from kaizen.data.load import Stream
 from kaizen.data.policies import own_policy
 from kaizen.data.random import Purpose, fold
 from kaizen.data.replay import Choice, Memory, choose
+from kaizen.data.splits import Images
 from kaizen.errors import ConfigError
 from kaizen.evaluation.features import extract_features, extract_logits
 from kaizen.model.networks.encoders import build_encoder
@@ -36,9 +38,15 @@ def kept_bytes(config: Config, stream: Stream, task: int, features: int) -> int:
 
 
 def image_bytes(config: Config, stream: Stream) -> int:
-    """Bytes of an image in the replay memory, and of its logits where they are stored."""
-    logits = 4 * stream.source.num_classes if config.classifier.distill == "stored_logits" else 0
-    return int(np.prod(stream.source.train.images.shape[1:])) + logits
+    """Bytes of an image in the replay memory, of the largest if they are encoded, and of its stored logits."""
+    images = stream.source.train.images
+    largest = int(images.lengths.max()) if isinstance(images, Encoded) else int(np.prod(images.shape[1:]))
+    return largest + logit_bytes(config, stream)
+
+
+def logit_bytes(config: Config, stream: Stream) -> int:
+    """Bytes of an image's logits in the replay memory, where they are stored."""
+    return 4 * stream.source.num_classes if config.classifier.distill == "stored_logits" else 0
 
 
 def check_budgets(chapters: Chapters) -> None:
@@ -118,9 +126,9 @@ class TaskEnd:
         return self._features(encoder, self.stream.source.train.images, self.ids), self._of_memory(encoder)
 
     def _of_memory(self, encoder: nn.Module) -> Tensor:
-        return self._features(encoder, self.memory.images.numpy(), np.arange(len(self.memory)))
+        return self._features(encoder, self.memory.pixels, np.arange(len(self.memory)))
 
-    def _features(self, encoder: nn.Module, images: np.ndarray, ids: np.ndarray) -> Tensor:
+    def _features(self, encoder: nn.Module, images: Images, ids: np.ndarray) -> Tensor:
         if not len(ids):
             size = self.state.learner.encoder.feature_dim
             return torch.empty(0, size, device=self.state.parallel.device)
@@ -134,9 +142,14 @@ class TaskEnd:
         """
         state, config = self.state, self.state.config
         kind, size = config.replay_budget()
+        images, costs = self.stream.source.train.images, None
         if kind == "bytes":
-            paid = kept_bytes(config, self.stream, state.task, state.learner.encoder.feature_dim)
-            kind, size = "total", (int(size) - paid) // image_bytes(config, self.stream)
+            size = int(size) - kept_bytes(config, self.stream, state.task, state.learner.encoder.feature_dim)
+            if isinstance(images, Encoded) and isinstance(self.memory.images, Encoded):
+                more = logit_bytes(config, self.stream)
+                costs = self.memory.images.lengths + more, images.lengths + more
+            else:
+                kind, size = "total", size // image_bytes(config, self.stream)
 
         def features(ids: np.ndarray) -> np.ndarray:
             assert np.array_equal(ids, self.ids)
@@ -153,6 +166,7 @@ class TaskEnd:
             features=features,
             offset=self.stream.offset,
             own=own_policy(config.replay),
+            costs=costs,
         )
         state.parallel.agree("the choice for the replay memory", choice.digest)
         return choice

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kaizen.config.schema import Config
+from kaizen.data.load import decoding_of
 from kaizen.data.replay import Memory
 from kaizen.errors import TrainingFailed
 from kaizen.model.distillers import build_distiller
@@ -31,9 +32,7 @@ Position = dict[str, Any]
 STUDENT = ("encoder.", "projector.", "classifier.", "distill_predictor.")
 
 
-def read_memory(
-    path: Path, image: tuple[int, int, int], num_classes: int, parallel: Parallel, *, logits: bool = False
-) -> Memory:
+def read_memory(path: Path, image: tuple[int, int, int], config: Config, classes: int, parallel: Parallel) -> Memory:
     """The replay memory of a task-end directory, mapped from its file, which the processes of a node share.
 
     Raises:
@@ -41,7 +40,9 @@ def read_memory(
         TrainingFailed: names processes whose memory differs from the main process'.
     """
     parallel.await_file(path / "replay.safetensors")
-    memory = Memory.read(path / "replay.safetensors", image, num_classes, logits=logits)
+    logits = config.classifier.distill == "stored_logits"
+    decoding = decoding_of(config, image[-1])
+    memory = Memory.read(path / "replay.safetensors", image, classes, logits=logits, decoding=decoding)
     parallel.agree(f"the replay memory {path}", memory.digest)
     return memory
 
@@ -118,8 +119,9 @@ class TaskState:
     def memory(self, image: tuple[int, int, int]) -> Memory:
         """The replay memory that the task before left; before task 0 an empty one for such images (c, h, w)."""
         if self.before is None:
-            return Memory.empty(*image[:2], logits=self.num_classes if self.stores_logits else None)
-        return read_memory(self.before, image, self.num_classes, self.parallel, logits=self.stores_logits)
+            logits = self.num_classes if self.stores_logits else None
+            return Memory.empty(*image[:2], logits, decoding_of(self.config, image[-1]))
+        return read_memory(self.before, image, self.config, self.num_classes, self.parallel)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Files of a snapshot: the student, and everything else the next task starts from.
@@ -173,7 +175,7 @@ class TaskState:
             write_directory(path, files | made, position())
 
         self.parallel.on_main(write)
-        read_memory(path, image, self.num_classes, self.parallel, logits=self.stores_logits)
+        read_memory(path, image, self.config, self.num_classes, self.parallel)
 
     def copied(self, *parts: str) -> nn.ModuleDict:
         """Copies of parts of the student (encoder, projector, classifier), whole, for use outside of steps."""

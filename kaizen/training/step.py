@@ -1,8 +1,11 @@
 """The host half of a step: chooses images and numbers. `DeviceStep` is the device half, which computes."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from kaizen.data.crops import Cropper
+from kaizen.data.encoded import Encoded
 from kaizen.data.feed import Feed, resident
 from kaizen.data.load import Stream
 from kaizen.data.mixing import Mixing
@@ -34,8 +37,15 @@ class Stepper:
         self.image = channels, height, width
         self.memory = state.memory(self.image)
         self.ids = stream.tasks[state.task].train
-        images = self.source.train.images
+        images, pinned = self.source.train.images, parallel.device.type == "cuda"
+        given: Cropper | np.ndarray | None = None
+        self.cropper: Cropper | None = None
         store = resident(images, self.ids, self.memory, parallel.device)
+        if isinstance(images, Encoded):
+            assert isinstance(self.memory.images, Encoded)
+            given = self.cropper = Cropper(images, self.memory.images, config.views, pinned=pinned)
+        elif store is None:
+            given = images
         replay, logits = config.replay, self.memory.logits
         mixing = Mixing(replay.mix_alpha, replay.mix_share == "image")
         recall = Recall(
@@ -59,12 +69,12 @@ class Stepper:
         )
         self.feed = Feed(
             sampler,
-            images if store is None else None,
+            given,
             stream.labels,
             self.memory,
             steps=plan.tasks[state.task].steps,
             numbers=self._numbers,
-            pinned=parallel.device.type == "cuda",
+            pinned=pinned,
         )
         ordinary = not recording or why_ordinary(config, parallel)
         self.recorder = None if ordinary else Recorder(self.device_step, *streams(parallel.device))
@@ -137,6 +147,14 @@ class Stepper:
         """What the task leaves behind besides its networks."""
         return TaskEnd(self.state, self.stream, self.memory, (self.device_step.mean, self.device_step.std))
 
+    def _images_of(self, ids: np.ndarray, keys: Tensor) -> tuple[Tensor, ...]:
+        """Images of the train split, or their crops by these keys, on the device."""
+        if self.cropper is not None:
+            images = self.cropper.crop(ids, np.empty(0, dtype=np.int64), keys)
+        else:
+            images = (torch.from_numpy(self.source.train.images[ids]),)
+        return tuple(map(self.parallel.put, images))
+
     @torch.no_grad()
     def _project_task(self) -> list[Tensor]:
         """Projections (images, d) of all of the task's images, a tensor for each of the first two views.
@@ -151,7 +169,7 @@ class Stepper:
         # Chunks of about a batch, never of a single image, which has no statistics.
         for rows in torch.arange(len(ids)).tensor_split(max(1, len(ids) // self.feed.sampler.batch)):
             mine = rows[group.shard(len(rows))]
-            images = self.parallel.put(torch.from_numpy(self.source.train.images[ids[mine].numpy()]))
+            images = self._images_of(ids[mine].numpy(), keys[mine])
             views = self.device_step.views(images, self.parallel.put(keys[mine]))[:2]
             projections = forward_all(networks["projector"], forward_all(networks["encoder"], views))
             parts.append([group.gather(z, group.sizes(len(rows))) for z in projections])

@@ -11,7 +11,7 @@ from pyarrow import parquet
 from small_sources import encoded, load, no_hub, picture, refusal, table, write_parquet
 
 from kaizen.data.columns import sort_names
-from kaizen.data.store import Source, Split
+from kaizen.data.splits import Source, Split
 
 __all__ = ["no_hub"]  # a fixture of every test here
 

@@ -15,7 +15,7 @@ from small_sources import LABELS, load, no_hub, refusal, table, write_parquet
 from kaizen.cli.resolve import resolve
 from kaizen.data.chosen import chosen_classes
 from kaizen.data.load import Stream, load_stream, make_stream
-from kaizen.data.store import Source, Split
+from kaizen.data.splits import Source, Split
 from kaizen.data.stream import class_stream, cut, data_stream
 from kaizen.errors import ConfigError
 

@@ -12,8 +12,8 @@ import pytest
 from pyarrow import parquet
 from small_sources import encoded, load, no_hub, picture, refusal, table, write_parquet
 
-from kaizen.data import images as images_module
-from kaizen.data.source import KNOWN_SOURCES
+from kaizen.data import rows as rows_module
+from kaizen.data.known import KNOWN_SOURCES
 
 __all__ = ["no_hub"]  # a fixture of every test here
 
@@ -43,7 +43,7 @@ def test_digits_are_the_bundled_ones_cut_evenly_and_always_alike(tmp_path: Path)
 
 
 def test_known_sources_cost_nothing_to_look_up() -> None:
-    code = "import sys, kaizen.data.source; print(sorted({'torch', 'datasets', 'sklearn', 'PIL'} & set(sys.modules)))"
+    code = "import sys, kaizen.data.known; print(sorted({'torch', 'datasets', 'sklearn', 'PIL'} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"
     assert {name: (known.classes, known.image_size) for name, known in KNOWN_SOURCES.items()} == {
@@ -98,7 +98,7 @@ def test_keys_of_the_wrong_type_are_named(tmp_path: Path) -> None:
 
 
 def test_moments_and_order_hold_over_several_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images_module, "CHUNK_BYTES", 3 * 8 * 8 * 4)
+    monkeypatch.setattr(rows_module, "CHUNK_BYTES", 3 * 8 * 8 * 4)
     source = load(tmp_path, write_parquet(tmp_path / "data", table(11)))
     expected = np.stack([np.asarray(picture(i)).transpose(2, 0, 1) for i in range(11)])
     assert np.array_equal(source.train.images, expected)

@@ -15,8 +15,8 @@ import pytest
 from small_sources import LABELS, encoded, load, no_hub, picture, table, write_parquet
 
 from kaizen.data import cache as caches
-from kaizen.data import images as images_module
-from kaizen.data import store
+from kaizen.data import entries
+from kaizen.data import rows as rows_module
 from kaizen.data.source import load_source
 from kaizen.errors import ConfigError
 
@@ -33,7 +33,7 @@ def test_a_second_load_decodes_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     def fail(*args: Any, **options: Any) -> None:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(images_module, "decode_image", fail)
+    monkeypatch.setattr(rows_module, "decode_image", fail)
     monkeypatch.setattr(datasets, "load_dataset", fail)
     (tmp_path / "data").rename(tmp_path / "moved")
     second = load(tmp_path, f"parquet:{tmp_path / 'moved'}")
@@ -117,7 +117,7 @@ def test_a_file_that_is_refused_is_never_left_out(tmp_path: Path, monkeypatch: p
     def refuse(row: Any, background: str) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(images_module, "decode_image", refuse)
+    monkeypatch.setattr(rows_module, "decode_image", refuse)
     with pytest.raises(ConfigError, match=r"row 0: image cannot be read \(\[Errno 13\] Permission denied\)$"):
         load(tmp_path, write_parquet(tmp_path / "data"), broken="skip")
 
@@ -186,13 +186,13 @@ def test_nothing_is_printed_without_a_terminal(tmp_path: Path, capfd: pytest.Cap
 
 def _build_beside(barrier: Any, results: Any, name: str, cache: str) -> None:
     """One builder: both have decoded everything before either publishes."""
-    publish = store.publish
+    publish = entries.publish
 
-    def together(entry: Path, final: Path) -> None:
+    def together(*arguments: Any) -> None:
         barrier.wait(60)
-        publish(entry, final)
+        publish(*arguments)
 
-    store.publish = together
+    entries.publish = together
     source = load_source(name, cache_dir=cache)
     results.put((source.fingerprint, int(source.train.images.sum())))
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kaizen.cli.resolve import resolve
 from kaizen.data.load import Stream, make_stream
-from kaizen.data.store import Source, Split
+from kaizen.data.splits import Source, Split
 from kaizen.data.stream import class_stream, cut, data_stream
 from kaizen.errors import ConfigError
 

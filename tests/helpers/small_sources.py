@@ -60,7 +60,8 @@ def write_parquet(folder: Path, train: datasets.Dataset | None = None, test: dat
 
 
 def load(tmp_path: Path, source: str, **options: Any) -> Source:
-    return load_source(source, **({"cache_dir": str(tmp_path / "cache")} | options))
+    """A source that is stored as pixels, unless the options say otherwise."""
+    return load_source(source, **({"cache_dir": str(tmp_path / "cache"), "store": "pixels"} | options))
 
 
 def load_images(tmp_path: Path, rows: list[dict[str, Any]], **options: Any) -> Source:

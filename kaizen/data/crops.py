@@ -1,0 +1,65 @@
+"""Crops of a step's images, made from their encoded originals by a pool of threads."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kaizen.config.views import ViewConfig
+from kaizen.data.encoded import Encoded
+from kaizen.data.views import crop_boxes
+
+AHEAD_BYTES = 1 << 29
+"""Bytes of crops that are made ahead of the steps that need them."""
+MOST_AHEAD = 8
+"""Steps that are made ahead at most."""
+
+
+class Cropper:
+    """Makes the crops of all views of images of a task and of the memory.
+
+    Args:
+        pinned: into pinned memory, from which copies to a GPU wait for nothing.
+    """
+
+    def __init__(self, images: Encoded, memory: Encoded, views: Sequence[ViewConfig], *, pinned: bool) -> None:
+        self.images, self.memory, self.views, self.pinned = images, memory, views, pinned
+        self.sizes = [view.size or images.decoding.size for view in views]
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of the crops of one image."""
+        return sum(3 * size * size for size in self.sizes)
+
+    def ahead(self, images: int) -> int:
+        """Number of steps of so many images that may be made ahead, at least one."""
+        return max(1, min(MOST_AHEAD, AHEAD_BYTES // max(1, images * self.image_bytes)))
+
+    def crop(self, ids: np.ndarray, rows: np.ndarray, keys: Tensor) -> tuple[Tensor, ...]:
+        """Crops uint8 (n + m, size, size, 3), one tensor for each view.
+
+        An image is decoded once for all views; its boxes are those that `kaizen.data.views.augment` would draw.
+
+        Args:
+            ids: (n,) rows of the images; rows: (m,) rows of the memory; keys: int64 (n + m,).
+        """
+        sources = [*((self.images, row) for row in ids.tolist()), *((self.memory, row) for row in rows.tolist())]
+        shapes = np.concatenate([self.images.shapes[ids], self.memory.shapes[rows]])
+        heights, widths = (torch.from_numpy(shapes[:, column].astype(np.int64)) for column in (0, 1))
+        boxes = [crop_boxes(keys, number, view, heights, widths).tolist() for number, view in enumerate(self.views)]
+        made = tuple(
+            torch.empty(len(sources), size, size, 3, dtype=torch.uint8, pin_memory=self.pinned) for size in self.sizes
+        )
+        arrays = [tensor.numpy() for tensor in made]
+
+        def work(place: int) -> None:
+            images, row = sources[place]
+            crops = images.crop(row, [view[place] for view in boxes], self.sizes)
+            # NumPy's copy, as torch's would start threads here.
+            for array, crop in zip(arrays, crops, strict=True):
+                np.copyto(array[place], crop)
+
+        # Consumed to the end, so that an error is raised here.
+        list(self.images.decoding.pool.map(work, range(len(sources))))
+        return made

@@ -1,0 +1,186 @@
+"""Images of any size that stay encoded: where their bytes are, and the crops and squares made from them."""
+
+import mmap
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kaizen.data.decoding import Decoding, Shape, centre, crops
+from kaizen.errors import ConfigError
+
+T = TypeVar("T")
+WHOLE = -1
+"""Offset of an image that is a file of its own."""
+PLACE = ("file", "offset", "bytes")
+"""Columns of a table of places."""
+SHAPE = ("height", "width", "plain")
+"""Columns of a table of shapes; see `Shape`."""
+
+
+class Contents(Protocol):
+    """The bytes of encoded images."""
+
+    lengths: np.ndarray
+    """Bytes of each, int64 (n,)."""
+
+    def read(self, row: int) -> np.ndarray:
+        """The bytes of one image, uint8 (bytes,), for the caller to keep."""
+
+    def name(self, row: int) -> str:
+        """What a message calls it."""
+
+
+class InFiles:
+    """Encoded images in files, which are read at each use.
+
+    Args:
+        files: paths of the files.
+        places: int64 (n, 3), columns PLACE: the file's number, the image's offset in it (or WHOLE) and its bytes.
+        rows: int64 (n,), the number of each image in its source, for messages.
+    """
+
+    def __init__(self, files: Sequence[str], places: np.ndarray, rows: np.ndarray) -> None:
+        self.files, self.places, self.rows = files, places, rows
+        self.lengths = places[:, 2]
+        self._mapped: dict[int, np.memmap] = {}
+
+    def read(self, row: int) -> np.ndarray:
+        """The bytes of one image; an OSError if its file is gone, a ValueError if it has another length."""
+        number, offset, length = self.places[row].tolist()
+        if offset == WHOLE:
+            content = np.fromfile(self.files[number], dtype=np.uint8)
+        else:
+            if number not in self._mapped:
+                self._mapped[number] = _mapped(self.files[number])
+            content = np.array(self._mapped[number][offset : offset + length])
+        if len(content) != length:
+            raise ValueError(f"it has {len(content)} bytes and had {length}")
+        return content
+
+    def name(self, row: int) -> str:
+        """The file of an image, and its row where it is one of many there."""
+        number, offset, _ = self.places[row].tolist()
+        return self.files[number] + ("" if offset == WHOLE else f", row {self.rows[row]}")
+
+
+def _mapped(file: str) -> np.memmap:
+    mapped = np.memmap(file, dtype=np.uint8, mode="r")
+    # Images are read in random order: what lies beside one is not wanted.
+    if hasattr(mmap, "MADV_RANDOM") and isinstance(mapped.base, mmap.mmap):
+        mapped.base.madvise(mmap.MADV_RANDOM)
+    return mapped
+
+
+class Joined:
+    """Encoded images one after another in one array.
+
+    Args:
+        content: uint8 (all bytes,); offsets: int64 (n + 1,), where each begins and the last ends.
+    """
+
+    def __init__(self, content: Tensor, offsets: Tensor) -> None:
+        self.content, self.offsets = content, offsets
+        self.lengths = offsets.diff().numpy()
+
+    def read(self, row: int) -> np.ndarray:
+        """The bytes of one image."""
+        return np.array(self.content[int(self.offsets[row]) : int(self.offsets[row + 1])].numpy())
+
+    def name(self, row: int) -> str:
+        """The image's place in the memory."""
+        return f"row {row} of the replay memory"
+
+
+class Encoded:
+    """Encoded images, of which `[rows]` gives unaugmented squares, as an array of pixels would.
+
+    Args:
+        shapes: int32 (n, 3), columns SHAPE.
+    """
+
+    def __init__(self, contents: Contents, shapes: np.ndarray, decoding: Decoding) -> None:
+        self.contents, self.shapes, self.decoding = contents, shapes, decoding
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Number of images, and channels, height and width of an unaugmented one."""
+        return len(self), 3, self.decoding.size, self.decoding.size
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Bytes of each image, int64 (n,)."""
+        return self.contents.lengths
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """Unaugmented squares uint8 (n, 3, size, size) of rows (n,); see `kaizen.data.decoding.centre`."""
+        size = self.decoding.size
+        made = np.empty((len(rows), 3, size, size), dtype=np.uint8)
+
+        def work(place: int) -> None:
+            square = self._made(int(rows[place]), lambda content, shape: centre(content, shape, self.decoding))
+            made[place] = square.transpose(2, 0, 1)
+
+        list(self.decoding.pool.map(work, range(len(rows))))
+        return made
+
+    def crop(self, row: int, boxes: Sequence[Sequence[int]], sizes: Sequence[int]) -> list[np.ndarray]:
+        """Crops of one image, uint8 (size, size, 3) each; see `kaizen.data.decoding.crops`."""
+        background = self.decoding.background
+        return self._made(row, lambda content, shape: crops(content, shape, boxes, sizes, background))
+
+    def take(self, rows: np.ndarray) -> "Encoded":
+        """Some of the images, with their bytes in memory."""
+        parts = [self.contents.read(int(row)) for row in rows]
+        content = torch.from_numpy(np.concatenate(parts)) if parts else torch.empty(0, dtype=torch.uint8)
+        return Encoded(Joined(content, _offsets(self.lengths[rows])), self.shapes[rows], self.decoding)
+
+    @staticmethod
+    def none(decoding: Decoding) -> "Encoded":
+        """No images."""
+        empty = Joined(torch.empty(0, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
+        return Encoded(empty, np.empty((0, len(SHAPE)), dtype=np.int32), decoding)
+
+    def followed_by(self, other: "Encoded") -> "Encoded":
+        """These images and then others."""
+        first, second = self.tensors(), other.tensors()
+        content = torch.cat([first["images"], second["images"]])
+        offsets = torch.cat([first["offsets"], second["offsets"][1:] + first["offsets"][-1]])
+        return Encoded(Joined(content, offsets), np.concatenate([self.shapes, other.shapes]), self.decoding)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The images as they are saved: all bytes uint8, offsets int64 (n + 1,), shapes int32 (n, 3)."""
+        held = self.contents
+        if not isinstance(held, Joined):
+            return self.take(np.arange(len(self))).tensors()
+        return {"images": held.content, "offsets": held.offsets, "shapes": torch.from_numpy(self.shapes)}
+
+    @staticmethod
+    def of_tensors(tensors: dict[str, Tensor], decoding: Decoding) -> "Encoded":
+        """The images from what `tensors` gave; a ValueError if it does not fit together."""
+        offsets, shapes = tensors["offsets"], tensors["shapes"]
+        fits = len(offsets) == len(shapes) + 1 and int(offsets[0]) == 0 and int(offsets[-1]) == len(tensors["images"])
+        if not fits or bool((offsets.diff() <= 0).any()) or bool((shapes[:, :2] <= 0).any()):
+            raise ValueError("offsets, shapes and bytes of the images do not fit together")
+        return Encoded(Joined(tensors["images"], offsets), shapes.numpy(), decoding)
+
+    def _made(self, row: int, work: Callable[[np.ndarray, Shape], T]) -> T:
+        """What `work` makes of an image; a ConfigError if it cannot be read."""
+        height, width, plain = self.shapes[row].tolist()
+        try:
+            return work(self.contents.read(row), Shape(height, width, bool(plain)))
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow's readers raise many kinds of exceptions for broken files
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            problem = f"{self.contents.name(row)}: image can no longer be read ({reason})"
+            raise ConfigError("data.source", f"{problem}; allowed: the data as they were when the run began") from error
+
+
+def _offsets(lengths: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
