@@ -145,8 +145,8 @@ def check(command: Command, patch: pytest.MonkeyPatch) -> None:
                 assert read_sweep(Path(arguments[0]))
             else:
                 resolve(*parse_arguments(arguments[1:]))
-        case ["python", "tests/fashion.py", _, *counts]:
-            assert [int(count) for count in counts]
+        case ["python", "tests/fashion.py" | "tests/photographs.py", _, *counts]:
+            assert [float(count) for count in counts if not count.startswith("--")]
         case ["python", "tests/statistics_gap.py", *runs]:
             assert runs
         case ["python", "-m", "pytest", *tokens]:

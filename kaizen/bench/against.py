@@ -28,11 +28,13 @@ Views = Callable[[], list[Tensor]]
 def against_pil(images: np.ndarray, views: Sequence[ViewConfig], size: int, moments: tuple[Tensor, Tensor]) -> Views:
     """The common pipeline: torchvision's transforms on one PIL image after another, then a stack."""
     pictures = [Image.fromarray(image) for image in np.ascontiguousarray(rearrange(images, "n c h w -> n h w c"))]
-    pipelines = [_pil_pipeline(view, view.size or size, moments) for view in views]
+    pipelines = [pil_pipeline(view, view.size or size, moments) for view in views]
     return lambda: [torch.stack([pipeline(picture) for picture in pictures]) for pipeline in pipelines]
 
 
-def _pil_pipeline(view: ViewConfig, size: int, moments: tuple[Tensor, Tensor]) -> Callable[[Any], Tensor]:
+def pil_pipeline(view: ViewConfig, size: int, moments: tuple[Tensor, Tensor]) -> Callable[[Any], Tensor]:
+    """One view (3, size, size) of an RGB picture of PIL, with torchvision's transforms in the usual order."""
+
     def blurred(picture: Image.Image) -> Image.Image:
         return picture.filter(ImageFilter.GaussianBlur(random.uniform(*view.blur_sigma)))
 
