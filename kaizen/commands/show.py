@@ -63,7 +63,7 @@ def _facts(config: Config) -> tuple[Facts, list[str], list[str]]:
 
     Known sources with classes of equal size need no data for the numbers.
     """
-    from kaizen.data.load import decoding_of
+    from kaizen.data.decoding import evaluation_side
 
     known, absent = KNOWN_SOURCES.get(config.data.source), None
     try:
@@ -77,11 +77,9 @@ def _facts(config: Config) -> tuple[Facts, list[str], list[str]]:
         raise absent
     parts = config.stream.tasks if config.stream.kind == "data" else 1
     side = config.data.image_size or known.image_size
-    config = config.model_copy(
-        update={"data": config.data.model_copy(update={"store": known.stored(config.data.store)})}
-    )
-    decoding = decoding_of(config, side)
-    resize = None if decoding is None else decoding.resize
+    resize = None
+    if known.stored(config.data.store) == "files":
+        resize = config.eval.resize if isinstance(config.eval.resize, int) else evaluation_side(side)
     facts = Facts(tuple(sizes), known.train_images // known.classes // parts, side, resize)
     told = f"{'classes':19} {config.data.source} is not on this machine, so the classes of its tasks are not shown"
     return facts, [], [told]

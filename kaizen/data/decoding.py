@@ -129,7 +129,7 @@ def _reduced(content: np.ndarray, shape: Shape, factor: int) -> "Image.Image":
     from PIL import Image
 
     image: Image.Image = Image.open(BytesIO(content.data))
-    image.draft(None, (shape.width // factor, shape.height // factor))  # type: ignore[arg-type]
+    image.draft(None, (shape.width // factor, shape.height // factor))
     return image.convert("RGB")
 
 

@@ -44,7 +44,7 @@ def measured(content: np.ndarray, background: str) -> Measured:
         width, height = image.size if orientation not in TURNED else image.size[::-1]
         if plain:
             factor = max(1, min(image.size) // ENOUGH)
-            image.draft(None, (image.width // factor, image.height // factor))  # type: ignore[arg-type]
+            image.draft(None, (image.width // factor, image.height // factor))
         pixels, is_blended = upright_rgb(image, background)
     return Measured((height, width, plain), hashlib.sha256(content.data).digest(), _levels(pixels), is_blended)
 

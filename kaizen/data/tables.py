@@ -65,7 +65,7 @@ def whole_table(name: str, dataset: Any) -> Table:
 
 def _arrow_places(dataset: Any, column: str) -> Places | None:
     """Places of the images of a Dataset in its Arrow files; None if it is not made of whole, uncompressed files."""
-    import pyarrow as pa
+    import pyarrow as pa  # type: ignore[import-untyped]
 
     files = tuple(str(Path(held["filename"]).resolve()) for held in dataset.cache_files)
     if not files or dataset._indices is not None:
@@ -107,7 +107,7 @@ def _buffer_places(chunk: Any, number: int, address: int, size: int) -> np.ndarr
 
 def parquet_table(name: str, files: Sequence[Path]) -> Table:
     """A split of parquet files, of which only used columns are read."""
-    from pyarrow import parquet  # type: ignore[import-untyped]
+    from pyarrow import parquet
 
     parts = []
     for file in files:
