@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 USAGE = "python -m kaizen extend RUN --data.source SOURCE [--trust-code] [--section.key VALUE ...]"
 SECTIONS = tuple(Extension.model_fields)
-FIXED = ("data.image_size", "data.normalize")
+FIXED = ("data.image_size", "data.normalize", "data.store")
 """Keys that stay as in the run, as its networks were trained with them."""
 HELP = f"""usage: {USAGE}
 
@@ -35,8 +35,8 @@ Class names decide: a known name keeps its output of the classifier, a new name 
 size and normalisation. Without keys of the stream everything is one task.
 
 Keys of these sections may be given: {", ".join(SECTIONS)}. Columns, splits, stream and labels begin with their
-defaults, optim and replay with the values of RUN. {" and ".join(FIXED)} cannot change, and neither can
-other sections.
+defaults, optim and replay with the values of RUN. {", ".join(FIXED)} cannot change, and neither
+can other sections.
 
   python -m kaizen extend runs/shop --data.source imagefolder:new
   python -m kaizen extend runs/shop --data.source parquet:new --stream.tasks 2 --optim.epochs 50 --labels.fraction 0.1
@@ -69,7 +69,7 @@ def _extend(run: Path, overrides: dict[str, str], trust_code: bool) -> None:
         raise ConfigError("RUN", f"is '{run}', which contains no run (no config.yaml); allowed: a run directory")
     for key in overrides:
         if key.split(".")[0] not in SECTIONS or key in FIXED:
-            allowed = f"keys of {', '.join(SECTIONS)}, without {' and '.join(FIXED)}"
+            allowed = f"keys of {', '.join(SECTIONS)}, without {', '.join(FIXED)}"
             raise ConfigError(key, f"cannot change in an extension; allowed: {allowed}")
     if "data.source" not in overrides:
         raise ConfigError("data.source", f"is missing; allowed: the source of the new images, as in {USAGE}")
@@ -103,7 +103,7 @@ def _extension(own: Config, overrides: dict[str, str]) -> Extension:
     Raises:
         ConfigError: a key is unknown, or a value is not allowed.
     """
-    kept = {"cache_dir", "background", "broken"}
+    kept = {"cache_dir", "background", "broken", "store", "workers"}
     tree: dict[str, Any] = {
         "data": own.data.model_dump(mode="json", include=kept),
         "stream": {},

@@ -39,6 +39,8 @@ LATER_KEYS: dict[str, Any] = {
     "eval.resize": None,
 }
 """Keys that earlier versions did not have; with these defaults, which do what those did, they are not hashed."""
+SINCE = ("data.store",)
+"""Those of LATER_KEYS that are newer than extensions, whose hash contains all others."""
 PLACE_KEYS = ("data.source", "data.config", "data.revision")
 """Location of the data: a run may resume from a different place with the same data, identified by their digest."""
 
@@ -180,6 +182,7 @@ class Config(Section, Generic[M]):
         named = {key: getattr(self.data, key.partition(".")[2]) for key in PLACE_KEYS} if places else {}
         for number, extension in enumerate(self.extensions[:extensions]):
             own = fixed_keys(flatten(extension.model_dump(mode="json")))
+            own = {key: value for key, value in own.items() if key not in SINCE or not is_unchanged(key, value)}
             named |= {f"extensions.{number}.{key}": value for key, value in own.items()}
         return hash_keys(self.fixed() | named)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kaizen.data.decoding import Shape
 from kaizen.data.images import open_bounded, upright_rgb
 
 if TYPE_CHECKING:
@@ -34,19 +35,32 @@ class Measured:
     is_blended: bool
 
 
-def measured(content: np.ndarray, background: str) -> Measured:
-    """Decode one image uint8 (bytes,) as a whole, at reduced size where that is enough; raises if it is broken."""
+def shape_of(content: np.ndarray) -> Shape:
+    """The shape of an encoded image uint8 (bytes,), from its header."""
+    with open_bounded(BytesIO(content.data)) as image:
+        return _shape(image)
+
+
+def _shape(image: "Image.Image") -> Shape:
     from PIL import ExifTags
 
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    plain = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and orientation == 1
+    width, height = image.size if orientation not in TURNED else image.size[::-1]
+    return Shape(height, width, plain)
+
+
+def measured(content: np.ndarray, background: str) -> Measured:
+    """Decode one image uint8 (bytes,) as a whole, at reduced size where that is enough; raises if it is broken."""
     with open_bounded(BytesIO(content.data)) as image:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-        plain = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and orientation == 1
-        width, height = image.size if orientation not in TURNED else image.size[::-1]
-        if plain:
+        shape = _shape(image)
+        if shape.plain:
             factor = max(1, min(image.size) // ENOUGH)
             image.draft(None, (image.width // factor, image.height // factor))
         pixels, is_blended = upright_rgb(image, background)
-    return Measured((height, width, plain), hashlib.sha256(content.data).digest(), _levels(pixels), is_blended)
+    return Measured(
+        (shape.height, shape.width, shape.plain), hashlib.sha256(content.data).digest(), _levels(pixels), is_blended
+    )
 
 
 def _levels(image: "Image.Image") -> np.ndarray:

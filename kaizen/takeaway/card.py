@@ -36,6 +36,7 @@ def card(about: Description, licence: str, *, onnx: bool) -> str:
         f"An encoder and a classifier for images of {about.image_size} x {about.image_size} pixels, trained with "
         "Kaizen on Accelerate (self-supervised continual learning with continual fine-tuning; Tang et al., WACV 2024, "
         "[arXiv 2303.17235](https://arxiv.org/abs/2303.17235)).",
+        *_sides(about),
         "",
         *_data(about),
         *_protocol(about),
@@ -48,6 +49,11 @@ def card(about: Description, licence: str, *, onnx: bool) -> str:
         "under Apache-2.0.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _sides(about: Description) -> list[str]:
+    said = f"Of an image the shorter side is resized to {about.resize} pixels (bicubic, antialiased), the centre kept."
+    return [] if about.resize is None else [said]
 
 
 def _data(about: Description) -> list[str]:

@@ -14,6 +14,7 @@ from kaizen.config.encoder import EncoderConfig
 from kaizen.config.schema import read_header
 from kaizen.config.types import Positive, Section
 from kaizen.config.yaml import parse_yaml
+from kaizen.data.history import read_history
 from kaizen.errors import ConfigError, DamagedError
 from kaizen.evaluation.schema import DAMAGED, read_results
 from kaizen.model.statistics import FILE, read_checked
@@ -32,9 +33,10 @@ Three = tuple[float, float, float]
 class Description(Section):
     """A model without its tensors, as config.json has it.
 
-    kaizen: version that wrote it. features: their number. image_size: side in pixels. mean, std: per channel, of levels
-    0..1. taught: for each reader the positions in class_names of the classes that it was taught. task: number of the
-    task whose end the model is from. run: where it comes from, and accuracies: what was measured; for people to read.
+    kaizen: version that wrote it. features: their number. image_size: side in pixels. resize: the shorter side in
+    pixels before the centre is cropped, None: image_size. mean, std: per channel, of levels 0..1. taught: for each
+    reader the positions in class_names of the classes that it was taught. task: number of the task whose end the model
+    is from. run: where it comes from, and accuracies: what was measured; for people to read.
     """
 
     format: Literal[1] = 1
@@ -42,6 +44,7 @@ class Description(Section):
     encoder: EncoderConfig
     features: int
     image_size: int = Field(ge=1, le=1024)
+    resize: int | None = Field(None, ge=1)
     mean: Three
     std: tuple[Positive, Positive, Positive]
     background: Literal["white", "black"] = "white"
@@ -133,7 +136,8 @@ def read_run(run: Path, task: int, trust_code: bool = False) -> Held:
             kaizen=kaizen.__version__,
             encoder=encoder,
             features=dim,
-            image_size=read_tensors(folder / "replay.safetensors")["images"].shape[-1],  # even of an empty memory
+            image_size=_side(run, folder),
+            resize=tree.get("eval", {}).get("resize") if tree["data"].get("store") == "files" else None,
             mean=tuple(results["data"]["mean"]),
             std=tuple(results["data"]["std"]),
             background=tree["data"].get("background", "white"),
@@ -151,6 +155,12 @@ def read_run(run: Path, task: int, trust_code: bool = False) -> Held:
         problem = f"does not fit the run ({type(error).__name__}: {error}); `python -m kaizen eval {run}` renews it"
         raise ConfigError(str(file), problem) from None
     return Held(description, tensors, source)
+
+
+def _side(run: Path, folder: Path) -> int:
+    """Side of the images in pixels; runs of early versions have no history, and a memory of pixels, even if empty."""
+    records = read_history(run)
+    return records[0].image[-1] if records else read_tensors(folder / "replay.safetensors")["images"].shape[-1]
 
 
 def _settings(file: Path) -> tuple[dict[str, Any], str]:

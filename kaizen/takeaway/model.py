@@ -111,7 +111,8 @@ class Model:
         """As `prepare`, in batches."""
         numbers, about = count(), self.description
         for part in _batches(each(images)):
-            yield np.stack([pixels_of(one, about.image_size, about.background, next(numbers)) for one in part])
+            size, resize = about.image_size, about.resize
+            yield np.stack([pixels_of(one, size, about.background, next(numbers), resize) for one in part])
 
     @torch.no_grad()
     def encode(self, pixels: np.ndarray) -> Tensor:

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kaizen.data.images import decode_image, square, upright_rgb
+from kaizen.data.decoding import Decoding, centre, centre_square
+from kaizen.data.images import bytes_of, decode_image, square, upright_rgb
+from kaizen.data.measured import shape_of
 from kaizen.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,11 +43,11 @@ def each(pictures: Pictures) -> Iterator[Picture]:
         raise ConfigError("images", f"are of type {type(pictures).__name__}; allowed: {ALLOWED}")
 
 
-def pixels_of(picture: Picture, size: int, background: str, number: int = 0) -> np.ndarray:
+def pixels_of(picture: Picture, size: int, background: str, number: int = 0, resize: int | None = None) -> np.ndarray:
     """One picture as uint8 (3, size, size), as training and evaluation see it.
 
     Args:
-        size: side in pixels; the shorter side is resized to it, the longer one cropped around its centre.
+        size: side in pixels of the centre that is cropped; resize: the shorter side before that, None: the same.
         background: colour behind transparent pixels.
         number: position of the picture in its list, for messages.
 
@@ -57,11 +59,17 @@ def pixels_of(picture: Picture, size: int, background: str, number: int = 0) -> 
     named = isinstance(picture, str | os.PathLike)
     try:
         if isinstance(picture, str | os.PathLike):
-            image = decode_image({"bytes": None, "path": os.fspath(picture)}, background)[0]
+            row = {"bytes": None, "path": os.fspath(picture)}
+            if resize is not None:
+                content = bytes_of(row)
+                return centre(content, shape_of(content), Decoding(size, resize, background)).transpose(2, 0, 1)
+            image = decode_image(row, background)[0]
         elif isinstance(picture, Image.Image):
             image = upright_rgb(picture, background)[0]
         else:
             image = upright_rgb(Image.fromarray(_levels(picture)), background)[0]
+        if resize is not None:
+            return centre_square(np.array(image), size, resize).transpose(2, 0, 1)
         return square(image, size)
     except (MemoryError, ConfigError):
         raise

@@ -39,7 +39,7 @@ import onnxruntime
 from PIL import Image
 
 session = onnxruntime.InferenceSession("model.onnx")
-image = Image.open("image.png").convert("RGB").resize(({size}, {size}), Image.Resampling.BICUBIC)
+image = Image.open("image.png").convert("RGB"){prepared}
 images = np.asarray(image).transpose(2, 0, 1)[None]     # uint8 (n, 3, {size}, {size}); the graph normalises
 {run}"""
 RUN = """features, probabilities = session.run(["features", "{probabilities}"], {{"images": images}})
@@ -69,10 +69,24 @@ def snippets(about: Description, *, onnx: bool) -> list[str]:
     if onnx:
         named = outputs(about)
         said = f"Input: `images`. Outputs: {', '.join(f'`{name}`' for name in named)}, in the order of class_names. "
-        said += "Images that are not square: resize the shorter side, then crop the centre."
-        code = GRAPH.format(size=about.image_size, run=RUN.format(probabilities=named[1]) if named[1:] else FEATURES)
+        run = RUN.format(probabilities=named[1]) if named[1:] else FEATURES
+        if about.resize is None:
+            said += "Images that are not square: resize the shorter side, then crop the centre."
+        code = GRAPH.format(size=about.image_size, prepared=_prepared(about), run=run)
         found += _section("With onnxruntime", said, code)
     return found
+
+
+def _prepared(about: Description) -> str:
+    """Code that makes an image as large as the encoder was evaluated with."""
+    size = about.image_size
+    if about.resize is None:
+        return f".resize(({size}, {size}), Image.Resampling.BICUBIC)"
+    return f"""
+scale = {about.resize} / min(image.size)                             # the shorter side becomes {about.resize} pixels
+image = image.resize([round(side * scale) for side in image.size], Image.Resampling.BICUBIC)
+left, top = ((side - {size}) // 2 for side in image.size)      # and the centre is kept
+image = image.crop((left, top, left + {size}, top + {size}))"""
 
 
 def _timm(about: Description, name: str, arguments: dict[str, Any]) -> list[str]:
