@@ -33,10 +33,14 @@ FREE_KEYS = (
 )
 LATER_KEYS: dict[str, Any] = {
     **dict.fromkeys(("data.task_column", "stream.classes", "stream.sizes", "optim.images", "encoder.weights")),
+    "data.test_fraction": None,
+    "data.nested": False,
     "encoder.freeze": 0,
     "encoder.drop_path": 0.0,
 }
 """Keys that earlier versions did not have; with these defaults, which do what those did, they are not hashed."""
+LATER_IN_EXTENSIONS = ("data.test_fraction", "data.nested")
+"""Those of LATER_KEYS that earlier extensions did not have; the hash of an extension contains the others."""
 PLACE_KEYS = ("data.source", "data.config", "data.revision")
 """Location of the data: a run may resume from a different place with the same data, identified by their digest."""
 
@@ -173,7 +177,9 @@ class Config(Section, Generic[M]):
         named = {key: getattr(self.data, key.partition(".")[2]) for key in PLACE_KEYS} if places else {}
         for number, extension in enumerate(self.extensions[:extensions]):
             own = fixed_keys(flatten(extension.model_dump(mode="json")))
-            named |= {f"extensions.{number}.{key}": value for key, value in own.items()}
+            for key, value in own.items():
+                if key not in LATER_IN_EXTENSIONS or not is_unchanged(key, value):
+                    named[f"extensions.{number}.{key}"] = value
         return hash_keys(self.fixed() | named)
 
     def chapter(self, number: int) -> "Config[M]":

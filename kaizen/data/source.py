@@ -46,7 +46,9 @@ KNOWN_SOURCES: dict[str, KnownSource] = {
 
 
 CONTENT = {"image_size", "image_column", "label_column", "domain_column", "train_split", "test_split"}
-"""Keys of what is read, and not of the location of the data; `task_column` too, where it is given."""
+"""Keys of what is read, and not of the location of the data."""
+LATER_CONTENT = ("task_column", "test_fraction", "nested")
+"""Further ones, which are part of an entry's name only where they are given, so that older entries keep theirs."""
 
 
 def load_source(source: str, *, check: Callable[[], None] = lambda: None, decode: bool = True, **keys: Any) -> Source:
@@ -69,8 +71,8 @@ def load_source(source: str, *, check: Callable[[], None] = lambda: None, decode
     opened: Any = () if files.splits else origins.open_library(request)
     content = files.stamp or [part._fingerprint for part in opened]
     # The location is left out, so that a moved directory keeps its decoded images.
-    tasks = {} if request.task_column is None else {"task_column": request.task_column}
-    kept = {"kind": request.kind, **request.model_dump(include=CONTENT), **tasks}
+    later = {key: value for key in LATER_CONTENT if (value := getattr(request, key))}
+    kept = {"kind": request.kind, **request.model_dump(include=CONTENT), **later}
     decoding = {"background": request.background, "broken": request.broken, "stamps_files": request.stamps_files}
     key = json.dumps([store.FORMAT, content, decoding, kept])
     fingerprint = hashlib.sha256(key.encode()).hexdigest()
@@ -81,13 +83,13 @@ def load_source(source: str, *, check: Callable[[], None] = lambda: None, decode
                 splits, names = read_columns(origins.open_tables(request, files, opened, work), request)
             size = request.image_size or own_size(list(splits.values()), check)
             if not decode:
-                return store.undecoded(splits, size, names)
+                return replace(store.undecoded(splits, size, names), test_fraction=request.test_fraction)
             store.write_entry(work / "entry", splits, size, request, names, check)
             store.publish(work / "entry", cache / fingerprint)
         found = store.read_entry(cache / fingerprint)
     if found is None:
         raise ConfigError("data.cache_dir", f"{cache / fingerprint} cannot be read back; name another directory")
-    return replace(found, notes=files.notes)
+    return replace(found, notes=files.notes, test_fraction=request.test_fraction)
 
 
 def _resolved(request: Request) -> Request:
@@ -110,4 +112,6 @@ def _resolved(request: Request) -> Request:
     for key in ("config", "revision"):
         if getattr(request, key) is not None and kind != "hub":
             raise ConfigError(f"data.{key}", f"is {getattr(request, key)!r}; allowed for {source}: null")
+    if request.nested and kind != "imagefolder":
+        raise ConfigError("data.nested", f"is true; allowed for {source}: false, as only imagefolder:DIR has folders")
     return request.model_copy(update={"kind": kind, "place": place})

@@ -50,7 +50,8 @@ class Source:
     """Both splits with their names; mean and std per channel of the training images in 0..1 (std 0 if constant).
 
     notes: files and directories among the images that were not read. background: colour behind transparent
-    images. is_size_found: whether the images' side was found in the data.
+    images. is_size_found: whether the images' side was found in the data. test_fraction: of each class, where the test
+    images were held out of the training split.
     """
 
     train: Split
@@ -63,6 +64,7 @@ class Source:
     notes: tuple[str, ...] = ()
     background: str = "white"
     is_size_found: bool = False
+    test_fraction: float | None = None
 
     @property
     def num_classes(self) -> int:
@@ -78,6 +80,9 @@ class Source:
         """Lines for the user on what decoding found."""
         lines = [f"image size          {self.image_size} x {self.image_size}"]
         lines[0] += " (found in the data)" if self.is_size_found else ""
+        if self.test_fraction is not None:
+            held = f"{len(self.test.labels)} images of the training split"
+            lines.append(f"held out            {held}, for evaluation (data.test_fraction {self.test_fraction:g})")
         if count := self.train.blended + self.test.blended:
             lines.append(f"transparent         {count} of the images, blended on {self.background} (data.background)")
         if skipped := self.train.skipped + self.test.skipped:

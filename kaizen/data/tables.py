@@ -4,12 +4,15 @@ Nothing heavy is imported at the top, as the configuration check imports this mo
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from kaizen.errors import ConfigError
 
@@ -18,13 +21,27 @@ from kaizen.errors import ConfigError
 class Part:
     """One file of a split, or a split that is opened as a whole.
 
-    where: its name in messages. features: declared type of each column. read: gives a column's values, at most so many
-    rows at a time.
+    where: its name in messages. features: declared type of each column. rows: their number. read: gives a column's
+    values, at most so many rows at a time.
     """
 
     where: str
     features: dict[str, Any]
+    rows: int
     read: Callable[[str, int], Iterator[list[Any]]]
+
+    def only(self, mask: np.ndarray) -> "Part":
+        """The part with only the rows of a mask, bool (rows,); the others are read and dropped."""
+
+        def read(column: str, rows: int) -> Iterator[list[Any]]:
+            start = 0
+            for chunk in self.read(column, rows):
+                kept = mask[start : start + len(chunk)].tolist()
+                start += len(chunk)
+                if any(kept):
+                    yield list(compress(chunk, kept))
+
+        return replace(self, rows=int(mask.sum()), read=read)
 
 
 @dataclass(frozen=True)
@@ -34,6 +51,12 @@ class Table:
     name: str
     parts: tuple[Part, ...]
 
+    def only(self, mask: np.ndarray) -> "Table":
+        """The table with only the rows of a mask, bool (n,)."""
+        ends = np.cumsum([part.rows for part in self.parts])
+        cut = zip(self.parts, np.split(mask, ends[:-1]), strict=True)
+        return Table(self.name, tuple(part.only(mask) for part, mask in cut if mask.any()))
+
 
 def whole_table(name: str, dataset: Any) -> Table:
     """A split that a library has opened as one datasets.Dataset."""
@@ -42,7 +65,13 @@ def whole_table(name: str, dataset: Any) -> Table:
         for batch in dataset.with_format("arrow").select_columns([column]).iter(rows):
             yield batch.column(0).to_pylist()
 
-    return Table(name, (Part(f"split {name!r}", dict(dataset.features), read),) if len(dataset) else ())
+    part = Part(f"split {name!r}", dict(dataset.features), len(dataset), read)
+    return Table(name, (part,) if len(dataset) else ())
+
+
+def summed(name: str, tables: Iterable[Table]) -> Table:
+    """Tables one after the other as one split."""
+    return Table(name, tuple(part for table in tables for part in table.parts))
 
 
 def parquet_table(name: str, files: Sequence[Path]) -> Table:
@@ -56,7 +85,7 @@ def parquet_table(name: str, files: Sequence[Path]) -> Table:
             schema, rows = found.schema_arrow, found.metadata.num_rows
         if rows:
             where = f"split {name!r}" + (f", {file.name}" if len(files) > 1 else "")
-            parts.append(Part(where, declared_features(schema), partial(_read_file, file)))
+            parts.append(Part(where, declared_features(schema), rows, partial(_read_file, file)))
     return Table(name, tuple(parts))
 
 
