@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import kaizen.config.schema as schema
 from kaizen.cli.resolve import default_directory, resolve
 from kaizen.cli.shipped import preset_of
+from kaizen.config.data import DataConfig, parts_of
 from kaizen.config.yaml import dump_yaml
 from kaizen.errors import ConfigError
 from kaizen.run.places import user_path
@@ -66,14 +67,34 @@ class Config:
         return schema.header(self.recipe, self.preset) + dump_yaml(self.keys.tree())
 
 
+def _splits_of(data: Any, keys: DataConfig) -> "dict[str, Dataset]":
+    """Data that were given as objects, by the names of their splits; ConfigError if one is missing."""
+    from datasets import Dataset
+
+    names = list(dict.fromkeys(name for split in keys.splits.values() for name in parts_of(split)))
+    one = len(names) == 1
+    data = (data,) if one and isinstance(data, Dataset) else data
+    if not isinstance(data, Mapping) and not (isinstance(data, tuple | list) and len(data) == len(names)):
+        found = f"{len(data)} objects" if isinstance(data, tuple | list) else f"one {type(data).__name__}"
+        others = "one Dataset" if one else "a pair of Datasets, to train on and to test on"
+        if len(names) > 2:
+            others = f"{len(names)} Datasets in this order"
+        raise ConfigError("data", f"is {found}; allowed: a DatasetDict with {' and '.join(names)}, or {others}")
+    held = dict(data) if isinstance(data, Mapping) else dict(zip(names, data, strict=True))
+    if lacking := [name for name in names if name not in held]:
+        hint = "; data.test_fraction=0.2 needs no test split" if lacking == [keys.splits.get("data.test_split")] else ""
+        raise ConfigError("data", f"has no split {lacking[0]!r}; allowed: {' and '.join(names)}{hint}")
+    return held
+
+
 class Trainer:
     """Trains a configuration, or resumes its run: `Trainer(config).run()`.
 
     Args:
         config: from `Config.load`.
         data: images and labels to train on in place of `data.source`: a DatasetDict with the splits of the
-            configuration (train and test), or the two as Datasets. They are saved in the run directory, so that
-            the run can be resumed and evaluated without these objects.
+            configuration (train and test), or the two as Datasets; with data.test_fraction, one Dataset. They are
+            saved in the run directory, so that the run can be resumed and evaluated without these objects.
         callbacks: objects with some of `on_step(step, terms)` and `on_task_end(task, accuracies)`; see README.md.
 
     Raises:
@@ -83,7 +104,7 @@ class Trainer:
     def __init__(
         self,
         config: Config,
-        data: "DatasetDict | tuple[Dataset, Dataset] | None" = None,
+        data: "DatasetDict | Sequence[Dataset] | Dataset | None" = None,
         callbacks: Sequence[Any] = (),
     ) -> None:
         keys = config.keys
@@ -96,13 +117,7 @@ class Trainer:
             if isinstance(callback, type) or not named:
                 raise ConfigError("callbacks", f"contain {callback!r}; allowed: objects with on_step or on_task_end")
         if data is not None:
-            splits = keys.data.train_split, keys.data.test_split
-            if not isinstance(data, Mapping) and not (isinstance(data, tuple | list) and len(data) == 2):
-                problem = f"is one {type(data).__name__}; allowed: a DatasetDict with {' and '.join(splits)}, or a pair"
-                raise ConfigError("data", f"{problem} of Datasets, to train on and to test on")
-            self._data = dict(data) if isinstance(data, Mapping) else dict(zip(splits, data, strict=True))
-            if lacking := [split for split in splits if split not in self._data]:
-                raise ConfigError("data", f"has no split {lacking[0]!r}; allowed: {' and '.join(splits)}")
+            self._data = _splits_of(data, keys.data)
             places = {
                 "source": f"disk:{self.path / DATA}",
                 "cache_dir": keys.data.cache_dir or str(self.path / "images"),

@@ -60,7 +60,11 @@ def test_what_a_trainer_cannot_take(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no split 'test'"):
         Trainer(config, data={"train": None})  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="is one Dataset; allowed: a DatasetDict with train and test, or a pair"):
-        Trainer(config, data=Dataset.from_dict({"image": []}))  # type: ignore[arg-type]
+        Trainer(config, data=Dataset.from_dict({"image": []}))
+    held = Config.load("digits", {"run.dir": str(tmp_path / "run"), "data.test_fraction": 0.2})
+    assert Trainer(held, data=Dataset.from_dict({"image": []}))._data.keys() == {"train"}  # type: ignore[union-attr]
+    with pytest.raises(ConfigError, match="allowed: a DatasetDict with train, or one Dataset"):
+        Trainer(held, data=[Dataset.from_dict({})] * 2)
 
     class Watch:
         def on_step(self, step: int, terms: dict[str, Any]) -> None: ...

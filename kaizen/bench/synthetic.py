@@ -100,4 +100,11 @@ def saved_keys(source: Source, folder: Path) -> dict[str, Any]:
     """The keys of section `data` that name what `save_source` wrote, with a cache next to it."""
     columns = {"image_column": "image", "label_column": "label", "domain_column": "domain", "task_column": "domain"}
     place = {"source": f"disk:{folder}", "image_size": source.image_size, "cache_dir": str(folder / "cache")}
-    return {**place, **columns, "train_split": "train", "test_split": "test"}
+    return {
+        **place,
+        **columns,
+        "train_split": "train",
+        "test_split": "test",
+        "test_fraction": "null",
+        "nested": "false",
+    }

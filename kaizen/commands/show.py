@@ -125,7 +125,7 @@ def _known_sizes(known: KnownSource, config: Config) -> list[int]:
 
     stream, images = config.stream, known.train_images
     each, rest = divmod(images, known.classes)
-    if config.data.train_split != "train":
+    if config.data.train_split != "train" or config.data.test_fraction is not None:
         return []
     if stream.classes is not None:
         sizes = [len(task) * each for task in stream.classes] if not rest else []

@@ -2,9 +2,25 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from kaizen.config.types import AUTO, Auto, Count, Positive, Probability, Section, Seed, Text, Word
+
+
+def parts_of(split: str) -> list[str]:
+    """Names of the splits that a sum of splits is made of, as train and extra of `train+extra`."""
+    return split.split("+")
+
+
+def _summed(split: str) -> str:
+    """A split or a sum of splits, unchanged; ValueError if a sum lacks a name or has one twice."""
+    names = parts_of(split)
+    if len(names) > 1 and ("" in names or len(set(names)) < len(names)):
+        raise ValueError(f"is {split!r}; allowed: one split, or different ones with + between them, as train+extra")
+    return split
+
+
+Splits = Annotated[str, AfterValidator(_summed)]
 
 
 class DataConfig(Section):
@@ -32,14 +48,32 @@ class DataConfig(Section):
     task_column: Text | None = Field(
         None, description="column that tells the task of each image, for stream.kind column"
     )
-    train_split: str = Field("train", description="split for training")
-    test_split: str = Field("test", description="split for evaluation")
+    train_split: Splits = Field(
+        "train", description="split for training; train+extra: both, one after the other", examples=["train+extra"]
+    )
+    test_split: Splits = Field("test", description="split for evaluation, or several, as for train_split")
+    test_fraction: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="for data without a test split: fraction of each class's training images that is held out for "
+        "evaluation, instead of test_split; always the same images; null: nothing is held out",
+    )
+    nested: bool = Field(
+        False, description="imagefolder: images at any depth below a class directory belong to the class"
+    )
     background: Literal["white", "black"] = Field("white", description="colour behind transparent images")
     broken: Literal["error", "skip"] = Field("error", description="images that cannot be read: an error, or left out")
     cache_dir: Text | None = Field(None, description="where decoded images are kept; null: ~/.cache/kaizen")
     normalize: Literal["dataset"] | tuple[tuple[float, float, float], tuple[Positive, Positive, Positive]] = Field(
         "dataset", description="dataset: mean and std of the training images; or [[mean x 3], [std x 3]] of levels 0..1"
     )
+
+    @property
+    def splits(self) -> dict[str, str]:
+        """Splits or sums of splits to read, by their keys: training, and test unless that is held out."""
+        train = {"data.train_split": self.train_split}
+        return train if self.test_fraction is not None else train | {"data.test_split": self.test_split}
 
 
 class StreamConfig(Section):

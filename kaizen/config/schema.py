@@ -33,14 +33,16 @@ FREE_KEYS = (
 )
 LATER_KEYS: dict[str, Any] = {
     **dict.fromkeys(("data.task_column", "stream.classes", "stream.sizes", "optim.images", "encoder.weights")),
+    "data.test_fraction": None,
+    "data.nested": False,
     "encoder.freeze": 0,
     "encoder.drop_path": 0.0,
     "data.store": "pixels",
     "eval.resize": None,
 }
 """Keys that earlier versions did not have; with these defaults, which do what those did, they are not hashed."""
-SINCE = ("data.store",)
-"""Those of LATER_KEYS that are newer than extensions, whose hash contains all others."""
+LATER_IN_EXTENSIONS = ("data.store", "data.test_fraction", "data.nested")
+"""Those of LATER_KEYS that earlier extensions did not have; the hash of an extension contains the others."""
 PLACE_KEYS = ("data.source", "data.config", "data.revision")
 """Location of the data: a run may resume from a different place with the same data, identified by their digest."""
 
@@ -182,8 +184,9 @@ class Config(Section, Generic[M]):
         named = {key: getattr(self.data, key.partition(".")[2]) for key in PLACE_KEYS} if places else {}
         for number, extension in enumerate(self.extensions[:extensions]):
             own = fixed_keys(flatten(extension.model_dump(mode="json")))
-            own = {key: value for key, value in own.items() if key not in SINCE or not is_unchanged(key, value)}
-            named |= {f"extensions.{number}.{key}": value for key, value in own.items()}
+            for key, value in own.items():
+                if key not in LATER_IN_EXTENSIONS or not is_unchanged(key, value):
+                    named[f"extensions.{number}.{key}"] = value
         return hash_keys(self.fixed() | named)
 
     def chapter(self, number: int) -> "Config[M]":
@@ -238,7 +241,8 @@ def hash_keys(flat: dict[str, Any]) -> str:
 
 def is_unchanged(key: str, value: Any) -> bool:
     """Whether a key is one of LATER_KEYS, with its default."""
-    return key in LATER_KEYS and LATER_KEYS[key] == value
+    unsettled = key in ("data.store", "eval.resize") and value == AUTO  # as in earlier versions, until data decide
+    return key in LATER_KEYS and (LATER_KEYS[key] == value or unsettled)
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

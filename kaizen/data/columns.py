@@ -1,6 +1,7 @@
 """Finds the columns of images, labels and domains in a data set, and reads their values as checked integers."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,12 @@ MOST_CLASSES = 1_000_000
 """Larger integers without class names are taken for mistakes: a table of names would not fit in memory."""
 
 
-def read_columns(tables: tuple[Table, Table], request: Request) -> tuple[dict[str, Undecoded], dict[str, list[str]]]:
-    """Splits ready to decode, class_names and domain_names; ConfigError names the column, row and value at fault."""
-    for role, table in zip(ROLES, tables, strict=True):
+def read_columns(tables: Sequence[Table], request: Request) -> tuple[dict[str, Undecoded], dict[str, list[str]]]:
+    """Splits ready to decode, class_names and domain_names; ConfigError names the column, row and value at fault.
+
+    One table is cut into both splits as data.test_fraction says.
+    """
+    for role, table in zip(ROLES, tables, strict=False):
         if not table.parts:
             raise ConfigError(f"data.{role}_split", f"is {table.name!r}, which contains no images")
     first = tables[0].parts[0]
@@ -40,20 +44,39 @@ def read_columns(tables: tuple[Table, Table], request: Request) -> tuple[dict[st
             problem = f"is {image!r}, which contains no images in {part.where}; found: {_listed(part)}"
             raise ConfigError("data.image_column", problem)
     labels, class_names = _encode(tables, label, "data.label_column", lowest=-1)
-    if labels[1].max() < 0:
+    if len(tables) > 1 and labels[1].max() < 0:
         problem = f"is {tables[1].name!r}, where {label!r} contains only -1 or null; allowed: a split with labels"
         raise ConfigError("data.test_split", problem)
-    domains: tuple[Any, Any] = (None, None)
+    domains: list[Any] = [None] * len(tables)
     domain_names: list[str] = []
     if task_column is not None:
         domains, domain_names = encode_values(tables, task_column, "data.task_column")
     elif domain_column is not None:
         domains, domain_names = _encode(tables, domain_column, "data.domain_column", lowest=0)
-    splits = {
-        role: Undecoded(table.name, table.parts, image, labels[i], domains[i])
-        for i, (role, table) in enumerate(zip(ROLES, tables, strict=True))
-    }
-    return splits, {"class_names": class_names, "domain_names": domain_names}
+    splits = [Undecoded(table.name, table.parts, image, labels[i], domains[i]) for i, table in enumerate(tables)]
+    if request.test_fraction is not None:
+        splits = _cut(tables[0], splits[0], request.test_fraction)
+    return dict(zip(ROLES, splits, strict=True)), {"class_names": class_names, "domain_names": domain_names}
+
+
+def _cut(table: Table, split: Undecoded, fraction: float) -> list[Undecoded]:
+    """A split without the images that are held out, and those; ConfigError if there are none."""
+    from kaizen.data.holdout import held_out  # loads torch, which the configuration check does without
+
+    held = held_out(split.labels, fraction)
+    if not held.any():
+        problem = f"is {fraction:g}, but no class of split {table.name!r} has two images, to hold one of them out"
+        raise ConfigError("data.test_fraction", f"{problem}; allowed: a split with labels, or null and a test split")
+    return [
+        replace(
+            split,
+            parts=table.only(mask).parts,
+            labels=split.labels[mask],
+            domains=None if split.domains is None else split.domains[mask],
+            rows=np.flatnonzero(mask),
+        )
+        for mask in (~held, held)
+    ]
 
 
 def sort_names(names: Iterable[str]) -> list[str]:
@@ -105,34 +128,35 @@ def _is_image(feature: Any) -> bool:
     return isinstance(feature, datasets.Image) or getattr(feature, "dtype", None) in binary
 
 
-def _encode(
-    tables: tuple[Table, Table], column: str, key: str, lowest: int
-) -> tuple[tuple[np.ndarray, np.ndarray], list[str]]:
-    """Values of a column as int64 of both splits and their names; null counts as -1.
+def _encode(tables: Sequence[Table], column: str, key: str, lowest: int) -> tuple[list[np.ndarray], list[str]]:
+    """Values of a column as int64 of each split and their names; null counts as -1.
 
     Names belong to each part, so a number may mean one name in one file and a different name in the next.
     """
     parts = [part for table in tables for part in table.parts]
-    kinds = {kind: part for part in parts if (kind := _kind(part.features[column])) != "nothing"}
-    for kind, part in kinds.items():
+    kinds = [_kind(part.features[column]) for part in parts]
+    if "names" in kinds:
+        kinds = [
+            "nothing" if kind == "numbers" and _names_nothing(part, column) else kind
+            for kind, part in zip(kinds, parts, strict=True)
+        ]
+    used = {kind: part for kind, part in zip(kinds, parts, strict=True) if kind != "nothing"}
+    for kind, part in used.items():
         if kind not in ("names", "numbers"):
             raise ConfigError(key, f"{column!r} has {kind} in {part.where}; allowed: ClassLabel, integers or strings")
-    if len(kinds) > 1:
-        found = " and ".join(f"{kind} in {part.where}" for kind, part in kinds.items())
+    if len(used) > 1:
+        found = " and ".join(f"{kind} in {part.where}" for kind, part in used.items())
         raise ConfigError(key, f"{column!r} has {found}; allowed: names in every file, or numbers in every file")
-    read = _read_names if "names" in kinds else _read_numbers
-    held = [[read(part, column, key, lowest) for part in table.parts] for table in tables]
-    every = [names for table in held for _, names in table if names]
-    declared = all(_is_label(part.features[column]) for part in parts if _kind(part.features[column]) != "nothing")
+    read = {"names": _read_names, "numbers": _read_numbers, "nothing": _read_nothing}
+    held = [read[kind](part, column, key, lowest) for kind, part in zip(kinds, parts, strict=True)]
+    every = [names for _, names in held if names]
+    declared = all(_is_label(part.features[column]) for kind, part in zip(kinds, parts, strict=True) if kind in used)
     alike = declared and all(names == every[0] for names in every)
     merged = every[0] if alike and every else sort_names(name for names in every for name in names)
     index = {name: number for number, name in enumerate(merged)}
-    train, test = (
-        # -1 is unchanged.
-        np.concatenate([np.array([*(index[name] for name in names), -1])[numbers] for numbers, names in table])
-        for table in held
-    )
-    return (train, test), merged
+    # -1 is unchanged.
+    numbered = iter([np.array([*(index[name] for name in names), -1])[numbers] for numbers, names in held])
+    return [np.concatenate([next(numbered) for _ in table.parts]) for table in tables], merged
 
 
 def _kind(feature: Any) -> str:
@@ -142,6 +166,16 @@ def _kind(feature: Any) -> str:
     if kind.startswith("null"):
         return "nothing"
     return "numbers" if kind.startswith(("int", "uint", "bool")) else _type_name(feature)
+
+
+def _names_nothing(part: Part, column: str) -> bool:
+    """Whether numbers are all -1 or null, as those of an unlabelled split may be where others have names."""
+    return all(value is None or value == -1 for value in _values(part, column))
+
+
+def _read_nothing(part: Part, column: str, key: str, lowest: int) -> tuple[np.ndarray, list[str]]:
+    """-1 for each row, and no names."""
+    return _integers([None] * part.rows, f"{column!r}, {part.where}", key, lowest, 0), []
 
 
 def _read_names(part: Part, column: str, key: str, lowest: int) -> tuple[np.ndarray, list[str]]:

@@ -4,11 +4,11 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kaizen.config.data import DataConfig
+from kaizen.config.data import DataConfig, parts_of
 from kaizen.errors import ConfigError
 
 KINDS = {"hub": "hub:OWNER/NAME", "parquet": "parquet:DIR", "imagefolder": "imagefolder:DIR", "disk": "disk:DIR"}
@@ -25,11 +25,6 @@ class Request(DataConfig):
     place: str = ""
 
     @property
-    def splits(self) -> dict[str, str]:
-        """Names of the training and the test split, by their keys."""
-        return {"data.train_split": self.train_split, "data.test_split": self.test_split}
-
-    @property
     def stamps_files(self) -> bool:
         """Whether to stamp the files that rows name, because the key of the data does not cover them."""
         return self.kind in ("parquet", "disk")
@@ -37,11 +32,25 @@ class Request(DataConfig):
 
 @dataclass(frozen=True)
 class Files:
-    """Files of each split in reading order, stamps that change when a file does, and names of files not read."""
+    """Files of each split in reading order, stamps that change when a file does, and names of files not read.
+
+    classes: the class of each file, where directories tell it.
+    """
 
     splits: dict[str, list[Path]]
     stamp: list[list[Any]]
     notes: tuple[str, ...]
+    classes: dict[str, list[str]] = field(default_factory=dict)
+
+
+@dataclass
+class Found:
+    """Files of one split, what was looked for, names of files not read, and the class of each file if known."""
+
+    wanted: str
+    paths: list[Path] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)
 
 
 def find_files(request: Request) -> Files:
@@ -61,18 +70,32 @@ def _found(request: Request) -> Files:
         raise ConfigError("data.source", f"{request.source}: {root} is not a directory; allowed: {KINDS[request.kind]}")
     finder = {"parquet": _tables, "imagefolder": _class_files, "disk": _saved_files}[request.kind]
     files: dict[str, list[Path]] = {}
+    classes: dict[str, list[str]] = {}
     notes: list[str] = []
     for key, split in request.splits.items():
-        files[split], wanted, unread = finder(request, root, split)
-        if not files[split]:
-            there = listed(sorted(path.name for path in root.iterdir())) or "nothing"
-            raise ConfigError(key, f"is {split!r}, but {request.source} has no {wanted}; found there: {there}")
-        if request.kind == "disk" and not any(path.suffix == ".arrow" for path in files[split]):
-            raise ConfigError(key, f"is {split!r}, which contains no images")
-        notes += unread
+        parts = [finder(request, root, part) for part in parts_of(split)]
+        for part, found in zip(parts_of(split), parts, strict=True):
+            if not found.paths:
+                there = f"{listed(sorted(path.name for path in root.iterdir())) or 'nothing'}{_remedy(request, key)}"
+                raise ConfigError(
+                    key, f"is {split!r}, but {request.source} has no {found.wanted}; found there: {there}"
+                )
+            if request.kind == "disk" and not any(path.suffix == ".arrow" for path in found.paths):
+                raise ConfigError(key, f"is {part!r}, which contains no images")
+            notes += found.unread
+        files[split] = [path for found in parts for path in found.paths]
+        classes[split] = [name for found in parts for name in found.classes]
     taken = {path.relative_to(root).as_posix() for paths in files.values() for path in paths}
     stamp = [_stamp(root, path) for split in request.splits.values() for path in files[split]]
-    return Files(files, stamp, tuple(dict.fromkeys(note for note in notes if note not in taken)))
+    return Files(files, stamp, tuple(dict.fromkeys(note for note in notes if note not in taken)), classes)
+
+
+def _remedy(request: Request, key: str) -> str:
+    """End of a message on a split that is missing: how data without a test split are read."""
+    if request.test_fraction is not None or (key == "data.train_split" and request.kind != "imagefolder"):
+        return ""
+    where = ", also where DIR contains the classes themselves" if request.kind == "imagefolder" else ""
+    return f"; data.test_fraction=0.2 needs no test split{where}"
 
 
 def listed(names: Sequence[str]) -> str:
@@ -81,14 +104,14 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:MOST_NAMES]) + more
 
 
-def _tables(request: Request, root: Path, split: str) -> tuple[list[Path], str, list[str]]:
+def _tables(request: Request, root: Path, split: str) -> Found:
     """SPLIT.parquet or SPLIT-*.parquet: SPLIT before a letter, digit or _ belongs to a different split."""
     ours = re.compile(rf"{re.escape(split)}(-.*)?\.parquet", re.DOTALL)
     every = sorted(path for path in root.glob("*.parquet") if path.is_file())
     unread = [path.name for path in every if path.name.startswith(split) and not ours.fullmatch(path.name)]
     found = [path for path in every if ours.fullmatch(path.name)]
     _check_parts(request, split, [path.name for path in found])
-    return found, f"{split}.parquet or {split}-00000-of-00001.parquet", unread
+    return Found(f"{split}.parquet or {split}-00000-of-00001.parquet", found, unread)
 
 
 def _check_parts(request: Request, split: str, names: list[str]) -> None:
@@ -104,35 +127,49 @@ def _check_parts(request: Request, split: str, names: list[str]) -> None:
         raise ConfigError("data.source", f"{request.source}: split {split!r} has {listed(names)}; allowed: {allowed}")
 
 
-def _saved_files(request: Request, root: Path, split: str) -> tuple[list[Path], str, list[str]]:
-    return [path for _, paths in _walk(root / split) for path in paths], f"split {split!r}", []
+def _saved_files(request: Request, root: Path, split: str) -> Found:
+    return Found(f"split {split!r}", [path for _, paths in _walk(root / split) for path in paths])
 
 
-def _class_files(request: Request, root: Path, split: str) -> tuple[list[Path], str, list[str]]:
-    """Every file of SPLIT/CLASS/; images at other places are refused; different files and empty classes are noted."""
-    found: list[Path] = []
-    unread: list[str] = []
-    known = image_suffixes()
+def _class_files(request: Request, root: Path, split: str) -> Found:
+    """Every file of SPLIT/CLASS/ and, if nested, below; images at other places are refused, other files are noted.
+
+    Where a part of the training images becomes the test split, classes may be in the root itself.
+    """
+    folder, shown = root / split, f"{split}/"
+    if request.test_fraction is not None and split == request.train_split and not folder.is_dir():
+        folder, shown = root, ""
+    found, known = Found(f"images in {shown}CLASS/"), image_suffixes()
     tools: set[str] = set()
-    for place, paths in _walk(root / split):
-        parts = place.relative_to(root / split).parts
-        level = len(parts)
-        if parts and parts[0] in tools:
+    counts: dict[str, int] = {}
+    for place, paths in _walk(folder):
+        name, *below = (*place.relative_to(folder).parts, "")
+        if name in tools:
             continue
-        if level == 1:
-            if place.name.startswith(".") and not any(path.suffix.lower() in known for path in paths):
-                tools.add(place.name)  # such as .git and .cache, with all below
-                continue
-            found += paths
-            unread += [] if paths else [f"{split}/{place.name}/ (no image)"]
+        if not name:
+            for path in paths:
+                if path.suffix.lower() in known:
+                    raise _misplaced(request, path, shown, "")
+                path.stat()  # a broken link may be intended as a class
+                found.unread.append(f"{shown}{path.name}")
             continue
-        for path in paths:
-            if level > 1 or path.suffix.lower() in known:
-                allowed = f"is not in {split}/CLASS/; allowed: images only there, and nothing else below it"
-                raise ConfigError("data.source", f"{request.source}: {path} {allowed}")
-            path.stat()  # a broken link may be intended as a class
-            unread.append(f"{split}/{path.name}")
-    return found, f"images in {split}/CLASS/", unread
+        if len(below) == 1 and name.startswith(".") and not any(path.suffix.lower() in known for path in paths):
+            tools.add(name)  # such as .git and .cache, with all below
+            continue
+        if len(below) > 1 and paths and not request.nested:
+            raise _misplaced(request, paths[0], shown, "; data.nested=true takes images at any depth below CLASS")
+        if place.is_symlink() and place.parent.resolve().is_relative_to(place.resolve()):
+            raise OSError(f"{place} is a link to a directory that contains it")
+        counts[name] = counts.get(name, 0) + len(paths)
+        found.paths += paths
+        found.classes += [name] * len(paths)
+    found.unread += [f"{shown}{name}/ (no image)" for name, count in counts.items() if not count]
+    return found
+
+
+def _misplaced(request: Request, path: Path, shown: str, remedy: str) -> ConfigError:
+    problem = f"is not in {shown}CLASS/; allowed: images only there, and nothing else below it"
+    return ConfigError("data.source", f"{request.source}: {path} {problem}{remedy}")
 
 
 def image_suffixes() -> set[str]:

@@ -111,7 +111,8 @@ class Indexer:
         if not self._places:
             first = next(iter(skipped.values()))
             raise ConfigError("data.source", f"no image of split {split.name!r} can be read; the first: {first}")
-        rows = np.delete(np.arange(len(split.labels)), list(skipped))
+        rows = np.arange(len(split.labels)) if split.rows is None else split.rows
+        rows = np.delete(rows, list(skipped))
         tables = {"places": np.array(self._places), "shapes": np.array(self._shapes, dtype=np.int32), "rows": rows}
         for name, table in tables.items():
             write_synced(self.entry / f"{self.role}.{name}.npy", npy(table))

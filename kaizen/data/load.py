@@ -123,8 +123,9 @@ def make_stream(config: Config, source: Source, *, labelled: bool = True) -> Str
         problem = f"is {data.train_split!r}, where no image that takes part has a label"
         raise ConfigError("data.train_split", f"{problem}; allowed: a split with labels")
     if labelled and not set(taught) & set(judged):
-        problem = f"is {data.test_split!r}, and none of its classes has a training image: {_classes(source, judged)}"
-        raise ConfigError("data.test_split", f"{problem}; allowed: some of {_classes(source, taught)}")
+        key = "test_split" if data.test_fraction is None else "test_fraction"
+        problem = f"is {getattr(data, key)!r}, and none of its classes has a training image: {_classes(source, judged)}"
+        raise ConfigError(f"data.{key}", f"{problem}; allowed: some of {_classes(source, taught)}")
     # Only among images that take part, so that no class has its only label in a domain that is left out.
     labels = np.full_like(train.labels, -1)
     used = np.concatenate([task.train for task in tasks])

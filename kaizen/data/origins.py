@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from kaizen.config.data import parts_of
 from kaizen.data.files import Files, Request, check_images
-from kaizen.data.tables import Table, declared_features, parquet_table, whole_table
+from kaizen.data.tables import Table, declared_features, parquet_table, summed, whole_table
 from kaizen.errors import ConfigError
 
 
-def open_library(request: Request) -> tuple[Any, Any]:
-    """Training and test split from the hub or from scikit-learn, each as one datasets.Dataset."""
+def open_library(request: Request) -> list[Any]:
+    """Training and test split from the hub or from scikit-learn: a datasets.Dataset for each name in their sums."""
     import datasets
 
     with guarded(request):
@@ -25,27 +26,33 @@ def open_library(request: Request) -> tuple[Any, Any]:
         return _chosen(request, datasets.load_dataset(request.place, **_chosen_on_hub(request)))
 
 
-def open_tables(request: Request, files: Files, opened: Any, work: Path) -> tuple[Table, Table]:
-    """Both splits of a source: files, or what `open_library` returned; `work` is a folder for temporary files."""
-    names = request.splits.values()
+def open_tables(request: Request, files: Files, opened: Any, work: Path) -> list[Table]:
+    """The splits of a source: files, or what `open_library` returned; `work` is a folder for temporary files.
+
+    Without a test split to read, the training split is the only one.
+    """
+    names = list(request.splits.values())
     if request.kind == "parquet":
-        train, test = (parquet_table(name, files.splits[name]) for name in names)
-        return train, test
+        return [parquet_table(name, files.splits[name]) for name in names]
     if request.kind == "imagefolder":
-        opened = [_pictures(request, files.splits[name]) for name in names]
-    elif request.kind == "disk":
+        return [whole_table(name, _pictures(request, files.splits[name], files.classes[name])) for name in names]
+    if request.kind == "disk":
         opened = _chosen(request, _saved(request, work))
     elif request.kind == "hub":
         _check_names(request)
-    train, test = map(whole_table, names, opened)
-    return train, test
+    rest = iter(opened)
+    return [summed(name, [whole_table(part, next(rest)) for part in parts_of(name)]) for name in names]
 
 
-def _chosen(request: Request, opened: Any) -> tuple[Any, Any]:
-    for key, name in request.splits.items():
-        if name not in opened:
-            raise ConfigError(key, f"is {name!r}; allowed, the splits of {request.source}: {', '.join(opened)}")
-    return opened[request.train_split], opened[request.test_split]
+def _chosen(request: Request, opened: Any) -> list[Any]:
+    """Each split that is named, in order."""
+    for key, split in request.splits.items():
+        if any(name not in opened for name in parts_of(split)):
+            allowed = f"allowed, the splits of {request.source}: {', '.join(opened)}"
+            if key == "data.test_split" and set(opened) <= set(parts_of(request.train_split)):
+                allowed += "; data.test_fraction=0.2 needs no test split"
+            raise ConfigError(key, f"is {split!r}; {allowed}")
+    return [opened[name] for split in request.splits.values() for name in parts_of(split)]
 
 
 @contextmanager
@@ -134,7 +141,8 @@ def _check_names(request: Request) -> None:
     builder = datasets.load_dataset_builder(request.place, **_chosen_on_hub(request))
     files = (getattr(builder.config, "data_files", None) or {}) if builder.name == "parquet" else {}
     held: dict[str, Any] = {}
-    for file in (file for split, found in files.items() if str(split) in request.splits.values() for file in found):
+    read = {name for split in request.splits.values() for name in parts_of(split)}
+    for file in (file for split, found in files.items() if str(split) in read for file in found):
         with fsspec.open(file, "rb") as opened:
             features = declared_features(parquet.ParquetFile(opened).schema_arrow)
         for column, names in ((column, getattr(feature, "names", None)) for column, feature in features.items()):
@@ -181,11 +189,11 @@ def _saved(request: Request, work: Path) -> Any:
     return opened
 
 
-def _pictures(request: Request, paths: list[Path]) -> Any:
-    """Files of class directories as a Dataset: only these files, with the names of their directories as labels."""
+def _pictures(request: Request, paths: list[Path], classes: list[str]) -> Any:
+    """Files of class directories as a Dataset: only these files, with their classes as labels."""
     import datasets
 
     check_images(request, paths)
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
-    held = {"image": [str(path) for path in paths], "label": [path.parent.name for path in paths]}
+    held = {"image": [str(path) for path in paths], "label": classes}
     return datasets.Dataset.from_dict(held, features=features)

@@ -31,6 +31,7 @@ class Purpose(IntEnum):
     METHOD = 10
     ALIGN = 11
     MIX = 12
+    HOLDOUT = 13
 
 
 def fold(*parts: int) -> int:

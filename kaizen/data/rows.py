@@ -24,13 +24,17 @@ MOST_ROWS = 256
 
 @dataclass(frozen=True)
 class Undecoded:
-    """One split before decoding: a column of images, each {"bytes", "path"} or bytes, and its checked labels."""
+    """One split before decoding: a column of images, each {"bytes", "path"} or bytes, and its checked labels.
+
+    rows: int64 (n,), the images' rows in the table `name` where they are only some of it, for messages.
+    """
 
     name: str
     parts: Sequence[Part]
     column: str
     labels: np.ndarray
     domains: np.ndarray | None
+    rows: np.ndarray | None = None
 
 
 class Chunk(NamedTuple):
@@ -126,7 +130,8 @@ class Refusals:
             raise error
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         where = f", {path}" if path else ""
-        problem = f"split {self.split.name!r}, row {index}{where}: image cannot be read ({reason})"
+        row = index if self.split.rows is None else self.split.rows[index]
+        problem = f"split {self.split.name!r}, row {row}{where}: image cannot be read ({reason})"
         # A file that exists and is refused may be readable the next time.
         is_refused = isinstance(error, OSError) and error.errno not in (None, errno.ENOENT)
         if self.request.broken == "error" or is_refused:

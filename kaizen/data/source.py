@@ -25,7 +25,9 @@ from kaizen.errors import ConfigError
 from kaizen.run.places import user_path
 
 CONTENT = {"image_size", "image_column", "label_column", "domain_column", "train_split", "test_split"}
-"""Keys of what is read, and not of the location of the data; `task_column` too, where it is given."""
+"""Keys of what is read, and not of the location of the data."""
+LATER_CONTENT = ("task_column", "test_fraction", "nested")
+"""Further ones, which are part of an entry's name only where they are given, so that older entries keep theirs."""
 
 
 def load_source(
@@ -83,7 +85,7 @@ def _found(request: Request, resize: Any, check: Callable[[], None], decode: boo
                 kind = "pixels" if are_small(list(splits.values()), check) else "files"
             size = request.image_size or own_size(list(splits.values()), check)
             if not decode:
-                return undecoded(splits, size, names, kind, resize)
+                return replace(undecoded(splits, size, names, kind, resize), test_fraction=request.test_fraction)
             if kind == "files":
                 write_index(work / "entry", splits, request, names, check)
             else:
@@ -92,14 +94,14 @@ def _found(request: Request, resize: Any, check: Callable[[], None], decode: boo
         found = entries.read_entry(places[kind], reads[kind])
     if found is None:
         raise ConfigError("data.cache_dir", f"{places[kind]} cannot be read back; name another directory")
-    return replace(found, notes=files.notes)
+    return replace(found, notes=files.notes, test_fraction=request.test_fraction)
 
 
 def _places(request: Request, cache: Path, content: list[Any]) -> dict[str, Path]:
     """The directories in the cache of a source's pixels and of its index, by a hash of all that they depend on."""
     # The location is left out, so that a moved directory keeps its images.
-    tasks = {} if request.task_column is None else {"task_column": request.task_column}
-    kept = {"kind": request.kind, **request.model_dump(include=CONTENT), **tasks}
+    later = {key: value for key in LATER_CONTENT if (value := getattr(request, key))}
+    kept = {"kind": request.kind, **request.model_dump(include=CONTENT), **later}
     decoding = {"background": request.background, "broken": request.broken, "stamps_files": request.stamps_files}
     index = {key: value for key, value in kept.items() if key != "image_size"}
     keys = {
@@ -130,4 +132,6 @@ def _resolved(request: Request) -> Request:
     for key in ("config", "revision"):
         if getattr(request, key) is not None and kind != "hub":
             raise ConfigError(f"data.{key}", f"is {getattr(request, key)!r}; allowed for {source}: null")
+    if request.nested and kind != "imagefolder":
+        raise ConfigError("data.nested", f"is true; allowed for {source}: false, as only imagefolder:DIR has folders")
     return request.model_copy(update={"kind": kind, "place": place})

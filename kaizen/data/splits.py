@@ -39,6 +39,7 @@ class Source:
     notes: files and directories among the images that were not read. background: colour behind transparent
     images. is_size_found: whether the images' side was found in the data. resize: where images stay encoded, the
     shorter side in pixels of unaugmented ones before their centre is cropped; None: they are stored as pixels.
+    test_fraction: of each class, where the test images were held out of the training split.
     """
 
     train: Split
@@ -52,6 +53,7 @@ class Source:
     background: str = "white"
     is_size_found: bool = False
     resize: int | None = None
+    test_fraction: float | None = None
 
     @property
     def num_classes(self) -> int:
@@ -72,6 +74,9 @@ class Source:
         """Lines for the user on what was found in the images."""
         lines = [f"image size          {self.image_size} x {self.image_size}"]
         lines[0] += " (found in the data)" if self.is_size_found else ""
+        if self.test_fraction is not None:
+            held = f"{len(self.test.labels)} images of the training split"
+            lines.append(f"held out            {held}, for evaluation (data.test_fraction {self.test_fraction:g})")
         if self.resize is not None:
             lines += _described([self.train.images, self.test.images], self.resize, self.image_size)
         if count := self.train.blended + self.test.blended:

@@ -4,10 +4,11 @@ Nothing heavy is imported at the top, as the configuration check imports this mo
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,32 @@ from kaizen.errors import ConfigError
 class Part:
     """One file of a split, or a split that is opened as a whole.
 
-    where: its name in messages. features: declared type of each column. read: gives a column's values, at most so many
-    rows at a time. places: see `Places`; None where a column's bytes do not lie in a file as they are.
+    where: its name in messages. features: declared type of each column. rows: their number. read: gives a column's
+    values, at most so many rows at a time. places: see `Places`; None where the bytes of a column lie in no file.
     """
 
     where: str
     features: dict[str, Any]
+    rows: int
     read: Callable[[str, int], Iterator[list[Any]]]
     places: Callable[[str], "Places | None"] = lambda column: None
+
+    def only(self, mask: np.ndarray) -> "Part":
+        """The part with only the rows of a mask, bool (rows,); the others are read and dropped."""
+
+        def read(column: str, rows: int) -> Iterator[list[Any]]:
+            start = 0
+            for chunk in self.read(column, rows):
+                kept = mask[start : start + len(chunk)].tolist()
+                start += len(chunk)
+                if any(kept):
+                    yield list(compress(chunk, kept))
+
+        def places(column: str) -> Places | None:
+            found = self.places(column)
+            return None if found is None else Places(found.files, found.rows[mask])
+
+        return replace(self, rows=int(mask.sum()), read=read, places=places)
 
 
 @dataclass(frozen=True)
@@ -51,6 +70,12 @@ class Table:
     name: str
     parts: tuple[Part, ...]
 
+    def only(self, mask: np.ndarray) -> "Table":
+        """The table with only the rows of a mask, bool (n,)."""
+        ends = np.cumsum([part.rows for part in self.parts])
+        cut = zip(self.parts, np.split(mask, ends[:-1]), strict=True)
+        return Table(self.name, tuple(part.only(mask) for part, mask in cut if mask.any()))
+
 
 def whole_table(name: str, dataset: Any) -> Table:
     """A split that a library has opened as one datasets.Dataset."""
@@ -59,7 +84,7 @@ def whole_table(name: str, dataset: Any) -> Table:
         for batch in dataset.with_format("arrow").select_columns([column]).iter(rows):
             yield batch.column(0).to_pylist()
 
-    part = Part(f"split {name!r}", dict(dataset.features), read, partial(_arrow_places, dataset))
+    part = Part(f"split {name!r}", dict(dataset.features), len(dataset), read, partial(_arrow_places, dataset))
     return Table(name, (part,) if len(dataset) else ())
 
 
@@ -105,6 +130,11 @@ def _buffer_places(chunk: Any, number: int, address: int, size: int) -> np.ndarr
     return np.stack([np.full(len(values), number), first + bounds[:-1], np.diff(bounds)], axis=1)
 
 
+def summed(name: str, tables: Iterable[Table]) -> Table:
+    """Tables one after the other as one split."""
+    return Table(name, tuple(part for table in tables for part in table.parts))
+
+
 def parquet_table(name: str, files: Sequence[Path]) -> Table:
     """A split of parquet files, of which only used columns are read."""
     from pyarrow import parquet
@@ -116,7 +146,7 @@ def parquet_table(name: str, files: Sequence[Path]) -> Table:
             schema, rows = found.schema_arrow, found.metadata.num_rows
         if rows:
             where = f"split {name!r}" + (f", {file.name}" if len(files) > 1 else "")
-            parts.append(Part(where, declared_features(schema), partial(_read_file, file)))
+            parts.append(Part(where, declared_features(schema), rows, partial(_read_file, file)))
     return Table(name, tuple(parts))
 
 

@@ -1,5 +1,6 @@
 """Values of a column of any scalar type as numbers in their order: text, numbers, dates and times."""
 
+from collections.abc import Sequence
 from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any
@@ -19,10 +20,8 @@ KINDS: dict[str, type | tuple[type, ...]] = {
 READ_ROWS = 1 << 16
 
 
-def encode_values(
-    tables: tuple[Table, Table], column: str, key: str
-) -> tuple[tuple[np.ndarray, np.ndarray], list[str]]:
-    """Values of a column as int64 of both splits, ascending with the value, and their names; null and NaN count as -1.
+def encode_values(tables: Sequence[Table], column: str, key: str) -> tuple[list[np.ndarray], list[str]]:
+    """Values of a column as int64 of each split, ascending with the value, and their names; null and NaN count as -1.
 
     Names that a data set declares keep their order if all files declare the same; text that is all digits is ordered
     by value.
@@ -42,8 +41,8 @@ def encode_values(
         if all(isinstance(value, str) and value.isdecimal() for value in merged):
             merged.sort(key=int)
     index = {value: number for number, value in enumerate(merged)} | {None: -1}
-    train, test = (np.array([index[value] for values in table for value in values], dtype=np.int64) for table in held)
-    return (train, test), [str(value) for value in merged]
+    numbered = [np.array([index[value] for values in table for value in values], dtype=np.int64) for table in held]
+    return numbered, [str(value) for value in merged]
 
 
 def _values(part: Part, column: str, key: str) -> list[Any]:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from kaizen.cli.resolve import parse_arguments, resolve
 from kaizen.cli.shipped import shipped_recipes
 from kaizen.commands.train import main
-from kaizen.config.schema import LATER_KEYS, Config, hash_keys
+from kaizen.config.extension import Extension
+from kaizen.config.schema import LATER_KEYS, Config, fixed_keys, flatten, hash_keys
 from kaizen.config.yaml import YamlError, dump_yaml, parse_yaml
 from kaizen.errors import ConfigError
 
@@ -220,6 +221,26 @@ def test_keys_that_are_null_leave_the_hash_as_it_was() -> None:
     assert hash_keys(before) == hash_keys(flat) == config_of("digits").hash()
     for keys in (["--optim.images", "900"], ["--stream.sizes", "2,2"], ["--stream.classes", "[[1,2]]"]):
         assert config_of("digits", *keys).hash() != config_of("digits").hash()
+
+
+def test_a_held_out_part_and_nested_classes_are_hashed_only_if_they_are_set() -> None:
+    base = config_of("digits")
+
+    def extended(**keys: object) -> str:
+        part = Extension(data=base.data.model_copy(update=keys), stream=base.stream)
+        return base.model_copy(update={"extensions": (part,)}).hash(extensions=1)
+
+    own = fixed_keys(flatten(Extension(data=base.data, stream=base.stream).model_dump(mode="json")))
+    earlier = {key: value for key, value in own.items() if key not in ("data.test_fraction", "data.nested")}
+    assert extended() == hash_keys(base.fixed() | {f"extensions.0.{key}": value for key, value in earlier.items()})
+    assert len({extended(), extended(test_fraction=0.2), extended(nested=True)}) == 3
+    assert config_of("digits", "--data.test_fraction", "0.2").hash() != base.hash()
+
+
+@pytest.mark.parametrize("split", ["train+", "+train", "train+train"])
+def test_a_sum_of_splits_names_each_once(split: str) -> None:
+    with pytest.raises(ConfigError, match="allowed: one split, or different ones with"):
+        config_of("--data.train_split", split)
 
 
 def test_another_method_leaves_the_recipes_method_keys_behind() -> None:

@@ -196,7 +196,8 @@ def test_what_cannot_be_extended_ends_with_one_line(
     assert [results(tmp_path / "ratio")[key] for key in ("recipe", "preset")] == ["digits", "replay"]
     assert extend(tmp_path / "ratio", source) == 2
     assert "brings no new class in task 2" in capsys.readouterr().err
-    assert extend(run, source) == 0
+    assert extend(run, source, "--data.test_fraction", "0.25") == 0
+    assert "held out            40 images of the training split" in capsys.readouterr().out
     assert extend(run, source) == 2
     assert "already extended" in capsys.readouterr().err
     # What is new must be there until it is trained.
