@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kaizen.data.images import THIN, upright_rgb
+from kaizen.data.images import THIN, opaque, open_bounded, upright
 from kaizen.parallel import share_of_cores
 
 if TYPE_CHECKING:
@@ -75,11 +75,8 @@ def crops(
     if factor > 1:
         image = _reduced(content, shape, factor)
         return [_resized_box(image, box, factor, size) for box, size in zip(boxes, sizes, strict=True)]
-    pixels = _decoded(content, shape.plain, background)
-    return [
-        resized(pixels[top : top + tall, left : left + wide], size, size)
-        for (top, left, tall, wide), size in zip(boxes, sizes, strict=True)
-    ]
+    part = _parts(content, shape, background)
+    return [resized(part(*box), size, size) for box, size in zip(boxes, sizes, strict=True)]
 
 
 def centre(content: np.ndarray, shape: Shape, decoding: Decoding) -> np.ndarray:
@@ -88,7 +85,7 @@ def centre(content: np.ndarray, shape: Shape, decoding: Decoding) -> np.ndarray:
     if factor > 1:
         pixels = np.array(_reduced(content, shape, factor))
     else:
-        pixels = _decoded(content, shape.plain, decoding.background)
+        pixels = _parts(content, shape, decoding.background)(0, 0, shape.height, shape.width)
     return centre_square(pixels, decoding.size, decoding.resize)
 
 
@@ -126,9 +123,7 @@ def _reduction(ratio: float) -> int:
 
 def _reduced(content: np.ndarray, shape: Shape, factor: int) -> "Image.Image":
     """A JPEG as RGB image, decoded at 1 / factor of its size."""
-    from PIL import Image
-
-    image: Image.Image = Image.open(BytesIO(content.data))
+    image = open_bounded(BytesIO(content.data))
     image.draft(None, (shape.width // factor, shape.height // factor))
     return image.convert("RGB")
 
@@ -140,14 +135,21 @@ def _resized_box(image: "Image.Image", box: Sequence[int], factor: int, size: in
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, (left, top, left + wide, top + tall)))
 
 
-def _decoded(content: np.ndarray, plain: bool, background: str) -> np.ndarray:
-    """Pixels uint8 (h, w, 3) of an image, upright and opaque."""
-    if plain and (pixels := _jpeg()(content)) is not None:
-        return pixels
-    from PIL import Image
+def _parts(content: np.ndarray, shape: Shape, background: str) -> Callable[[int, int, int, int], np.ndarray]:
+    """A function of a box (top, left, height, width) that gives its pixels uint8 (height, width, 3), opaque."""
+    if shape.plain and (pixels := _jpeg()(content)) is not None:
+        _check_size(pixels.shape[1], pixels.shape[0], shape)
+        return lambda top, left, tall, wide: pixels[top : top + tall, left : left + wide]
+    with open_bounded(BytesIO(content.data)) as opened:
+        image = upright(opened)
+    _check_size(*image.size, shape)
+    # Blended after the crop, as the whole image may be large.
+    return lambda top, left, tall, wide: np.array(opaque(image.crop((left, top, left + wide, top + tall)), background))
 
-    with Image.open(BytesIO(content.data)) as image:
-        return np.array(upright_rgb(image, background)[0])
+
+def _check_size(width: int, height: int, shape: Shape) -> None:
+    if (width, height) != (shape.width, shape.height):
+        raise ValueError(f"it is {width} x {height} and was {shape.width} x {shape.height} pixels")
 
 
 # Imported once, when first needed: it takes a second.

@@ -1,6 +1,8 @@
 """Encoded images to uint8 squares: any mode, depth, size and orientation that PIL reads."""
 
 import os
+import warnings
+from functools import lru_cache
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -66,11 +68,20 @@ def open_bounded(file: BytesIO | str) -> "Image.Image":
     """An encoded image with only its header read; a ValueError if it has too many pixels."""
     from PIL import Image
 
+    _accept_large()
     try:
         return Image.open(file)
     except Image.DecompressionBombError:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise ValueError(f"more than {most // 10**6} million pixels; allowed: fewer, so make it smaller") from None
+
+
+# Once, as Pillow warns of each image from half of what it refuses on.
+@lru_cache(maxsize=1)
+def _accept_large() -> None:
+    from PIL import Image
+
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 def is_elsewhere(path: str | None) -> bool:
@@ -111,14 +122,18 @@ def decode_image(row: Any, background: str = "white") -> tuple["Image.Image", bo
 
 
 def upright_rgb(image: "Image.Image", background: str = "white") -> tuple["Image.Image", bool]:
-    """A PIL image of any mode as a new, upright RGB image, and whether the background shows.
+    """A PIL image of any mode as a new, upright RGB image, and whether the background shows; see `upright`."""
+    image = upright(image)
+    return opaque(image, background), image.mode == "RGBA"
 
-    Opaque images keep their pixels; others are blended on the background.
+
+def upright(image: "Image.Image") -> "Image.Image":
+    """A PIL image of any mode as a new, upright RGB image, or RGBA if some pixel is not opaque.
 
     Raises:
         ValueError: its pixels have no fixed range.
     """
-    from PIL import ExifTags, Image, ImageOps
+    from PIL import ExifTags, ImageOps
 
     _check_range(image)
     image.load()
@@ -130,9 +145,17 @@ def upright_rgb(image: "Image.Image", background: str = "white") -> tuple["Image
     if image.mode.endswith("A") or "transparency" in image.info:
         image = image.convert("RGBA")
         if image.getchannel("A").getextrema()[0] != 255:
-            ground = Image.new("RGBA", image.size, background)
-            return Image.alpha_composite(ground, image).convert("RGB"), True
-    return image.convert("RGB"), False
+            return image
+    return image.convert("RGB")
+
+
+def opaque(image: "Image.Image", background: str) -> "Image.Image":
+    """An RGB image as it is, an RGBA image blended on the background."""
+    from PIL import Image
+
+    if image.mode != "RGBA":
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, background), image).convert("RGB")
 
 
 def square(image: "Image.Image", size: int) -> np.ndarray:

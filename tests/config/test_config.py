@@ -12,7 +12,7 @@ from kaizen.cli.resolve import parse_arguments, resolve
 from kaizen.cli.shipped import shipped_recipes
 from kaizen.commands.train import main
 from kaizen.config.extension import Extension
-from kaizen.config.schema import LATER_KEYS, Config, fixed_keys, flatten, hash_keys
+from kaizen.config.schema import LATER_IN_EXTENSIONS, LATER_KEYS, Config, fixed_keys, flatten, hash_keys
 from kaizen.config.yaml import YamlError, dump_yaml, parse_yaml
 from kaizen.errors import ConfigError
 
@@ -231,7 +231,7 @@ def test_a_held_out_part_and_nested_classes_are_hashed_only_if_they_are_set() ->
         return base.model_copy(update={"extensions": (part,)}).hash(extensions=1)
 
     own = fixed_keys(flatten(Extension(data=base.data, stream=base.stream).model_dump(mode="json")))
-    earlier = {key: value for key, value in own.items() if key not in ("data.test_fraction", "data.nested")}
+    earlier = {key: value for key, value in own.items() if key not in LATER_IN_EXTENSIONS}
     assert extended() == hash_keys(base.fixed() | {f"extensions.0.{key}": value for key, value in earlier.items()})
     assert len({extended(), extended(test_fraction=0.2), extended(nested=True)}) == 3
     assert config_of("digits", "--data.test_fraction", "0.2").hash() != base.hash()
