@@ -36,6 +36,7 @@ Shares of parts come from a pass that waits for the device after every part; the
   python -m kaizen bench digits --tasks 10
   python -m kaizen bench cifar100-mocov2plus --synthetic --profile
   python -m kaizen bench cifar100-mocov2plus --synthetic --whole 2 --eval.readers '[classifier]'
+  python -m kaizen bench imagenet100-simclr --data
   python -m kaizen bench cifar100-simclr --start 'accelerate launch -q --num_processes 4'
   python -m kaizen bench cifar100-mocov2plus --encoder.width 16 --optim.batch 64 --synthetic --against pil
   accelerate launch -q --num_processes 4 -m kaizen bench cifar100-simclr --json bench.json
@@ -100,11 +101,16 @@ def _measured(recipe: str, config: Config, given: argparse.Namespace, parallel: 
         # What a run prints is progress here.
         with redirect_stdout(sys.stderr):
             return measure_whole(recipe, config, given.whole, given.synthetic, parallel), whole_lines
-    from kaizen.bench.measure import Options, measure
 
     def say(text: str) -> None:
         if parallel.is_main:
             print(text, file=sys.stderr, flush=True)
+
+    if given.data:
+        from kaizen.bench.feeding import data_lines, measure_data
+
+        return measure_data(recipe, config, given.repetitions, given.synthetic, parallel, say), data_lines
+    from kaizen.bench.measure import Options, measure
 
     options = Options(given.repetitions, given.profile, given.synthetic, tuple(given.against), given.checkpoints)
     return measure(recipe, config, options, parallel, say), lines
@@ -112,7 +118,7 @@ def _measured(recipe: str, config: Config, given: argparse.Namespace, parallel: 
 
 def _check_options(given: argparse.Namespace) -> None:
     """Refuse options that cannot be combined or used, or not under a launcher."""
-    alone = [f"--{name}" for name in ("tasks", "start", "whole") if getattr(given, name) is not None]
+    alone = [f"--{name}" for name in ("tasks", "start", "whole", "data") if getattr(given, name) not in (None, False)]
     others = [f"--{name}" for name in ("profile", "against", "checkpoints") if getattr(given, name)]
     if alone and (more := [*alone, *others][1:]):
         raise ConfigError(more[0], f"is given with {alone[0]}, which measures nothing else; allowed: one of the two")
@@ -164,6 +170,12 @@ def _parser() -> Parser:
         type=at_least(2),
         help="measure only this: train all tasks of the recipe for EPOCHS epochs each (2 or more); hours that it "
         "takes with its full number of epochs",
+    )
+    parser.add_argument(
+        "--data",
+        action="store_true",
+        help="measure only this: images/s of the data alone, by number of workers, and of steps whose data are ready; "
+        "and which of the two limits training",
     )
     parser.add_argument(
         "--start",

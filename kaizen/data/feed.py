@@ -80,7 +80,7 @@ class Feed:
         pinned: bool,
     ) -> None:
         self.sampler, self._images, self._labels, self._memory = sampler, images, labels, memory
-        self._steps, self._numbers, self._pinned = steps, numbers, pinned
+        self.steps, self._numbers, self._pinned = steps, numbers, pinned
         most = -(-(sampler.batch + sampler.replay) // sampler.group.world)
         self._steps_ahead = images.ahead(most) if isinstance(images, Cropper) else 1
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kaizen-feed")
@@ -90,16 +90,17 @@ class Feed:
         """The host batches of a step of the task, one for each part of its batch; those of later steps are begun."""
         host_batches = self._begun(step).result()
         self._ahead = {number: future for number, future in self._ahead.items() if number >= step}
-        for later in range(step + 1, min(step + 1 + self._steps_ahead, self._steps)):
+        for later in range(step + 1, min(step + 1 + self._steps_ahead, self.steps)):
             self._begun(later)
         return host_batches
 
     def _begun(self, step: int) -> Future[list[HostBatch]]:
         if step not in self._ahead:
-            self._ahead[step] = self._thread.submit(self._gather, step)
+            self._ahead[step] = self._thread.submit(self.gather, step)
         return self._ahead[step]
 
-    def _gather(self, step: int) -> list[HostBatch]:
+    def gather(self, step: int) -> list[HostBatch]:
+        """Make the host batches of a step."""
         return [self._load(step, selection) for selection in self.sampler.draw(step)]
 
     def _load(self, step: int, selection: Selection) -> HostBatch:
