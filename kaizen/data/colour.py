@@ -14,6 +14,8 @@ from torch import Tensor
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey (ITU-R 601, as in PIL)."""
 SOLARIZE_FROM = 128
+LARGE = 160 * 160
+"""Pixels from which on images are jittered one by one on a CPU."""
 BEYOND = 1e30
 """Multiplied by the difference of two unequal levels, it exceeds every level and hue."""
 
@@ -60,6 +62,11 @@ def jitter(images: Tensor, blends: Tensor, hue: Tensor | None, out: Tensor | Non
     """Colour jitter of images (n, 3, h, w) by what `jitter_steps` returns; `out` may be the images."""
     out = images.clone() if out is None else out.copy_(images)
     pixels = rearrange(out, "n c h w -> n c (h w)")
+    if on_cpu(images) and pixels.shape[2] >= LARGE:
+        turns = [None] * len(out) if hue is None else [turn if turn != 0 else None for turn in hue.split(1)]
+        for image, steps, turn in zip(pixels.split(1), blends.tolist(), turns, strict=True):
+            _jitter_one(image, steps, turn)
+        return out
     needed = [blends[:, :, 0] != 1] if hue is None else [blends[:, :, 0] != 1, hue[:, None] != 0]
     spans = _spans(torch.cat(needed, dim=1))
     for step, blend in enumerate(blends[..., None].unbind(1)):
@@ -69,6 +76,30 @@ def jitter(images: Tensor, blends: Tensor, hue: Tensor | None, out: Tensor | Non
         if len(some):
             _blend(some, *blend[spans[step]].unbind(1))
     return out
+
+
+def _jitter_one(pixels: Tensor, blends: list[list[float]], turn: Tensor | None) -> None:
+    """Colour jitter of one image (1, 3, p), in place, by its row of `blends` and of the hue (1,), None for no turn.
+
+    Of `_blend` only that is computed which a step needs.
+    """
+    for step, (factor, from_mean, from_gray) in enumerate(blends):
+        if step == Part.HUE and turn is not None:
+            _turn_hue(pixels, turn)
+        if factor == 1:
+            continue
+        inside = 0 <= factor <= 1
+        if from_mean:
+            base = from_mean * _exact_mean(_shade(pixels))
+            inside = inside and float(base) <= 255 - 255 * factor
+            torch.add(base, pixels, alpha=factor, out=pixels)
+        elif from_gray:
+            inside = False
+            torch.add(_shade(pixels).mul_(from_gray)[:, None], pixels, alpha=factor, out=pixels)
+        else:
+            pixels.mul_(factor)
+        if not inside:
+            pixels.clamp_(0, 255)
 
 
 def on_cpu(tensor: Tensor) -> bool:
@@ -112,24 +143,27 @@ def _turn_hue(pixels: Tensor, turns: Tensor) -> None:
     red, green, blue = pixels.unbind(1)
     top = torch.maximum(red, green)
     top = torch.maximum(top, blue, out=top)
-    below = top[:, None] - pixels
-    chroma = torch.maximum(below[:, 0], below[:, 1])
-    chroma = torch.maximum(chroma, below[:, 2], out=chroma)
-    # The hue counts from the channel at the top: the others are moved out of the minimum's sight. Where two are at the
-    # top both agree, or (red and blue) the smaller one is red's.
+    chroma = torch.minimum(red, green)
+    chroma = torch.sub(top, torch.minimum(chroma, blue, out=chroma), out=chroma)
+    near = torch.empty_like(pixels)
+    # The hue counts from the channel at the top. Red's and green's are moved out of the minimum's sight where they are
+    # below it; blue's is never less than that of one at the top. Where two are there both agree, or (red and blue) the
+    # smaller one is red's.
+    below = torch.sub(top[:, None], pixels[:, :2], out=near[:, :2])
     sextant = (green - blue).add_(below[:, 0], alpha=BEYOND)
-    for channel, difference in ((1, blue - red), (2, red - green)):
-        other = difference.add_(chroma, alpha=2 * channel).add_(below[:, channel], alpha=BEYOND)
-        torch.minimum(sextant, other, out=sextant)
-    sextant.div_(chroma.clamp(min=1e-6)).add_(6 * turns[:, None])
-    sextant.sub_((sextant / 6).floor_(), alpha=6)
+    other = (blue - red).add_(chroma, alpha=2).add_(below[:, 1], alpha=BEYOND)
+    torch.minimum(sextant, other, out=sextant)
+    torch.sub(red, green, out=other).add_(chroma, alpha=4)
+    torch.minimum(sextant, other, out=sextant)
+    sextant.div_(torch.clamp(chroma, min=1e-6, out=other)).add_(6 * turns[:, None])
+    sextant.sub_(torch.div(sextant, 6, out=other).floor_(), alpha=6)
     # A channel is at the top up to one sextant from its own hue, at the bottom from two on, and linear in between.
     # Red's own lies at both ends, so its distance is taken from the opposite one.
-    bottom, near = top.sub_(chroma, alpha=2), below
+    bottom = top.sub_(chroma, alpha=2)
     for channel, hue in enumerate((3, 2, 4)):
-        distance = torch.sub(sextant, hue, out=near[:, channel]).abs_()
-        if channel:
-            torch.sub(3, distance, out=distance)
+        torch.sub(sextant, hue, out=near[:, channel])
+    near.abs_()
+    torch.sub(3, near[:, 1:], out=near[:, 1:])
     near.clamp_(1, 2)
     # Between the lowest and the highest channel, however it is rounded: nothing to clamp.
     chosen = turns != 0

@@ -141,14 +141,14 @@ def resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """
     with exact_products(images.device):
         pixels = rearrange(images.to(rows.dtype), "n c h w -> n (c h) w")
-        wide = _to_levels(torch.bmm(pixels, rearrange(columns, "n width w -> n w width")))
+        wide = to_levels(torch.bmm(pixels, rearrange(columns, "n width w -> n w width")))
         wide = rearrange(wide, "n (c h) width -> n c h width", c=images.shape[1])
         del pixels
         # One plane of all images after another in memory: later operations take the channels apart.
         planes = wide.new_empty(wide.shape[1], len(wide), rows.shape[1], columns.shape[1])
         for plane, channel in zip(planes, wide.unbind(1), strict=True):
             torch.bmm(rows, channel, out=plane)
-    return rearrange(_to_levels(planes), "c n height width -> n c height width")
+    return rearrange(to_levels(planes), "c n height width -> n c height width")
 
 
 @contextmanager
@@ -163,5 +163,6 @@ def exact_products(device: torch.device) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
-def _to_levels(x: Tensor) -> Tensor:
+def to_levels(x: Tensor) -> Tensor:
+    """Numbers of any shape rounded, in place, to whole grey levels in 0..255; halves go up, as in PIL."""
     return x.add_(0.5).floor_().clamp_(0, 255)

@@ -12,12 +12,15 @@ from torch import Tensor
 
 from kaizen.config.views import ViewConfig
 from kaizen.data import operations
-from kaizen.data.colour import Part, apply_to, gray, jitter, jitter_steps, on_cpu, solarize
-from kaizen.data.crop import BOX_DRAWS, GRID, crop_resize, exact_products, resample, sample_boxes
+from kaizen.data.blur import blur
+from kaizen.data.colour import Part, gray, jitter, jitter_steps, on_cpu, solarize
+from kaizen.data.crop import BOX_DRAWS, crop_resize, sample_boxes
 from kaizen.data.random import uniform
 
 CACHED_PIXELS = 96 * 32 * 32
 """Pixels that one CPU core augments at a time: each image tensor of such a part stays in the core's cache."""
+LEAST = 4
+"""Images that it augments at a time all the same, so that they share the operations on small tensors."""
 
 
 class Column(IntEnum):
@@ -96,7 +99,7 @@ def augment(
     if not on_cpu(images):
         drawn = _draw(draws, extra, parameters, sides)
         return _distort(images, drawn, parameters, size, *moments).contiguous()
-    part = max(1, CACHED_PIXELS // (size * size))
+    part = max(LEAST, CACHED_PIXELS // (size * size))
     order = _order(draws, parameters, part)
     back = order.argsort()
     drawn = _draw(draws[order], None if extra is None else extra[order], parameters, sides)
@@ -190,49 +193,3 @@ def sample_jitter(
     hue = torch.where(applied, strengths[3] * (2 * draws[:, Column.HUE] - 1), 0.0) if strengths[3] else None
     order = draws[:, Column.ORDER : Column.ORDER + len(Part)].argsort(dim=1, stable=True)
     return factors[0], factors[1], factors[2], hue, order
-
-
-def blur(images: Tensor, chosen: Tensor, sigma: Tensor, largest: float, out: Tensor | None = None) -> Tensor:
-    """Images (n, 3, h, w) in grey levels, those `chosen` (n,) blurred by PIL's GaussianBlur of sigma (n,) pixels.
-
-    As in PIL a Gaussian is three box filters with the border repeated (Gwosdek et al. 2011, "Theoretical foundations
-    of Gaussian convolution by extended box filtering"). Grey levels differ from PIL's by at most 2 from sigma 0.3 on
-    and by at most 4 below, as PIL rounds six times and this twice. No sigma may exceed `largest`.
-    """
-
-    def blurred(some: Tensor, sigma: Tensor) -> Tensor:
-        height, width = some.shape[2:]
-        columns = blur_weights(sigma, width, largest)
-        rows = columns if height == width else blur_weights(sigma, height, largest)
-        return resample(some.round(), rows, columns)
-
-    return apply_to(chosen, blurred, images, sigma, out=out)
-
-
-def blur_weights(sigma: Tensor, length: int, largest: float) -> Tensor:
-    """Matrices (n, length, length) that blur a line by sigma (n,) pixels, none above `largest`."""
-    variance = sigma.square() / 3
-    whole = ((torch.sqrt(12 * variance + 1) - 1) / 2).floor()
-    part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1).square()))
-    radius = (whole + part)[:, None, None]
-    border = int(largest) + 2
-    target, pixel = (
-        torch.arange(length, device=sigma.device),
-        torch.arange(-border, length + border, device=sigma.device),
-    )
-    box = (radius + 1 - (target[:, None] - pixel).abs()).clamp_(0, 1).div_(2 * radius + 1)
-    once = box[:, :, border : border + length].clone()
-    once[:, :, 0] += box[:, :, :border].sum(dim=2)
-    once[:, :, -1] += box[:, :, border + length :].sum(dim=2)
-    # Few enough bits for each product to be exact in float32.
-    with exact_products(sigma.device):
-        once = _round_rows(once, 2.0**11)
-        twice = _round_rows(torch.bmm(once, once), 2.0**12)
-        return _round_rows(torch.bmm(twice, once), GRID)
-
-
-def _round_rows(weights: Tensor, grid: float) -> Tensor:
-    """Square matrices rounded, in place, to multiples of 1 / grid, with the diagonal making each row sum to one."""
-    weights.mul_(grid).round_().mul_(1 / grid)
-    weights.diagonal(dim1=1, dim2=2).add_(1 - weights.sum(dim=2))
-    return weights

@@ -110,6 +110,16 @@ def test_jitter_is_its_parts_one_after_another_bit_for_bit():
     assert torch.equal(jitter(images, *jitter_steps(*factors, turns, order)).flatten(2), pixels)
 
 
+@pytest.mark.parametrize("hue", [True, False])
+def test_large_images_jittered_one_by_one_get_the_same_bits(monkeypatch, hue):
+    images, (*factors, turns, order) = some_levels(60), some_steps(60)
+    factors[0][::5], factors[1][::4], factors[2][::3] = 1, 1, 1
+    steps = jitter_steps(*factors, turns if hue else None, order)
+    together = jitter(images, *steps)
+    monkeypatch.setattr(colour, "LARGE", 1)
+    assert torch.equal(jitter(images, *steps), together)
+
+
 def test_any_hue_turns_to_the_same_bits_as_by_comparisons():
     pixels, turns = some_levels(400).flatten(2), torch.linspace(-0.5, 0.5, 400)
     for some in (pixels, pixels * 1e-3, 255 - pixels * 1e-4):
