@@ -13,6 +13,7 @@ import torch
 
 from kaizen.bench.against import compare_views
 from kaizen.bench.memory import peak_memory, reset_peak
+from kaizen.bench.originals import compare_originals
 from kaizen.bench.parts import MatrixProduct, flops_by_part, seconds_by_part, traffic
 from kaizen.bench.plain import PlainLoop, lacking
 from kaizen.bench.profile import PROFILED, profile
@@ -83,8 +84,10 @@ def measure(recipe: str, config: Config, options: Options, parallel: Parallel, s
         finally:
             session.close()
     for name in options.against:
-        say(f"views against {name}, {options.repetitions} turns on one thread")
-        work = partial(compare_views, name, config, stream, options.repetitions)
+        say(f"views against {name}, {options.repetitions} turns")
+        work: Callable[[], dict[str, Spread]] = partial(compare_views, name, config, stream, options.repetitions)
+        if name == "pil" and config.data.store == "files":
+            work = partial(compare_originals, config, stream, options.repetitions)
         found["views"][name] = parallel.on_main(work)
     return _described(recipe, config, data, session, parallel) | found
 

@@ -51,7 +51,10 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
         yield row("checkpoint", f"{saved['bytes'] / 2**20:.1f} MiB every {saved['every_steps']} steps")
         yield row("with / without", shown(saved["ratio"]) + ", 90 % interval")
     for name, views in found["views"].items():
-        yield row("views/s, ours", shown(views["ours_images_per_second"]) + " two-view images on one thread")
+        by = "on one thread"
+        if "workers" in views:
+            by = f"from their files, by {views['workers']['median']:.0f} workers"
+        yield row("views/s, ours", f"{shown(views['ours_images_per_second'])} two-view images {by}")
         yield row(f"views/s, {name}", shown(views["theirs_images_per_second"]))
         yield row(f"ours / {name}", shown(views["ratio"]) + ", 90 % interval")
 

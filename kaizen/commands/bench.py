@@ -152,7 +152,8 @@ def _parser() -> Parser:
         choices=AGAINST,
         action="append",
         default=[],
-        help="also time this pipeline of two views against ours, on one thread; may be given twice",
+        help="also time this pipeline of two views against ours, on one thread; with data.store files, pil is a "
+        "DataLoader with PIL that reads the same files with as many workers; may be given twice",
     )
     parser.add_argument(
         "--checkpoints", action="store_true", help="also compare steps with and without a checkpoint every 50 steps"

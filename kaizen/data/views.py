@@ -13,7 +13,7 @@ from torch import Tensor
 from kaizen.config.views import ViewConfig
 from kaizen.data import operations
 from kaizen.data.blur import blur
-from kaizen.data.colour import Part, gray, jitter, jitter_steps, on_cpu, solarize
+from kaizen.data.colour import Part, apply_to, gray, jitter, jitter_steps, on_cpu, solarize
 from kaizen.data.crop import BOX_DRAWS, crop_resize, sample_boxes
 from kaizen.data.random import uniform
 
