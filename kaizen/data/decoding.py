@@ -156,7 +156,11 @@ def _check_size(width: int, height: int, shape: Shape) -> None:
 @lru_cache(maxsize=1)
 def _jpeg() -> Callable[[np.ndarray], np.ndarray | None]:
     import torch
-    from torchvision.io import ImageReadMode, decode_jpeg
+
+    try:
+        from torchvision.io import ImageReadMode, decode_jpeg
+    except ImportError:  # announced for a later version; Pillow gives the same pixels in twice the time
+        return lambda content: None
 
     def decode(content: np.ndarray) -> np.ndarray | None:
         try:
