@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kaizen.cli.resolve import parse_arguments, resolve
 from kaizen.cli.shipped import shipped_recipes
 from kaizen.commands.train import main
-from kaizen.config.schema import LATER_KEYS, Config, hash_keys
+from kaizen.config.schema import LATER_KEYS, Config, flatten, hash_keys
 from kaizen.config.yaml import YamlError, dump_yaml, parse_yaml
 from kaizen.errors import ConfigError
 
@@ -169,14 +169,32 @@ def test_the_large_recipes_hold_the_published_values() -> None:
     assert [view.solarize_p for view in config_of("cifar100-swav").views] == [0, 0]
 
 
+def test_recipes_for_larger_data_differ_from_their_models_where_they_say() -> None:
+    for recipe, model, splits, stream, changed in (
+        ("imagenet1k-byol", "imagenet100-byol", ("train", "validation"), ("class", 10), {"optim.epochs"}),
+        ("tinyimagenet-simclr", "cifar100-simclr", ("train", "valid"), ("class", 10), {"encoder.stem_padding"}),
+        ("stl10-barlow", "imagenet100-barlow", ("train+unlabeled", "test"), ("data", 5), {"replay.per_class"}),
+        ("imagenet100-swav-multicrop", "imagenet100-swav", ("train", "validation"), ("class", 5), {"views"}),
+    ):
+        config = config_of(recipe)
+        assert (config.data.train_split, config.data.test_split) == splits
+        assert (config.stream.kind, config.stream.tasks) == stream
+        ours, theirs = flatten(config.model_dump()), flatten(config_of(model).model_dump())
+        found = {key for key in ours if ours[key] != theirs[key]} - {"replay.fraction"}
+        assert {key for key in found if not key.startswith(("data.", "stream."))} == changed, recipe
+    assert [view.size for view in config_of("imagenet100-swav-multicrop").views] == [None] * 2 + [96] * 6
+
+
 def test_recipes_follow_their_released_scripts_in_stem_projections_and_one_dimensional_parameters() -> None:
-    adapts = {"cifar100-swav", "cifar100-10tasks-swav", "imagenet100-mocov2plus", "domainnet-mocov2plus"}
+    adapts = {"cifar100-swav", "cifar100-10tasks-swav"}
+    adapts |= {f"{data}-mocov2plus" for data in ("imagenet100", "imagenet1k", "domainnet")}
     for recipe in shipped_recipes():
         config = config_of(recipe)
         assert config.optim.exclude_1d == (recipe not in adapts), recipe
         published = recipe.startswith("cifar100-") and recipe != "cifar100-online"
         assert config.encoder.stem_padding == (2 if published else 1), recipe
-        if recipe.startswith(("imagenet100-", "domainnet-")) and config.method.name in ("simclr", "mocov2plus"):
+        large = recipe.startswith(("imagenet100-", "imagenet1k-", "domainnet-"))
+        if large and config.method.name in ("simclr", "mocov2plus"):
             assert config.method.projector_out == 128, recipe
     assert config_of("cifar100-simclr", "--encoder.stem", "imagenet").encoder.stem_padding == 1
 
