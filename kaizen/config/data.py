@@ -26,8 +26,8 @@ Splits = Annotated[str, AfterValidator(_summed)]
 class DataConfig(Section):
     source: str = Field(
         "digits",
-        description="digits, cifar10, cifar100, imagenet100, domainnet, fashion_mnist, hub:OWNER/NAME, parquet:DIR, "
-        "imagefolder:DIR, disk:DIR",
+        description="digits, cifar10, cifar100, imagenet100, imagenet1k, tinyimagenet, stl10, domainnet, "
+        "fashion_mnist, hub:OWNER/NAME, parquet:DIR, imagefolder:DIR, disk:DIR",
     )
     config: Text | None = Field(None, description="configuration of a hub source; null: its default")
     revision: Text | None = Field(None, description="branch, tag or commit of a hub source; null: main")

@@ -13,7 +13,7 @@ SMALL = 64
 
 @dataclass(frozen=True)
 class KnownSource:
-    """A source known by name: classes, training images, image side in pixels, hub id (None: built in), columns."""
+    """A source known by name: classes, images of split `train`, image side in pixels, hub id (None: built in), columns."""
 
     classes: int
     train_images: int
@@ -33,6 +33,9 @@ KNOWN_SOURCES: dict[str, KnownSource] = {
     "cifar10": KnownSource(10, 50000, 32, "uoft-cs/cifar10", "img", "label"),
     "cifar100": KnownSource(100, 50000, 32, "uoft-cs/cifar100", "img", "fine_label"),
     "imagenet100": KnownSource(100, 126689, 224, "clane9/imagenet-100", "image", "label"),
+    "imagenet1k": KnownSource(1000, 1281167, 224, "ILSVRC/imagenet-1k", "image", "label"),
+    "tinyimagenet": KnownSource(200, 100000, 64, "zh-plus/tiny-imagenet", "image", "label"),
+    "stl10": KnownSource(10, 5000, 96, "jxie/stl10", "image", "label"),
     "domainnet": KnownSource(345, 409832, 224, "wltjr1007/DomainNet", "image", "label"),
     "fashion_mnist": KnownSource(10, 60000, 28, "zalando-datasets/fashion_mnist", "image", "label"),
 }

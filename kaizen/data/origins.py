@@ -70,9 +70,11 @@ def guarded(request: Request) -> Iterator[None]:
         )
         raise ConfigError("data.source", problem) from error
     except FileNotFoundError as error:
+        _refuse_gated(request, error)
         key = "data.revision" if request.revision and "revision" in str(error).lower() else "data.source"
         raise ConfigError(key, f"{request.source} was not found: {_line(error)}") from error
     except (DatasetsError, OSError, ValueError, TypeError, RuntimeError) as error:
+        _refuse_gated(request, error)
         # The library wraps errors of its conversion in an error that does not name the cause.
         cause = error.__cause__ if isinstance(error, DatasetsError) and error.__cause__ else error
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -82,6 +84,23 @@ def guarded(request: Request) -> Iterator[None]:
             allowed = f"{', '.join(configurations)}, as in --data.config {configurations[0]}"
             raise ConfigError("data.config", f"is {found}; allowed, of {request.source}: {allowed}") from error
         raise ConfigError("data.source", f"{request.source} cannot be read: {_line(cause)}") from error
+
+
+def _refuse_gated(request: Request, error: BaseException) -> None:
+    """Say how to get access, if the hub refused it: its terms are accepted in a browser, once per account."""
+    from huggingface_hub.errors import GatedRepoError
+
+    cause: BaseException | None = error
+    while cause is not None:
+        # The datasets library tells a gated set from one that does not exist by its message alone.
+        if isinstance(cause, GatedRepoError) or "is a gated dataset" in str(cause):
+            problem = (
+                f"{request.source} is gated ({_line(cause)}); accept its terms at "
+                f"https://huggingface.co/datasets/{request.place} and log in with `hf auth login`, or give a local "
+                "copy as imagefolder:DIR, parquet:DIR or disk:DIR"
+            )
+            raise ConfigError("data.source", problem) from error
+        cause = cause.__cause__
 
 
 def _configurations(said: str) -> list[str]:

@@ -249,13 +249,19 @@ def deepcluster(scores: Tensor, assignments: Tensor, temperature: float) -> Tens
 def dino(
     student: Tensor, teacher: Tensor, center: Tensor, student_temperature: float, teacher_temperature: float | Tensor
 ) -> Tensor:
-    """Cross-entropy to the centred, sharpened teacher of the other view (Caron et al. 2021, arXiv 2104.14294, eq. 1).
+    """Cross-entropy to the centred, sharpened teacher of other views (Caron et al. 2021, arXiv 2104.14294, eq. 3).
+
+    The mean over pairs of a teacher's view and a student's other view; with two views each follows the other.
 
     Args:
-        student, teacher: (2n, k), the two views stacked.
+        student: (views x n, k), the views stacked, those of the teacher first.
+        teacher: (2n, k), the two large views stacked.
         center: (1, k), taken from the teacher's scores.
         student_temperature, teacher_temperature: divide the scores.
     """
     targets = ((promote(teacher) - center) / teacher_temperature).softmax(dim=1).detach().chunk(2)
-    first, second = (promote(student) / student_temperature).chunk(2)
-    return (F.cross_entropy(first, targets[1]) + F.cross_entropy(second, targets[0])) / 2
+    views = (promote(student) / student_temperature).split(len(targets[0]))
+    # Cross-entropy is linear in its targets: the pairs of a small crop are one term.
+    others = [targets[1], targets[0], *[targets[0] + targets[1]] * (len(views) - 2)]
+    terms = [F.cross_entropy(*pair) for pair in zip(views, others, strict=True)]
+    return torch.stack(terms).sum() / (2 * (len(views) - 1))

@@ -60,6 +60,10 @@ def test_a_preset_keeps_of_the_past_what_its_name_says(preset: str, recipe: str)
         with pytest.raises(ConfigError, match=r"replay\.mix: is 'lump', but \w+ has no loss for mixed images"):
             config_of(recipe, "--preset", preset)
         return
+    if preset in ("osiris", "supervised") and len(plain.views) > method_class(preset).most_views:
+        with pytest.raises(ConfigError, match=rf"views: are 8; allowed with {preset}: 2"):
+            config_of(recipe, "--preset", preset)
+        return
     config = config_of(recipe, "--preset", preset)
     distills, weight, remembers = PAST[preset]
     distiller = {"pfr": "pfr", "aligned-pfr": "pfr", "pnr": "pnr", "supervised": "pfr"}.get(preset, plain.distill.name)

@@ -51,6 +51,9 @@ def test_known_sources_cost_nothing_to_look_up() -> None:
         "cifar10": (10, 32),
         "cifar100": (100, 32),
         "imagenet100": (100, 224),
+        "imagenet1k": (1000, 224),
+        "tinyimagenet": (200, 64),
+        "stl10": (10, 96),
         "domainnet": (345, 224),
         "fashion_mnist": (10, 28),
     }

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import httpx
 import numpy as np
 import pytest
+from huggingface_hub.errors import GatedRepoError
 from PIL import Image
 from pyarrow import parquet
 from small_sources import LABELS, encoded, load, no_hub, picture, refusal, table, write_parquet
@@ -22,7 +24,8 @@ __all__ = ["no_hub"]  # a fixture of every test here
         ("parque:/x", "did you mean 'parquet:DIR'"),
         (
             "nothing at all",
-            "allowed: digits, cifar10, cifar100, imagenet100, domainnet, fashion_mnist, hub:OWNER/NAME",
+            "allowed: digits, cifar10, cifar100, imagenet100, imagenet1k, tinyimagenet, stl10, domainnet, "
+            "fashion_mnist, hub:OWNER/NAME",
         ),
         ("hub:name", "allowed: hub:OWNER/NAME"),
         ("disk:", "allowed: disk:DIR"),
@@ -151,6 +154,20 @@ def test_hub_failures_are_one_line(
     error = refusal(tmp_path, "cifar100")
     assert error.key == "data.source"
     assert said in str(error)
+
+
+def test_a_gated_set_says_how_to_get_access(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co"))
+    refused = GatedRepoError("403 Client Error: access is restricted", response=answer)
+    wrapped = datasets.exceptions.DatasetGenerationError("An error occurred")
+    wrapped.__cause__ = refused
+    missing = datasets.exceptions.DatasetNotFoundError("Dataset 'x/y' is a gated dataset on the Hub.")
+    for raised in (refused, wrapped, missing):
+        monkeypatch.setattr(datasets, "load_dataset", lambda name, raised=raised: (_ for _ in ()).throw(raised))
+        error = refusal(tmp_path, "imagenet1k")
+        assert error.key == "data.source"
+        assert "https://huggingface.co/datasets/ILSVRC/imagenet-1k and log in with `hf auth login`" in str(error)
+        assert "\n" not in str(error)
 
 
 @pytest.mark.parametrize(

@@ -63,12 +63,13 @@ def test_dinos_centre_moves_as_in_the_golden_second_call() -> None:
     assert value.item() == pytest.approx(case["extra"]["second_call_value"], rel=FLOAT64)
 
 
-def test_dino_is_lightlys() -> None:
+@pytest.mark.parametrize("views", [2, 3, 5])
+def test_dino_is_lightlys_with_and_without_small_crops(views: int) -> None:
     from lightly.loss import DINOLoss
 
-    student, teacher = randn(8, 5, seed=1), randn(8, 5, seed=2)
+    student, teacher = randn(4 * views, 5, seed=1), randn(8, 5, seed=2)
     theirs = DINOLoss(output_dim=5, warmup_teacher_temp=0.05, teacher_temp=0.05, student_temp=0.1).double()
-    expected = theirs(list(teacher.chunk(2)), list(student.chunk(2)), epoch=50).item()
+    expected = theirs(list(teacher.chunk(2)), list(student.chunk(views)), epoch=50).item()
     ours = losses.dino(student, teacher, torch.zeros(1, 5, dtype=torch.float64), 0.1, 0.05)
     assert ours.item() == pytest.approx(expected, rel=1e-6)
 

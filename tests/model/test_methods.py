@@ -192,6 +192,23 @@ def test_dinos_temperature_rises_over_the_first_epochs_and_its_last_layer_rests(
     assert torch.allclose(method.center, 0.1 * torch.cat(outputs.twin).mean(dim=0, keepdim=True))
 
 
+def test_dinos_small_crops_follow_both_large_views_whose_centre_they_do_not_move() -> None:
+    method, outputs, batch = outputs_of("dino", 6, views=4)
+    method.center.normal_()
+    with torch.no_grad():
+        scores = [method.twin_head(z) / 0.1 for z in outputs.projections]
+    targets = [((view - method.center) / 0.04).softmax(dim=1) for view in outputs.twin]
+    pairs = [(s, t) for v, s in enumerate(scores) for u, t in enumerate(targets) if u != v]
+    assert len(pairs) == 6
+    loss = method.loss(outputs, batch)
+    assert loss.item() == pytest.approx(sum(F.cross_entropy(*pair).item() for pair in pairs) / 6, rel=1e-5)
+    loss.backward()
+    assert all(z.grad.abs().sum() > 0 for z in outputs.projections), "small crops are trained"
+    before = method.center.clone()
+    method.after_step(outputs, batch)
+    assert torch.allclose(method.center, 0.9 * before + 0.1 * torch.cat(outputs.twin).mean(dim=0), atol=1e-6)
+
+
 def test_prototypes_are_directions_times_gains() -> None:
     learned, fixed = Prototypes(5, 3), Prototypes(5, 3, learned_gain=False)
     assert torch.allclose(learned.weight(), learned.direction)

@@ -80,6 +80,7 @@ class Training:
         draws += [random(size, 10, seed=100 * number + i) for i in range(6, 8)]
         features = self.learner.encoder.feature_dim
         draws += [random(size, features, seed=100 * number + i) for i in range(8, 10)]
+        draws += [random(size, 3, 4, 4, seed=100 * number + i) for i in range(10, 12)]
         batch = Batch(CURRENT, REPLAY, int((LABELS >= 0).sum()), self.rank, self.world, key=number)
         rows = batch.rows(self.parallel.device)
         rows = torch.arange(size) if rows is None else rows
@@ -87,9 +88,10 @@ class Training:
         batch = in_epoch(replace(batch, places=places[rows]), self.learner.method, number)
         mine = [draw[rows].to(self.dtype) for draw in draws]
         method = self.learner.method
-        views, twin = mine[:2], [method.twin_head(mine[2 + v]).detach() for v in method.twin_views]
+        crops = mine[10:] if method.most_views > 2 else []
+        views, twin = mine[:2] + crops, [method.twin_head(mine[2 + v]).detach() for v in method.twin_views]
         prototypes = random(*method.prototypes().shape, seed=77).to(self.dtype) if method.has_prototypes else None
-        old = TeacherOutputs(mine[4:6], mine[6:8], prototypes, mine[8:])
+        old = TeacherOutputs(mine[4:6], mine[6:8], prototypes, mine[8:10])
         terms, projections = self.wrapped(views, LABELS[rows], batch, twin, old)
         total(terms, WEIGHTS).backward()
         method.after_backward(batch)

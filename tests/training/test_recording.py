@@ -96,12 +96,14 @@ def test_steps_with_mixed_images_or_stored_logits_or_dropped_branches_are_replay
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize(("method", "more"), [("swav", ["--method.queue_epoch", "99"]), ("dino", SHALLOW)])
 def test_small_crops_and_images_that_lie_on_the_device_are_replayed_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ["--method.name", "swav", *more_of("swav"), *BATCH, "--method.queue_epoch", "99"]
+    arguments = [*more_of(method), *BATCH, *more]
     file = tmp_path / "crops.yaml"
-    file.write_text("data: {source: digits}\nmethod: {name: swav}\nviews: [{}, {}, {size: 4, crop_scale: [0.1, 0.5]}]")
+    views = "views: [{}, {}, {size: 4, crop_scale: [0.1, 0.5]}]"
+    file.write_text(f"data: {{source: digits}}\nmethod: {{name: {method}}}\n{views}")
     ordinary = begin(arguments, tmp_path, recipe=str(file))
     expected = terms_of(ordinary, STEPS)
     monkeypatch.setattr("kaizen.training.step.resident", held_on_a_cpu)

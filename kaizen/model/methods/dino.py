@@ -1,8 +1,8 @@
-"""DINO (Caron et al. 2021, arXiv 2104.14294): scores of one view follow the centred, sharpened twin's of the other.
+"""DINO (Caron et al. 2021, arXiv 2104.14294): scores of each view follow the centred, sharpened twin's of the others.
 
 Projector Linear-BN-GELU-Linear-BN-GELU-Linear to a bottleneck, L2-normalised, then a weight-normed layer of gain 1;
-temperatures 0.1 and 0.04 to 0.07 over the first epochs of a task. Needs from other processes: the sum of the
-twin's scores over the global batch, after the loss (centre).
+temperatures 0.1 and 0.04 to 0.07 over the first epochs of a task; views beyond the first two, which the twin sees, are
+small crops. Needs from other processes: the sum of the twin's scores over the global batch, after the loss (centre).
 """
 
 from typing import ClassVar, Literal
@@ -48,6 +48,7 @@ class DINO(Method):
 
     distiller = "knowledge"
     twin_views = (0, 1)
+    most_views = 16
     has_prototypes = True
     hidden_layers = 2
     projector_form: ClassVar = {"norm": True, "activation": nn.GELU}
