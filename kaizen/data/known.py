@@ -13,7 +13,7 @@ SMALL = 64
 
 @dataclass(frozen=True)
 class KnownSource:
-    """A source known by name: classes, images of split `train`, image side in pixels, hub id (None: built in), columns."""
+    """A source known by name: classes, images of split `train`, side in pixels, hub id (None: built in), columns."""
 
     classes: int
     train_images: int

@@ -1,6 +1,7 @@
 """Runs on images that stay encoded: the same for any number of workers and after a kill, and useful afterwards."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,7 @@ def test_two_processes_take_the_steps_of_one(
     assert launcher.run_several(2, [*arguments, "--run.dir", str(tmp_path / "run")]) == [0, 0]
     # The same images and crops; sums over halves of a batch are rounded otherwise, and that grows from step to step.
     first, second = ([line["loss/total"] for line in log_of(run)] for run in (whole, tmp_path / "run"))
-    assert first[:3] == pytest.approx(second[:3], rel=1e-5)
+    assert first[:3] == pytest.approx(second[:3], rel=1e-4)
     assert len(first) == len(second)
     memories = [load_file(run / "tasks/task-01/replay.safetensors") for run in (whole, tmp_path / "run")]
     assert all(torch.equal(memories[0][name], memories[1][name]) for name in memories[0])
@@ -69,7 +70,7 @@ def test_the_memory_holds_the_files_bytes_and_the_results_count_them(whole: Path
     held = load_file(whole / "tasks/task-01/replay.safetensors")
     files = {path.read_bytes() for path in Path(source.partition(":")[2]).glob("train/*/*.jpg")}
     ends = held["offsets"].tolist()
-    kept = [held["images"][a:b].numpy().tobytes() for a, b in zip(ends, ends[1:], strict=False)]
+    kept = [held["images"][a:b].numpy().tobytes() for a, b in pairwise(ends)]
     assert len(kept) == 16
     assert set(kept) <= files
     results = json.loads((whole / "results.json").read_text())
