@@ -85,8 +85,8 @@ def _found(request: Request) -> Files:
             notes += found.unread
         files[split] = [path for found in parts for path in found.paths]
         classes[split] = [name for found in parts for name in found.classes]
-    taken = {path.relative_to(root).as_posix() for paths in files.values() for path in paths}
     stamp = [_stamp(root, path) for split in request.splits.values() for path in files[split]]
+    taken = {name for name, *_ in stamp}
     return Files(files, stamp, tuple(dict.fromkeys(note for note in notes if note not in taken)), classes)
 
 
@@ -205,21 +205,24 @@ def _walk(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
 
     # Links are followed: subsets of large sets are often directories of links to classes. An unreadable directory is
     # an error, as images would be missing otherwise.
-    for place, folders, names in os.walk(folder, onerror=fail if folder.exists() else None, followlinks=True):
-        below = Path(place) != folder
+    for name, folders, names in os.walk(folder, onerror=fail if folder.exists() else None, followlinks=True):
+        place = Path(name)
+        below = place != folder
         folders[:] = sorted(name for name in folders if name.lower() not in SYSTEM and not (below and name[0] == "."))
         kept = sorted(name for name in names if name[0] != "." and name.lower() not in SYSTEM)
-        yield Path(place), [Path(place, name) for name in kept]
+        yield place, [place / name for name in kept]
 
 
 def _stamp(root: Path, path: Path) -> list[Any]:
     """Name, size and time of a file, and for tables the start and end of the content."""
-    status = path.stat()
+    # On text, as there may be a million files.
+    file_name, status = os.fspath(path), os.stat(path)
     ends = hashlib.sha256()
-    if path.suffix in (".parquet", ".arrow", ".json"):
+    if file_name.endswith((".parquet", ".arrow", ".json")):
         # Tables are few, so their start and end are read as well: times alone can be coarse, or set by an archive.
         with path.open("rb") as file:
             ends.update(file.read(STAMPED_BYTES))
             file.seek(max(status.st_size - STAMPED_BYTES, 0))
             ends.update(file.read(STAMPED_BYTES))
-    return [path.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns, ends.hexdigest()]
+    name = file_name.removeprefix(os.path.join(root, "")).replace(os.sep, "/")
+    return [name, status.st_size, status.st_mtime_ns, ends.hexdigest()]

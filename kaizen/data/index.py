@@ -220,7 +220,7 @@ def _read_split(
 ) -> Split:
     about, places = meta["splits"][role], _table(entry, role, "places", meta, PLACE, np.int64)
     rows = np.array(read_array(entry / f"{role}.rows.npy", (about["images"],), np.int64))
-    files = [_path(str(name), entry, request) for name in about["files"]]
+    files = [_path(name, str(entry), request.place) for name in map(str, about["files"])]
     if places.min(initial=0) < WHOLE or places[:, 0].max(initial=0) >= len(files) or shapes[:, :2].min(initial=1) < 1:
         raise ValueError(f"{role}.places.npy or {role}.shapes.npy holds numbers out of range")
     images = Encoded(InFiles(files, places, rows), shapes, decoding)
@@ -228,7 +228,7 @@ def _read_split(
     return Split(images, *numbers, str(about["sha256"]), tuple(about["skipped"]), int(about["blended"]))
 
 
-def _path(name: str, entry: Path, request: Request) -> str:
+def _path(name: str, entry: str, place: str) -> str:
     if name.startswith(BELOW):
-        return os.path.join(request.place, name.removeprefix(BELOW))
-    return name if os.path.isabs(name) else str(entry / name)
+        return os.path.join(place, name[len(BELOW) :])
+    return name if os.path.isabs(name) else os.path.join(entry, name)

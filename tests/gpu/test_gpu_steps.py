@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import photographs
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -31,14 +32,22 @@ def test_no_step_makes_the_host_wait(method: str, tmp_path: Path) -> None:
         session.close()
 
 
-def compared(arguments: list[str], place: Path, task: int, monkeypatch: pytest.MonkeyPatch, precision: str) -> Session:
+def compared(
+    arguments: list[str],
+    place: Path,
+    task: int,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    *,
+    synthetic: bool = True,
+) -> Session:
     """Twenty recorded steps beside twenty ordinary ones, equal to the last bit; returns the recorded ones' task."""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
     AcceleratorState._reset_state(reset_partial_state=True)
     parallel = Parallel(deterministic=True)
-    ordinary = begin(arguments, place, task=task, recording=False, parallel=parallel)
+    ordinary = begin(arguments, place, task=task, recording=False, parallel=parallel, synthetic=synthetic)
     expected = terms_of(ordinary, STEPS)
-    recorded = begin(["--run.graph", "must", *arguments], place, task=task, parallel=parallel)
+    recorded = begin(["--run.graph", "must", *arguments], place, task=task, parallel=parallel, synthetic=synthetic)
     found = terms_of(recorded, STEPS)
     assert recorded.stepper.recorder is not None
     assert recorded.stepper.recorder.recorded
@@ -83,6 +92,15 @@ def test_images_that_do_not_lie_on_the_device_are_sent_beside_the_steps(
     monkeypatch.setattr("kaizen.training.step.resident", lambda *args: None)
     session = compared(["--method.name", "byol", *more_of("byol")], tmp_path, 1, monkeypatch, "no")
     assert session.stepper.device_step.store is None
+
+
+def test_crops_of_encoded_images_are_sent_beside_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = photographs.write(tmp_path / "images", 260, least=40, most=200, classes=4)
+    arguments = ["--method.name", "mocov2plus", *more_of("mocov2plus"), "--data.source", source]
+    arguments += ["--data.image_size", "32", "--data.cache_dir", str(tmp_path / "cache"), "--stream.tasks", "2"]
+    arguments += ["--optim.batch", "32", "--optim.epochs", "20"]
+    session = compared(arguments, tmp_path, 1, monkeypatch, "bf16", synthetic=False)
+    assert session.stepper.cropper is not None
 
 
 def test_an_encoder_that_reads_a_value_takes_ordinary_steps_and_says_so(

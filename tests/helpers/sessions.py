@@ -42,11 +42,12 @@ def begin(
     task: int = 1,
     recording: bool = True,
     parallel: Any = None,
+    synthetic: bool = True,
 ) -> Session:
-    """A task of a recipe on random images; the previous state is created in `place` once."""
+    """A task of a recipe on random images or its own; the previous state is created in `place` once."""
     _, config = resolve(*parse_arguments([recipe, *arguments]))
     parallel = parallel or Parallel()
-    stream = choose_stream(config, True)[0]
+    stream = choose_stream(config, synthetic)[0]
     config = suit(config, Facts.of(stream))[0]
     plan = make_plan(config, stream.train_sizes, parallel.world, parallel.accumulation)
     run = place / "run"

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import photographs
 import pytest
 import torch
 from runs import COMBINED
@@ -117,6 +118,24 @@ def test_small_crops_and_images_that_lie_on_the_device_are_replayed_too(
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_crops_of_encoded_images_are_replayed_too(tmp_path: Path) -> None:
+    """They are sent for each view of each step, as the device has no images of the task."""
+    source = photographs.write(tmp_path / "images", 130, least=24, most=60, classes=4)
+    arguments = ["--method.name", "mocov2plus", *more_of("mocov2plus"), *SHALLOW, "--optim.epochs", "10"]
+    arguments += ["--data.source", source, "--data.image_size", "16", "--data.cache_dir", str(tmp_path / "cache")]
+    arguments += ["--stream.tasks", "2", "--optim.batch", "24"]
+    ordinary = begin(arguments, tmp_path, synthetic=False)
+    expected = terms_of(ordinary, STEPS)
+    recorded = begin(arguments, tmp_path, synthetic=False)
+    record(recorded)
+    assert terms_of(recorded, STEPS) == expected
+    assert recorded.stepper.recorder is not None
+    assert recorded.stepper.recorder.recorded
+    for session in (ordinary, recorded):
+        session.close()
+
+
 @pytest.mark.parametrize("graph", ["auto", "must"])
 def test_an_encoder_that_reads_a_value_takes_ordinary_steps_or_is_refused(
     graph: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
