@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from runs import run_of, short, snapshots, status_of
 
-import kaizen.data.images
+import kaizen.data.rows
 import kaizen.run.checkpoint
 import kaizen.training.state
 from kaizen.commands.train import main
@@ -24,7 +24,7 @@ def test_a_stop_while_images_are_decoded(
 ) -> None:
     run, cache = run_of(tiny), tmp_path / "cache"
     run.mkdir()
-    square, done = kaizen.data.images.square, 0
+    square, done = kaizen.data.rows.square, 0
 
     def watched(*args: Any) -> Any:
         nonlocal done
@@ -33,8 +33,8 @@ def test_a_stop_while_images_are_decoded(
             (run / "stop").touch()
         return square(*args)
 
-    monkeypatch.setattr(kaizen.data.images, "square", watched)
-    monkeypatch.setattr(kaizen.data.images, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(kaizen.data.rows, "square", watched)
+    monkeypatch.setattr(kaizen.data.rows, "CHUNK_BYTES", 1000)
     assert main([*short(tiny), "--data.cache_dir", str(cache)]) == 75
     assert "stopped by file" in capsys.readouterr().err
     assert done < 30

@@ -37,8 +37,13 @@ def test_pixels_are_those_of_the_data_path(background: str, tmp_path: Path, cach
     files = odd_images(tmp_path / "train/thing")
     odd_images(tmp_path / "test/thing")
     keys = {"image_size": 8, "background": background, "cache_dir": cache}
-    stored = load_source(f"imagefolder:{tmp_path}", **keys).test.images
-    for file, expected in zip(files, stored, strict=True):
+    stored = load_source(f"imagefolder:{tmp_path}", store="pixels", **keys).test.images
+    encoded = load_source(f"imagefolder:{tmp_path}", store="files", resize=10, **keys).test.images
+    for number, (file, expected) in enumerate(zip(files, stored[np.arange(len(files))], strict=True)):
+        (square,) = encoded[np.array([number])]
+        assert np.array_equal(pixels_of(file, 8, background, resize=10), square), file.name
+        with Image.open(file) as image:
+            assert np.array_equal(pixels_of(image, 8, background, resize=10), square), file.name
         assert np.array_equal(pixels_of(file, 8, background), expected), file.name
         assert np.array_equal(pixels_of(str(file), 8, background), expected), file.name
         with Image.open(file) as image:

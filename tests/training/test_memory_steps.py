@@ -37,7 +37,7 @@ def test_both_views_of_an_image_are_mixed_with_one_partner_and_one_share(each: s
         assert torch.equal(inputs.data.weights, torch.cat([share, 1 - share]))
         ids, rows = drawn.sample_ids.numpy(), drawn.memory_rows
         images = np.concatenate([stepper.source.train.images[ids], stepper.memory.images[rows].numpy()])
-        unmixed = stepper.device_step.views(torch.from_numpy(images), drawn.keys)
+        unmixed = stepper.device_step.views((torch.from_numpy(images),), drawn.keys)
         for view, plain in zip(inputs.views, unmixed, strict=True):
             part = share.numpy()[:, None, None, None]
             expected = part * plain[:n].numpy() + (1 - part) * plain[n:].numpy()
