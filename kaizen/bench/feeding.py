@@ -13,7 +13,7 @@ from kaizen.bench.synthetic import choose_stream
 from kaizen.config.schema import Config
 from kaizen.data.encoded import Encoded
 from kaizen.data.feed import Feed, HostBatch
-from kaizen.parallel import Parallel, share_of_cores, synchronize
+from kaizen.parallel import Parallel, synchronize, threads
 from kaizen.training.defaults import Facts, suit
 from kaizen.training.plan import make_plan
 
@@ -82,7 +82,7 @@ def _numbers(encoded: Encoded | None) -> list[int]:
     """Numbers of workers to measure: powers of two, and what a run would have."""
     if encoded is None:
         return [1]
-    most = encoded.decoding.workers or share_of_cores()
+    most = encoded.decoding.workers or threads()
     return sorted({*(1 << power for power in range(most.bit_length())), most})
 
 

@@ -14,7 +14,7 @@ from kaizen.data.encoded import Encoded
 from kaizen.data.load import Stream
 from kaizen.data.random import fold, hash_rows
 from kaizen.data.views import augment
-from kaizen.parallel import share_of_cores
+from kaizen.parallel import threads
 
 BATCH = 64
 """Images per batch of both."""
@@ -28,7 +28,7 @@ def compare_originals(config: Config, stream: Stream, repetitions: int) -> dict[
     """
     images, views, size = stream.source.train.images, config.views[:2], stream.source.image_size
     assert isinstance(images, Encoded)
-    workers = images.decoding.workers or share_of_cores()
+    workers = images.decoding.workers or threads()
     rows = np.arange(len(images))[:MOST_IMAGES]
     contents = [images.contents.read(int(row)).tobytes() for row in rows]
     cropper = Cropper(images, Encoded.none(images.decoding), views, pinned=False)
@@ -47,14 +47,14 @@ def compare_originals(config: Config, stream: Stream, repetitions: int) -> dict[
     def theirs() -> float:
         return pil_rate(contents, views, size, stream.moments, BATCH, workers, batches)
 
-    threads = torch.get_num_threads()
+    held = torch.get_num_threads()
     torch.set_num_threads(workers)
     try:
         with torch.no_grad():
             ours()
             pairs = [(ours(), theirs()) if turn % 2 else (theirs(), ours())[::-1] for turn in range(repetitions)]
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(held)
     fast, usual = (list(rates) for rates in zip(*pairs, strict=True))
     both = {"ours_images_per_second": spread(fast), "theirs_images_per_second": spread(usual)}
     return {**both, "ratio": ratio(fast, usual), "workers": spread([float(workers)])}

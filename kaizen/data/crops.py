@@ -8,7 +8,8 @@ from torch import Tensor
 
 from kaizen.config.views import ViewConfig
 from kaizen.data.encoded import Encoded
-from kaizen.data.views import crop_boxes
+from kaizen.data.pool import each
+from kaizen.data.views import sample_crops
 
 AHEAD_BYTES = 1 << 29
 """Bytes of crops that are made ahead of the steps that need them."""
@@ -37,9 +38,9 @@ class Cropper:
         return max(1, min(MOST_AHEAD, AHEAD_BYTES // max(1, images * self.image_bytes)))
 
     def crop(self, ids: np.ndarray, rows: np.ndarray, keys: Tensor) -> tuple[Tensor, ...]:
-        """Crops uint8 (n + m, size, size, 3), one tensor for each view.
+        """Crops uint8 (n + m, 3, size, size), one tensor for each view.
 
-        An image is decoded once for all views; its boxes are those that `kaizen.data.views.augment` would draw.
+        An image is decoded once for all views; boxes and mirrors are those that `kaizen.data.views.augment` draws.
 
         Args:
             ids: (n,) rows of the images; rows: (m,) rows of the memory; keys: int64 (n + m,).
@@ -47,19 +48,19 @@ class Cropper:
         sources = [*((self.images, row) for row in ids.tolist()), *((self.memory, row) for row in rows.tolist())]
         shapes = np.concatenate([self.images.shapes[ids], self.memory.shapes[rows]])
         heights, widths = (torch.from_numpy(shapes[:, column].astype(np.int64)) for column in (0, 1))
-        boxes = [crop_boxes(keys, number, view, heights, widths).tolist() for number, view in enumerate(self.views)]
+        drawn = [sample_crops(keys, number, view, heights, widths) for number, view in enumerate(self.views)]
+        boxes, mirrored = ([part.tolist() for part in parts] for parts in zip(*drawn, strict=True))
         made = tuple(
-            torch.empty(len(sources), size, size, 3, dtype=torch.uint8, pin_memory=self.pinned) for size in self.sizes
+            torch.empty(len(sources), 3, size, size, dtype=torch.uint8, pin_memory=self.pinned) for size in self.sizes
         )
         arrays = [tensor.numpy() for tensor in made]
 
         def work(place: int) -> None:
             images, row = sources[place]
             crops = images.crop(row, [view[place] for view in boxes], self.sizes)
-            # NumPy's copy, as torch's would start threads here.
-            for array, crop in zip(arrays, crops, strict=True):
-                np.copyto(array[place], crop)
+            # NumPy's copy, as torch's would start threads here; a mirrored one takes no longer.
+            for array, crop, mirror in zip(arrays, crops, mirrored, strict=True):
+                np.copyto(array[place], (crop[:, ::-1] if mirror[place] else crop).transpose(2, 0, 1))
 
-        # Consumed to the end, so that an error is raised here.
-        list(self.images.decoding.pool.map(work, range(len(sources))))
+        each(work, len(sources), self.images.decoding.pool)
         return made

@@ -1,8 +1,8 @@
 """Encoded images to crops and centre squares, one image at a time, as the threads of a pool call it.
 
 A JPEG is decoded by torchvision, every other image by Pillow; both use the same library for JPEG and give the same
-pixels. Resizing is torch's for uint8, which follows Pillow's (bicubic, antialiased) to one grey level. Nothing here
-starts threads of its own, and what an image gives depends on its bytes and boxes alone.
+pixels. Resizing is torch's for uint8, which follows Pillow's (bicubic, antialiased) to one grey level. What an
+image gives depends on its bytes and boxes alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kaizen.data.images import THIN, opaque, open_bounded, upright
-from kaizen.parallel import share_of_cores
+from kaizen.data.pool import pool
+from kaizen.parallel import threads
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,7 +36,7 @@ def evaluation_side(size: int) -> int:
 @dataclass(frozen=True)
 class Decoding:
     """How encoded images become pixels: side of the images and shorter side before the centre crop, in pixels;
-    colour behind transparent pixels; threads (None: this process' share of the cores)."""
+    colour behind transparent pixels; threads that decode (None: as many as the process computes with)."""
 
     size: int
     resize: int
@@ -45,12 +46,7 @@ class Decoding:
     @property
     def pool(self) -> ThreadPoolExecutor:
         """The threads that decode, which all images of the process share."""
-        return _pool(self.workers or share_of_cores())
-
-
-@lru_cache(maxsize=8)
-def _pool(workers: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(workers, thread_name_prefix="kaizen-decode")
+        return pool("decode", self.workers or threads())
 
 
 @dataclass(frozen=True)
@@ -109,8 +105,7 @@ def resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
     if pixels.shape[:2] == (height, width):
         return pixels
-    # A copy by NumPy, as torch's would start threads.
-    image = torch.from_numpy(np.array(pixels, order="C")).permute(2, 0, 1)[None]
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     smooth = torch.nn.functional.interpolate(image, (height, width), mode="bicubic", antialias=True)
     found: np.ndarray = smooth[0].permute(1, 2, 0).numpy()
     return found

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kaizen.data.decoding import Decoding, Shape, centre, crops
+from kaizen.data.pool import each
 from kaizen.errors import ConfigError
 
 T = TypeVar("T")
@@ -126,7 +127,7 @@ class Encoded:
             square = self._made(int(rows[place]), lambda content, shape: centre(content, shape, self.decoding))
             made[place] = square.transpose(2, 0, 1)
 
-        list(self.decoding.pool.map(work, range(len(rows))))
+        each(work, len(rows), self.decoding.pool)
         return made
 
     def crop(self, row: int, boxes: Sequence[Sequence[int]], sizes: Sequence[int]) -> list[np.ndarray]:

@@ -29,7 +29,7 @@ class HostBatch:
     """This process' images of one part of a step, on the CPU: [current images ; replay images].
 
     packed: the buffer that `kaizen.data.packing` takes apart; numbers: those in it; images: one tensor uint8
-    (n, 3, h, w), or of encoded images the crops of each view uint8 (n, size, size, 3); None where the device holds the
+    (n, 3, h, w), or of encoded images the crops of each view uint8 (n, 3, size, size); None where the device holds the
     task's images and finds these by their rows; count: images of this process. The batch is the one that networks see:
     where images are mixed it has one image for each two of these.
     """

@@ -7,14 +7,14 @@ from enum import IntEnum
 from typing import NamedTuple
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from kaizen.config.views import ViewConfig
 from kaizen.data import operations
 from kaizen.data.blur import blur
-from kaizen.data.colour import Part, apply_to, gray, jitter, jitter_steps, on_cpu, solarize
+from kaizen.data.colour import LARGE, Part, gray, jitter, jitter_steps, on_cpu, solarize
 from kaizen.data.crop import BOX_DRAWS, crop_resize, sample_boxes
+from kaizen.data.pool import each, pool
 from kaizen.data.random import uniform
 
 CACHED_PIXELS = 96 * 32 * 32
@@ -66,10 +66,17 @@ def _scale_and_shift(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
     return (1 / (255 * std))[:, None, None], (mean / std)[:, None, None]
 
 
-def crop_boxes(keys: Tensor, view: int, parameters: ViewConfig, heights: Tensor, widths: Tensor) -> Tensor:
-    """The boxes that `augment` crops, int64 (n, 4): top, left, height, width in images of these sides int64 (n,)."""
-    draws = uniform(keys, Column.END, stream=view)[:, Column.BOX :]
-    return torch.stack(sample_boxes(draws, heights, widths, parameters.crop_scale, parameters.crop_ratio), dim=1)
+def sample_crops(
+    keys: Tensor, view: int, parameters: ViewConfig, heights: Tensor, widths: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The crops of `augment` in images of these sides int64 (n,).
+
+    Returns:
+        Boxes int64 (n, 4): top, left, height, width; and bool (n,), whether the crop is mirrored left to right.
+    """
+    draws = uniform(keys, Column.END, stream=view)
+    boxes = sample_boxes(draws[:, Column.BOX :], heights, widths, parameters.crop_scale, parameters.crop_ratio)
+    return torch.stack(boxes, dim=1), draws[:, Column.FLIP] < parameters.flip_p
 
 
 def augment(
@@ -86,7 +93,7 @@ def augment(
     """One view of each image: crop, colour jitter, grey, blur, solarise, flip, normalise (SimCLR, solo-learn's order).
 
     Args:
-        images: uint8 (n, 3, h, w); cropped: uint8 (n, size, size, 3), crops of this view (see `crop_boxes`).
+        images: uint8 (n, 3, h, w); cropped: they are the crops of this view, mirrored too (see `sample_crops`).
         keys: int64 (n,), on the same device; an image's view is a function of its key and `view` alone.
         mean, std: (3,) of the data set, in units of 0..1.
 
@@ -100,15 +107,28 @@ def augment(
         drawn = _draw(draws, extra, parameters, sides)
         return _distort(images, drawn, parameters, size, *moments).contiguous()
     part = max(LEAST, CACHED_PIXELS // (size * size))
-    order = _order(draws, parameters, part)
-    back = order.argsort()
-    drawn = _draw(draws[order], None if extra is None else extra[order], parameters, sides)
     views = torch.empty(len(images), 3, size, size)
-    for first in range(0, len(images), part):
-        some = slice(first, first + part)
+    order = None if size * size >= LARGE else _order(draws, parameters, part)
+    if order is not None:
+        draws, extra = draws[order], None if extra is None else extra[order]
+    drawn = _draw(draws, extra, parameters, sides)
+
+    def work(number: int) -> None:
+        some = slice(number * part, (number + 1) * part)
         rows = SampledView._make(column if column is None else column[some] for column in drawn)
-        x = _distort(images.index_select(0, order[some]), rows, parameters, size, *moments)
-        torch.index_select(x, 0, back[some] - first, out=views[some])
+        if order is None:
+            _distort(images[some], rows, parameters, size, *moments, out=views[some])
+        else:
+            x = _distort(images.index_select(0, order[some]), rows, parameters, size, *moments)
+            torch.index_select(x, 0, order[some].argsort(), out=views[some])
+
+    parts, threads = -(-len(images) // part), torch.get_num_threads()
+    if order is None and threads > 1:
+        # Large images keep a thread busy by themselves: parts side by side take half the time of shared ones.
+        each(work, parts, pool("views", threads))
+    else:
+        for number in range(parts):
+            work(number)
     return views
 
 
@@ -150,12 +170,18 @@ def _draw(draws: Tensor, extra: Tensor | None, parameters: ViewConfig, sides: tu
 
 
 def _distort(
-    images: Tensor, drawn: SampledView, parameters: ViewConfig, size: int, scale: Tensor, shift: Tensor
+    images: Tensor,
+    drawn: SampledView,
+    parameters: ViewConfig,
+    size: int,
+    scale: Tensor,
+    shift: Tensor,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Apply the operations, each in the memory of the previous one; those switched off cost nothing."""
     # Every later operation commutes with a mirror, and inside the crop it is free.
     if drawn.box is None:
-        x = _levels(images, drawn.flip)
+        x = images.to(torch.float32) if out is None else out.copy_(images)
     else:
         top, left, tall, wide = drawn.box.unbind(1)
         x = crop_resize(images, top, left, tall, wide, size, drawn.flip)
@@ -169,16 +195,7 @@ def _distort(
         solarize(x, drawn.solarize, out=x)
     if drawn.extra is not None:
         x = operations.apply(parameters.extra, x, drawn.extra)
-    return x.mul_(scale).sub_(shift)
-
-
-def _levels(crops: Tensor, flip: Tensor | None) -> Tensor:
-    """Crops uint8 (n, h, w, 3) as float32 (n, 3, h, w), those where `flip` is true mirrored."""
-    # One plane of all images after another in memory: later operations take the channels apart.
-    planes = torch.empty(3, *crops.shape[:3], device=crops.device)
-    planes.copy_(rearrange(crops, "n h w c -> c n h w"))
-    x = rearrange(planes, "c n h w -> n c h w")
-    return x if flip is None else apply_to(flip, lambda some: some.flip(3), x, out=x)
+    return torch.sub(x.mul_(scale), shift, out=x if out is None else out)
 
 
 def sample_jitter(

@@ -13,7 +13,7 @@ from kaizen.parallel.collectives import ONE_PROCESS, Group, shard
 from kaizen.parallel.device import products_of_losses, synchronize
 from kaizen.parallel.foreach import add_scaled_
 from kaizen.parallel.graphs import Branches, CudaGraph, CudaLanes
-from kaizen.parallel.launch import share_of_cores, usable_cores
+from kaizen.parallel.launch import neighbours, threads, usable_cores
 from kaizen.parallel.layout import memory_format
 from kaizen.parallel.norm import GlobalBatchNorm
 from kaizen.parallel.processes import Parallel

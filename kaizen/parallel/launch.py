@@ -42,17 +42,17 @@ def _limit(group: Path) -> float:
     return math.inf
 
 
-def share_of_cores() -> int:
-    """This process' share of the cores that it can use, which the processes of its node divide among them."""
-    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
 def threads() -> int:
-    """Number of CPU threads of this process: KAIZEN_THREADS, or its share of the cores."""
+    """Number of CPU threads of this process: KAIZEN_THREADS, or its share of the cores that it can use."""
     asked = os.environ.get("KAIZEN_THREADS") or "0"
     if not asked.isdecimal():
         raise ConfigError("KAIZEN_THREADS", f"is {asked!r}; allowed: a number of threads, 0 for a share of the cores")
-    return int(asked) or share_of_cores()
+    return int(asked) or max(1, usable_cores() // neighbours())
+
+
+def neighbours() -> int:
+    """Number of processes that the launcher has started on this node, this one included."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 SEVERAL_ON_CPU = "ACCELERATE_USE_CPU=1 accelerate launch -q --multi_gpu --num_processes 2 train.py ..."

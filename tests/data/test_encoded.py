@@ -20,7 +20,7 @@ from kaizen.data.encoded import Encoded
 from kaizen.data.images import decode_image
 from kaizen.data.measured import shape_of
 from kaizen.data.random import hash_rows
-from kaizen.data.views import augment, crop_boxes
+from kaizen.data.views import augment, sample_crops
 from kaizen.errors import ConfigError
 
 __all__ = ["no_hub"]
@@ -137,7 +137,7 @@ def test_crops_do_not_depend_on_the_number_of_workers_or_on_the_batch(tmp_path: 
     images = encoded_source(tmp_path, [encoded(noise(30 + i, 50 - i)) for i in range(6)])
     ids, rows, keys = np.arange(6), np.array([1, 0]), hash_rows(5, torch.arange(8))
     one, four = (cropper_of(images, workers).crop(ids, rows, keys) for workers in (1, 4))
-    assert [made.shape for made in one] == [(8, 16, 16, 3), (8, 8, 8, 3)]
+    assert [made.shape for made in one] == [(8, 3, 16, 16), (8, 3, 8, 8)]
     assert all(map(torch.equal, one, four))
     half = cropper_of(images, 2).crop(ids[4:], rows[:1], keys[4:7])
     assert all(torch.equal(part, whole[4:7]) for part, whole in zip(half, one, strict=True))
@@ -162,10 +162,10 @@ def test_views_of_crops_are_those_that_are_cropped_on_the_device(tmp_path: Path)
 def test_boxes_of_images_of_many_sizes_are_those_of_each_size_alone() -> None:
     keys, view = hash_rows(1, torch.arange(40)), ViewConfig()
     heights, widths = torch.arange(40) * 7 + 3, torch.arange(40).flip(0) * 31 + 1
-    together = crop_boxes(keys, 0, view, heights, widths)
+    together, _ = sample_crops(keys, 0, view, heights, widths)
     for place in range(40):
         some = slice(place, place + 1)
-        assert torch.equal(crop_boxes(keys[some], 0, view, heights[some], widths[some]), together[some])
+        assert torch.equal(sample_crops(keys[some], 0, view, heights[some], widths[some])[0], together[some])
     top, left, tall, wide = together.T
     assert ((top >= 0) & (left >= 0) & (tall >= 1) & (wide >= 1)).all()
     assert ((top + tall <= heights) & (left + wide <= widths)).all()
@@ -174,7 +174,7 @@ def test_boxes_of_images_of_many_sizes_are_those_of_each_size_alone() -> None:
 def test_boxes_cover_the_area_and_the_ratios_that_they_are_drawn_from() -> None:
     keys, view = hash_rows(2, torch.arange(20_000)), ViewConfig(crop_scale=(0.08, 1.0))
     sides = torch.full((20_000,), 600), torch.full((20_000,), 800)
-    _, _, tall, wide = crop_boxes(keys, 1, view, *sides).double().T
+    _, _, tall, wide = sample_crops(keys, 1, view, *sides)[0].double().T
     area, ratio = tall * wide / 480_000, (wide / tall).log()
     # Small boxes always fit: there the area is uniform, and so is the logarithm of the ratio.
     small = area < 0.5
