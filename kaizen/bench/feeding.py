@@ -13,6 +13,8 @@ from kaizen.bench.synthetic import choose_stream
 from kaizen.config.schema import Config
 from kaizen.data.encoded import Encoded
 from kaizen.data.feed import Feed, HostBatch
+from kaizen.data.known import KNOWN_SOURCES
+from kaizen.errors import ConfigError
 from kaizen.parallel import Parallel, synchronize, threads
 from kaizen.training.defaults import Facts, suit
 from kaizen.training.plan import make_plan
@@ -45,6 +47,12 @@ def measure_data(
         ConfigError: data or stream do not fit the configuration.
     """
     stream, data = parallel.main_first(lambda: choose_stream(config, synthetic))
+    known = KNOWN_SOURCES.get(config.data.source)
+    if known is not None and known.stored(config.data.store) == "files" and stream.source.store == "pixels":
+        problem = (
+            f"measures how files are read, and {config.data.source} is not on this machine or --synthetic is given"
+        )
+        raise ConfigError("--data", f"{problem}; allowed: data that are here, as --data.source imagefolder:DIR")
     config = suit(config, Facts.of(stream))[0]
     plan = make_plan(config, stream.train_sizes, parallel.world, parallel.accumulation)
     say(f"data: {data}")
@@ -59,7 +67,7 @@ def measure_data(
             for workers in _numbers(encoded):
                 if encoded is not None:
                     encoded.decoding = replace(encoded.decoding, workers=workers)
-                feeds[workers] = spread([_fed(session, turns) for turns in range(turns)])
+                feeds[workers] = spread([_fed(session, turn) for turn in range(turns)])
             say(f"steps whose data are ready, {turns} times")
             steps = _steps(session, turns)
         finally:
@@ -74,7 +82,7 @@ def measure_data(
         "batch": plan.tasks[task].batch,
         "feeds": {str(workers): rate for workers, rate in feeds.items()},
         "steps": steps,
-        "limit": limit_sentence(feeds[most]["median"], steps["median"], most),
+        "limit": limit_sentence(feeds[most]["median"], steps["median"], most if encoded is not None else None),
     }
 
 

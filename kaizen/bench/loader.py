@@ -113,18 +113,20 @@ def pil_rate(
         torch.set_num_threads(threads)
 
 
-def limit_sentence(feed_rate: float, step_rate: float, workers: int) -> str:
+def limit_sentence(feed_rate: float, step_rate: float, workers: int | None) -> str:
     """One sentence that says whether data or device limit training, by how much, and what the user can do.
 
-    Both rates are images per second, above 0: those that `workers` prepare (0 or 1: one), and those that training
-    steps take when their data are ready.
+    Both rates are images per second, above 0: those that `workers` prepare (0 or 1: one; None: a thread that gathers
+    stored pixels), and those that training steps take when their data are ready.
     """
-    crew = f"{workers} workers prepare" if workers > 1 else "one worker prepares"
+    crew = f"{workers} workers prepare" if workers and workers > 1 else "one worker prepares"
     feed, step = _shown(feed_rate), _shown(step_rate)
     if step_rate > EVEN * feed_rate:
         times = step_rate / feed_rate
-        needed = math.ceil(max(workers, 1) * times)
         found = f"{crew} {feed} images/s, and the device could train on {step}, {times:.1f} times as many"
+        if workers is None:
+            return f"The data are the limit: {found}; a faster memory, or fewer processes that share it, would help."
+        needed = math.ceil(max(workers, 1) * times)
         return f"The data are the limit: {found}; set data.workers to about {needed}, on as many cores."
     if feed_rate > EVEN * step_rate:
         found = f"it trains on {step} images/s, and {crew} {feed}, {feed_rate / step_rate:.1f} times as many"

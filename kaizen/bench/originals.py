@@ -31,7 +31,7 @@ def compare_originals(config: Config, stream: Stream, repetitions: int) -> dict[
     workers = images.decoding.workers or threads()
     rows = np.arange(len(images))[:MOST_IMAGES]
     contents = [images.contents.read(int(row)).tobytes() for row in rows]
-    cropper = Cropper(images, Encoded.none(images.decoding), views, pinned=False)
+    cropper = Cropper(images, Encoded.collected([], images.decoding), views, pinned=False)
     none, batches = np.empty(0, dtype=np.int64), max(2, -(-len(rows) // BATCH))
 
     def ours() -> float:

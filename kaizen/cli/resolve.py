@@ -18,7 +18,7 @@ from kaizen.cli.own import config_class, load_parts, place_names, take_copies
 from kaizen.cli.shipped import read_preset, read_recipe
 from kaizen.cli.trust import OPTION, check_trust
 from kaizen.config.memory import BUDGETS
-from kaizen.config.schema import Config
+from kaizen.config.schema import Config, settled
 from kaizen.config.types import AUTO
 from kaizen.config.yaml import YamlError, parse_yaml
 from kaizen.data.known import KNOWN_SOURCES
@@ -146,7 +146,8 @@ def resolve_run(run: Path, overrides: dict[str, str], *, trust_code: bool = Fals
     file = run / "config.yaml"
     if not file.is_file():
         raise ConfigError("RUN", f"is '{run}', which contains no run (no config.yaml); allowed: a run directory")
-    return resolve(str(file), overrides, trust_code=trust_code, as_trained=True)
+    name, config = resolve(str(file), overrides, trust_code=trust_code, as_trained=True)
+    return name, settled(config, parse_yaml(file.read_text(encoding="utf-8")))
 
 
 def _distiller(tree: dict[str, Any]) -> object:

@@ -41,6 +41,8 @@ LATER_KEYS: dict[str, Any] = {
     "eval.resize": None,
 }
 """Keys that earlier versions did not have; with these defaults, which do what those did, they are not hashed."""
+UNSETTLED = ("data.store", "eval.resize")
+"""Those of LATER_KEYS that are `auto` until the data decide."""
 LATER_IN_EXTENSIONS = ("data.store", "data.test_fraction", "data.nested")
 """Those of LATER_KEYS that earlier extensions did not have; the hash of an extension contains the others."""
 PLACE_KEYS = ("data.source", "data.config", "data.revision")
@@ -193,6 +195,14 @@ class Config(Section, Generic[M]):
         """The configuration of a chapter of the stream: 0 is the run's own, the others are those of its extensions."""
         return self if number == 0 else self.model_copy(update=dict(self.extensions[number - 1]))
 
+    def with_store(self, store: Any, resize: Any) -> "Config[M]":
+        """The configuration with these values of data.store and eval.resize."""
+        data, evaluation = (
+            section.model_copy(update={key: value})
+            for section, key, value in ((self.data, "store", store), (self.eval, "resize", resize))
+        )
+        return self.model_copy(update={"data": data, "eval": evaluation})
+
     def replay_budget(self) -> tuple[str, float]:
         """The replay budget's kind and size; auto: without a budget, a fraction of each class, at least 5 images."""
         for kind in BUDGETS:
@@ -210,6 +220,19 @@ def with_numbers(config: Config, held: Any) -> Config:
             taken = {key: other[key] for key, value in section if value == AUTO and key in other}
             update[name] = section.model_copy(update=taken)
     return config.model_copy(update=update)
+
+
+def settled(config: Config, held: dict[str, Any]) -> Config:
+    """The configuration with the data.store and eval.resize of a run's tree where they are open; early runs have none.
+
+    An early run stored pixels. What the data decide is then not asked again, which could give another answer.
+    """
+    found = []
+    for dotted in UNSETTLED:
+        name, _, key = dotted.partition(".")
+        value = getattr(getattr(config, name), key)
+        found.append((held.get(name) or {}).get(key, LATER_KEYS[dotted]) if value == AUTO else value)
+    return config.with_store(*found)
 
 
 def header(recipe: str, preset: str | None) -> str:
@@ -241,7 +264,7 @@ def hash_keys(flat: dict[str, Any]) -> str:
 
 def is_unchanged(key: str, value: Any) -> bool:
     """Whether a key is one of LATER_KEYS, with its default."""
-    unsettled = key in ("data.store", "eval.resize") and value == AUTO  # as in earlier versions, until data decide
+    unsettled = key in UNSETTLED and value == AUTO  # as in earlier versions, until the data decide
     return key in LATER_KEYS and (LATER_KEYS[key] == value or unsettled)
 
 

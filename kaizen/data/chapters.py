@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from kaizen.config.extension import Extension
-from kaizen.config.schema import Config, with_numbers
+from kaizen.config.schema import Config, settled, with_numbers
 from kaizen.config.yaml import YamlError, parse_yaml
 from kaizen.data.history import Record, read_history, record_of, write_history
 from kaizen.data.load import Stream, load_stream
@@ -134,6 +134,13 @@ def held_extensions(config: Config, run: Path) -> tuple[Extension, ...]:
         problem = f"are not those of the run in {run}"
         raise ConfigError("extensions", f"{problem}; allowed: none, which takes the run's, or another run.dir")
     return extensions
+
+
+def held_store(config: Config, run: Path) -> tuple[Any, Any]:
+    """data.store and eval.resize of the run in a directory where the configuration leaves them open, else its own."""
+    held = _held(run)
+    config = settled(config, held) if held else config
+    return config.data.store, config.eval.resize
 
 
 def _held(run: Path) -> dict[str, Any]:

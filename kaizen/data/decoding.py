@@ -77,26 +77,33 @@ def crops(
 
 def centre(content: np.ndarray, shape: Shape, decoding: Decoding) -> np.ndarray:
     """The unaugmented image, uint8 (size, size, 3): shorter side resized to `decoding.resize`, centre cropped."""
-    factor = _reduction(min(shape.height, shape.width) / decoding.resize) if shape.plain else 1
-    if factor > 1:
-        pixels = np.array(_reduced(content, shape, factor))
-    else:
+    size, resize = decoding.size, decoding.resize
+    factor = _reduction(min(shape.height, shape.width) / resize) if shape.plain else 1
+    if factor == 1:
         pixels = _parts(content, shape, decoding.background)(0, 0, shape.height, shape.width)
-    return centre_square(pixels, decoding.size, decoding.resize)
+        return centre_square(pixels, size, resize)
+    tall, wide, top, left = _centred(shape.height, shape.width, size, resize)
+    down, across = shape.height / tall, shape.width / wide
+    box = top * down, left * across, size * down, size * across
+    return _resized_box(_reduced(content, shape, factor), box, factor, size)
 
 
 def centre_square(pixels: np.ndarray, size: int, resize: int) -> np.ndarray:
     """Pixels uint8 (h, w, 3) with the shorter side resized, and the centre (size, size, 3) of that."""
     height, width = pixels.shape[:2]
-    shorter = min(height, width)
-    if max(height, width) > THIN * shorter:
+    if max(height, width) > THIN * (shorter := min(height, width)):
         # The same up to rounding, at a cost that does not grow with the longer side.
         top, left = max(0, height - THIN * shorter) // 2, max(0, width - THIN * shorter) // 2
         pixels = pixels[top : height - top, left : width - left]
-        height, width = pixels.shape[:2]
-    tall, wide = (resize if side == shorter else int(resize * side / shorter) for side in (height, width))
-    top, left = round((tall - size) / 2), round((wide - size) / 2)
+    tall, wide, top, left = _centred(pixels.shape[0], pixels.shape[1], size, resize)
     return resized(pixels, tall, wide)[top : top + size, left : left + size]
+
+
+def _centred(height: int, width: int, size: int, resize: int) -> tuple[int, int, int, int]:
+    """Height and width of an image once its shorter side is resized, and top and left of its centre."""
+    shorter = min(height, width)
+    tall, wide = (resize if side == shorter else int(resize * side / shorter) for side in (height, width))
+    return tall, wide, round((tall - size) / 2), round((wide - size) / 2)
 
 
 def resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -119,11 +126,12 @@ def _reduction(ratio: float) -> int:
 def _reduced(content: np.ndarray, shape: Shape, factor: int) -> "Image.Image":
     """A JPEG as RGB image, decoded at 1 / factor of its size."""
     image = open_bounded(BytesIO(content.data))
+    _check_size(*image.size, shape)
     image.draft(None, (shape.width // factor, shape.height // factor))
     return image.convert("RGB")
 
 
-def _resized_box(image: "Image.Image", box: Sequence[int], factor: int, size: int) -> np.ndarray:
+def _resized_box(image: "Image.Image", box: Sequence[float], factor: int, size: int) -> np.ndarray:
     from PIL import Image
 
     top, left, tall, wide = (side / factor for side in box)

@@ -1,7 +1,8 @@
 """Images of any size that stay encoded: where their bytes are, and the crops and squares made from them."""
 
-import mmap
+import os
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -46,7 +47,10 @@ class InFiles:
     def __init__(self, files: Sequence[str], places: np.ndarray, rows: np.ndarray) -> None:
         self.files, self.places, self.rows = files, places, rows
         self.lengths = places[:, 2]
-        self._mapped: dict[int, np.memmap] = {}
+        # Open from the beginning, so that a cleared cache leaves a run what it reads. Not mapped: a mapped file that is
+        # cut short kills the process.
+        shared = np.unique(places[places[:, 1] != WHOLE, 0]).tolist()
+        self._opened = {number: open(files[number], "rb", buffering=0) for number in shared}  # noqa: SIM115
 
     def read(self, row: int) -> np.ndarray:
         """The bytes of one image; an OSError if its file is gone, a ValueError if it has another length."""
@@ -54,9 +58,8 @@ class InFiles:
         if offset == WHOLE:
             content = np.fromfile(self.files[number], dtype=np.uint8)
         else:
-            if number not in self._mapped:
-                self._mapped[number] = _mapped(self.files[number])
-            content = np.array(self._mapped[number][offset : offset + length])
+            content = np.empty(length, dtype=np.uint8)
+            content = content[: os.preadv(self._opened[number].fileno(), [content.data], offset)]
         if len(content) != length:
             raise ValueError(f"it has {len(content)} bytes and had {length}")
         return content
@@ -65,14 +68,6 @@ class InFiles:
         """The file of an image, and its row where it is one of many there."""
         number, offset, _ = self.places[row].tolist()
         return self.files[number] + ("" if offset == WHOLE else f", row {self.rows[row]}")
-
-
-def _mapped(file: str) -> np.memmap:
-    mapped = np.memmap(file, dtype=np.uint8, mode="r")
-    # Images are read in random order: what lies beside one is not wanted.
-    if hasattr(mmap, "MADV_RANDOM") and isinstance(mapped.base, mmap.mmap):
-        mapped.base.madvise(mmap.MADV_RANDOM)
-    return mapped
 
 
 class Joined:
@@ -137,22 +132,19 @@ class Encoded:
 
     def take(self, rows: np.ndarray) -> "Encoded":
         """Some of the images, with their bytes in memory."""
-        parts = [self.contents.read(int(row)) for row in rows]
-        content = torch.from_numpy(np.concatenate(parts)) if parts else torch.empty(0, dtype=torch.uint8)
-        return Encoded(Joined(content, _offsets(self.lengths[rows])), self.shapes[rows], self.decoding)
+        return Encoded.collected([(self, row) for row in rows.tolist()], self.decoding)
 
     @staticmethod
-    def none(decoding: Decoding) -> "Encoded":
-        """No images."""
-        empty = Joined(torch.empty(0, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
-        return Encoded(empty, np.empty((0, len(SHAPE)), dtype=np.int32), decoding)
-
-    def followed_by(self, other: "Encoded") -> "Encoded":
-        """These images and then others."""
-        first, second = self.tensors(), other.tensors()
-        content = torch.cat([first["images"], second["images"]])
-        offsets = torch.cat([first["offsets"], second["offsets"][1:] + first["offsets"][-1]])
-        return Encoded(Joined(content, offsets), np.concatenate([self.shapes, other.shapes]), self.decoding)
+    def collected(images: Sequence[tuple["Encoded", int]], decoding: Decoding) -> "Encoded":
+        """Images that are given by their rows in others, with their bytes in memory; there may be none."""
+        lengths = [int(source.lengths[row]) for source, row in images]
+        offsets = torch.tensor([0, *accumulate(lengths)])
+        content = torch.empty(int(offsets[-1]), dtype=torch.uint8)
+        for (source, row), part in zip(images, content.split(lengths) if images else (), strict=True):
+            np.copyto(part.numpy(), source.contents.read(row))
+        shapes = [source.shapes[row] for source, row in images]
+        held = np.stack(shapes) if shapes else np.empty((0, len(SHAPE)), dtype=np.int32)
+        return Encoded(Joined(content, offsets), held, decoding)
 
     def tensors(self) -> dict[str, Tensor]:
         """The images as they are saved: all bytes uint8, offsets int64 (n + 1,), shapes int32 (n, 3)."""
@@ -181,7 +173,3 @@ class Encoded:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             problem = f"{self.contents.name(row)}: image can no longer be read ({reason})"
             raise ConfigError("data.source", f"{problem}; allowed: the data as they were when the run began") from error
-
-
-def _offsets(lengths: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))

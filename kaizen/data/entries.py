@@ -17,8 +17,8 @@ from kaizen.run.durable import flush_directory
 
 DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError)
 """Exceptions from reading an entry whose files are missing, truncated or overwritten."""
-Read = Callable[[Path], Source]
-"""Reads an entry; raises one of DAMAGED, or Outdated."""
+Read = Callable[[Path], Source | None]
+"""Reads an entry, or finds that it is not what was asked for; raises one of DAMAGED, or Outdated."""
 
 
 class Outdated(ValueError):
@@ -107,7 +107,7 @@ def publish(entry: Path, final: Path, read: Read) -> None:
 
 
 def read_entry(entry: Path, read: Read) -> Source | None:
-    """The stored source, mapped read only; None if it is missing, or damaged or outdated (reported in one line)."""
+    """The stored source; None if it is missing, not what was asked for, or damaged or outdated (which is reported)."""
     try:
         entry.stat()
     except FileNotFoundError:

@@ -137,7 +137,8 @@ def _class_files(request: Request, root: Path, split: str) -> Found:
     Where a part of the training images becomes the test split, classes may be in the root itself.
     """
     folder, shown = root / split, f"{split}/"
-    if request.test_fraction is not None and split == request.train_split and not folder.is_dir():
+    # Only for the default name: a misspelt one must not make classes of the names of splits.
+    if request.test_fraction is not None and split == request.train_split == "train" and not folder.is_dir():
         folder, shown = root, ""
     found, known = Found(f"images in {shown}CLASS/"), image_suffixes()
     tools: set[str] = set()

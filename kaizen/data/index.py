@@ -1,4 +1,7 @@
-"""The index of a source whose images stay encoded: where each one is, its shape, its labels; complete or absent."""
+"""The index of a source whose images stay encoded: where each image is, its shape and its labels.
+
+Like the store of pixels, an index is complete on disk or absent.
+"""
 
 import hashlib
 import json
@@ -11,6 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from kaizen.config.types import AUTO
 from kaizen.data.decoding import Decoding, evaluation_side
 from kaizen.data.encoded import PLACE, SHAPE, WHOLE, Encoded, InFiles
 from kaizen.data.entries import (
@@ -25,25 +29,34 @@ from kaizen.data.entries import (
 )
 from kaizen.data.files import Request
 from kaizen.data.images import bytes_of, file_stamp, held, is_elsewhere
+from kaizen.data.known import SMALL
 from kaizen.data.measured import Measured, measured
+from kaizen.data.pool import pool
 from kaizen.data.rows import MOST_ROWS, Refusals, Undecoded, chunks, common_side
 from kaizen.data.splits import Source, Split
 from kaizen.data.tables import Part, Places
 from kaizen.errors import ConfigError
+from kaizen.parallel import neighbours, threads
 from kaizen.run.durable import flush_directory
 
 FORMAT = 1
 """Version of the format of indices; a new version changes the cache key."""
 BELOW = "./"
-"""Beginning of the names of files below the source's directory; a name without a directory is a file of the entry."""
+"""Beginning of the names of files in the source's directory. Other names are absolute, or of files of the entry."""
 
 
 class Look(NamedTuple):
-    """A first look at the image of a row: its bytes uint8 (k,), the file that is nothing else, and what it is."""
+    """A first look at the image of a row.
 
-    content: np.ndarray
-    path: str | None
+    found: what it is, or why it cannot be read. length: its bytes; content: these, if they are to be copied. path: the
+    file that it is the whole of; stamp: that of this file before it was read.
+    """
+
     found: Measured | Exception
+    length: int
+    content: bytes | None
+    path: str | None
+    stamp: list[Any] | None
 
 
 class Indexer:
@@ -52,58 +65,70 @@ class Indexer:
     Attributes:
         files: names of files by number.
         blended: number of images that the background shows through.
+        stamps: of the files that the key of the data does not cover.
     """
 
     def __init__(self, split: Undecoded, request: Request, entry: Path, role: str) -> None:
         self.split, self.request, self.entry, self.role = split, request, entry, role
         self.refusals, self.files, self.blended = Refusals(split, request), dict[str, int](), 0
+        self.stamps = list[list[Any]]()
         self._places, self._shapes = list[tuple[int, ...]](), list[tuple[int, ...]]()
         self._digest, self._histogram = hashlib.sha256(), np.zeros((3, 256), dtype=np.int64)
-        self._known: tuple[Part | None, Places | None] = None, None
 
     def run(self, check: Callable[[], None]) -> None:
         """Look at all images.
 
-        Bytes that lie in no file as they are, as in parquet, whose pages cannot be read at random, are copied.
+        Parquet cannot be read at random, so the bytes of its images are copied, and so are those of any other table
+        that does not hold them as they are.
         """
-        pool = Decoding(1, 1, workers=self.request.workers).pool
+        # Other processes of the node wait for this one.
+        workers = pool("index", self.request.workers or threads() * neighbours())
         copies = self.entry / f"{self.role}.images"
-        with writing(copies), copies.open("wb") as file:
+        with copies.open("wb") as file:
+            last, places = None, None
             for part, before, start, rows in chunks(self.split, MOST_ROWS, "indexing", check):
-                places = self._places_of(part)
-                for number, look in enumerate(pool.map(partial(_look, self.request), rows), start):
-                    if isinstance(look.found, Exception):
-                        self.refusals.add(number, look.path, look.found)
-                    else:
-                        self._add(look, look.found, None if places is None else places.at(number - before), file)
-            file.flush()
-            os.fsync(file.fileno())
+                if part is not last:
+                    last, places = part, self._places_of(part)
+                look = partial(_look, self.request, places is None)
+                for number, found in enumerate(workers.map(look, rows), start):
+                    self._add(number, found, None if places is None else places.at(number - before), file)
+            with writing(copies):
+                file.flush()
+                os.fsync(file.fileno())
         if copies.name not in self.files:
             copies.unlink()
 
     def _places_of(self, part: Part) -> Places | None:
-        if self._known[0] is not part:
-            self._known = part, part.places(self.split.column)
-        return self._known[1]
+        places = part.places(self.split.column)
+        if places is not None and self.request.kind == "hub":
+            self.stamps += map(file_stamp, places.files)
+        return places
 
-    def _add(self, look: Look, found: Measured, known: tuple[str, int, int] | None, copies: BinaryIO) -> None:
-        file, offset = f"{self.role}.images", copies.tell()
+    def _add(self, number: int, look: Look, known: tuple[str, int, int] | None, copies: BinaryIO) -> None:
+        if look.stamp is not None:
+            self.stamps.append(look.stamp)
+        found = look.found
+        if isinstance(found, Exception):
+            self.refusals.add(number, look.path, found)
+            return
         if look.path is not None:
-            file, offset = look.path, WHOLE
-        elif known is not None and known[2] == len(look.content):
-            file, offset, _ = known
+            name, offset = self._covered(os.path.abspath(look.path), self.request.kind == "imagefolder"), WHOLE
+        elif known is not None:
+            name, offset = self._covered(known[0], self.request.kind == "disk"), known[1]
         else:
-            copies.write(look.content.data)
-        self._places.append((self.files.setdefault(self._name(file), len(self.files)), offset, len(look.content)))
+            name, offset = f"{self.role}.images", copies.tell()
+            with writing(self.entry / name):
+                copies.write(look.content or b"")
+        self._places.append((self.files.setdefault(name, len(self.files)), offset, look.length))
         self._shapes.append(found.shape)
         self._digest.update(found.digest)
         self._histogram += np.stack([np.bincount(channel, minlength=256) for channel in found.levels.T])
         self.blended += found.is_blended
 
-    def _name(self, file: str) -> str:
-        """A file's name in the index, without the source's directory, which may move."""
-        root = self.request.place + os.sep
-        return BELOW + file.removeprefix(root) if file.startswith(root) else file
+    def _covered(self, file: str, covered: bool) -> str:
+        """The name of a file in the index: without the source's directory, which may move, if the key covers it."""
+        root = os.path.join(self.request.place, "")
+        return BELOW + file.removeprefix(root) if covered and file.startswith(root) else file
 
     def write(self) -> dict[str, Any]:
         """Write the tables of the split; returns what its entry in meta.json tells."""
@@ -125,23 +150,22 @@ class Indexer:
         """Mean and std per channel, in 0..1, of the levels on a grid of each image."""
         return moments(self._histogram)
 
-    def stamps(self) -> list[list[Any]]:
-        """Stamps of the files that the key of the data does not cover."""
-        covered = self.request.kind == "imagefolder"
-        return [] if covered else [file_stamp(file) for file in self.files if Path(file).is_absolute()]
 
-
-def _look(request: Request, row: Any) -> Look:
-    content, path = np.empty(0, dtype=np.uint8), held(row)[1] if held(row)[0] is None else None
+def _look(request: Request, is_copied: bool, row: Any) -> Look:
+    given, path = held(row)
+    whole = path if given is None else None
+    length, content, stamp = 0, None, None
     try:
-        if path is not None and is_elsewhere(path):
-            Refusals.check_place(request, path)
-            content, path = bytes_of(row), None
-        else:
-            content = bytes_of(row)
-        return Look(content, path, measured(content, request.background))
+        if whole is not None and is_elsewhere(whole):
+            Refusals.check_place(request, whole)
+            whole, is_copied = None, True
+        if whole is not None and request.kind != "imagefolder":
+            stamp = file_stamp(whole)
+        encoded = bytes_of(row)
+        length, content = len(encoded), encoded.tobytes() if is_copied and whole is None else None
+        return Look(measured(encoded, request.background), length, content, whole, stamp)
     except Exception as error:  # PIL's readers raise many kinds of exceptions for broken files
-        return Look(content, held(row)[1], error)
+        return Look(error, length, None, path, stamp)
 
 
 def write_index(
@@ -164,15 +188,17 @@ def write_index(
         indexer = Indexer(split, request, entry, role)
         indexer.run(check)
         meta["splits"][role] = indexer.write()
-        meta["stamps"] += indexer.stamps()
+        meta["stamps"] += indexer.stamps
         if role == "train":
             meta["mean"], meta["std"] = indexer.moments
     write_synced(entry / "meta.json", json.dumps(meta).encode())
     flush_directory(entry)
 
 
-def read_index(request: Request, resize: int | None, entry: Path) -> Source:
+def read_index(request: Request, resize: int | None, entry: Path) -> Source | None:
     """The source of an index, whose images are read at each use; see `kaizen.data.entries.Read`.
+
+    None if all images are small and the request does not ask for files.
 
     Args:
         resize: shorter side of unaugmented images; None: see `evaluation_side`.
@@ -183,10 +209,10 @@ def read_index(request: Request, resize: int | None, entry: Path) -> Source:
     meta = json.loads((entry / "meta.json").read_bytes())
     check_stamps(meta["stamps"])
     shapes = {role: _table(entry, role, "shapes", meta, SHAPE, np.int32) for role in ("train", "test")}
+    if request.store == AUTO and all(_are_small(found) for found in shapes.values()):
+        return None
     size = request.image_size or _common_side(shapes["train"], shapes["test"])
-    if resize is not None and resize < size:
-        problem = f"is {resize}; allowed: at least {size}, the side of the images (data.image_size)"
-        raise ConfigError("eval.resize", problem)
+    check_resize(resize, size)
     decoding = Decoding(size, resize or evaluation_side(size), str(meta["background"]), request.workers)
     train, test = (_read_split(entry, role, meta, shapes[role], decoding, request) for role in ("train", "test"))
     mean, std = ((float(red), float(green), float(blue)) for red, green, blue in (meta["mean"], meta["std"]))
@@ -202,6 +228,18 @@ def read_index(request: Request, resize: int | None, entry: Path) -> Source:
         is_size_found=request.image_size is None,
         resize=decoding.resize,
     )
+
+
+def check_resize(resize: int | None, size: int) -> None:
+    """Refuse a shorter side that is below the side of the images."""
+    if resize is not None and resize < size:
+        problem = f"is {resize}; allowed: at least {size}, the side of the images (data.image_size)"
+        raise ConfigError("eval.resize", problem)
+
+
+def _are_small(shapes: np.ndarray) -> bool:
+    heights, widths = shapes[:, 0], shapes[:, 1]
+    return bool((heights == widths).all()) and int(heights.max()) <= SMALL
 
 
 def _common_side(*shapes: np.ndarray) -> int:

@@ -46,7 +46,9 @@ def _shape(image: "Image.Image") -> Shape:
 
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     plain = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and orientation == 1
-    width, height = image.size if orientation not in TURNED else image.size[::-1]
+    # Pillow has turned the size of a TIFF already.
+    turns = orientation in TURNED and image.format != "TIFF"
+    width, height = image.size[::-1] if turns else image.size
     return Shape(height, width, plain)
 
 

@@ -52,7 +52,7 @@ class Memory:
         """A memory without images; logits: classes that it stores logits of; decoding: of encoded images."""
         none = torch.empty(0, dtype=torch.int64)
         pixels = torch.empty(0, channels, size, size, dtype=torch.uint8)
-        images = pixels if decoding is None else Encoded.none(decoding)
+        images = pixels if decoding is None else Encoded.collected([], decoding)
         return Memory(images, none, none.clone(), none.clone(), None if logits is None else torch.empty(0, logits))
 
     @property
@@ -172,11 +172,13 @@ class Choice:
     def _images(self, memory: Memory, images: Images) -> Tensor | Encoded:
         if isinstance(images, Encoded):
             assert isinstance(memory.images, Encoded)
-            joined = memory.images.followed_by(images.take(self.ids))
-            return joined if self.rows is None else joined.take(self.rows.numpy())
+            # Only what is kept is read: with a budget a whole task may be taken up and cut.
+            both = [(memory.images, row) for row in range(len(memory))] + [(images, int(row)) for row in self.ids]
+            kept = both if self.rows is None else [both[row] for row in self.rows.tolist()]
+            return Encoded.collected(kept, images.decoding)
         assert isinstance(memory.images, Tensor)
-        both = torch.cat([memory.images, torch.from_numpy(images[self.ids])])
-        return both if self.rows is None else both[self.rows]
+        pixels = torch.cat([memory.images, torch.from_numpy(images[self.ids])])
+        return pixels if self.rows is None else pixels[self.rows]
 
 
 def choose(

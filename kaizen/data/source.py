@@ -17,7 +17,7 @@ from kaizen.data import cache as caches
 from kaizen.data import entries, origins, store
 from kaizen.data.columns import read_columns
 from kaizen.data.files import KINDS, Request, find_files
-from kaizen.data.index import FORMAT, read_index, write_index
+from kaizen.data.index import FORMAT, check_resize, read_index, write_index
 from kaizen.data.known import KNOWN_SOURCES
 from kaizen.data.rows import are_small, own_size
 from kaizen.data.splits import Source, undecoded
@@ -53,13 +53,19 @@ def load_source(
         raise ConfigError(
             ".".join(map(str, ("data", *first["loc"]))), f"is {first['input']!r}: {first['msg']}"
         ) from None
+    _check_store(request.store, resize)
     found = _found(request, None if resize == AUTO else resize, check, decode)
-    if resize not in (AUTO, None) and found.resize is None:
+    _check_store(found.store, resize)
+    return found
+
+
+def _check_store(kind: str, resize: int | str | None) -> None:
+    """Refuse an eval.resize that does not fit a store, which may still be open."""
+    if kind == "pixels" and resize not in (AUTO, None):
         raise ConfigError("eval.resize", f"is {resize}; allowed with data.store pixels, whose images are squares: null")
-    if resize is None and found.resize is not None:
+    if kind == "files" and resize is None:
         problem = "is null; allowed with data.store files: auto, or the shorter side of test images, as 256"
         raise ConfigError("eval.resize", problem)
-    return found
 
 
 def _found(request: Request, resize: Any, check: Callable[[], None], decode: bool) -> Source:
@@ -70,13 +76,12 @@ def _found(request: Request, resize: Any, check: Callable[[], None], decode: boo
     files = find_files(request)
     opened: Any = () if files.splits else origins.open_library(request)
     places = _places(request, cache, files.stamp or [part._fingerprint for part in opened])
+    read_files, read_pixels = partial(read_index, request, resize), partial(store.read, request)
     kind, found = request.store, None
-    reads: dict[str, entries.Read] = {
-        "files": partial(read_index, request, resize),
-        "pixels": partial(store.read, small=kind == AUTO),
-    }
-    for one in reads if kind == AUTO else [kind]:
-        found = found or entries.read_entry(places[one], reads[one])
+    if kind != "pixels":
+        found = entries.read_entry(places["files"], read_files)
+    if kind != "files" and found is None:
+        found = entries.read_entry(places["pixels"], read_pixels)
     if found is None:
         with caches.workplace(cache, places["files"].name) as work:
             with origins.guarded(request):
@@ -87,11 +92,13 @@ def _found(request: Request, resize: Any, check: Callable[[], None], decode: boo
             if not decode:
                 return replace(undecoded(splits, size, names, kind, resize), test_fraction=request.test_fraction)
             if kind == "files":
+                check_resize(resize, size)
                 write_index(work / "entry", splits, request, names, check)
             else:
                 store.write_entry(work / "entry", splits, size, request, names, check)
-            entries.publish(work / "entry", places[kind], reads[kind])
-        found = entries.read_entry(places[kind], reads[kind])
+            read = read_files if kind == "files" else read_pixels
+            entries.publish(work / "entry", places[kind], read)
+        found = entries.read_entry(places[kind], read)
     if found is None:
         raise ConfigError("data.cache_dir", f"{places[kind]} cannot be read back; name another directory")
     return replace(found, notes=files.notes, test_fraction=request.test_fraction)

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from kaizen.config.types import AUTO
 from kaizen.data.entries import (
     check_stamps,
     moments,
@@ -87,16 +88,15 @@ def write_entry(
     flush_directory(entry)
 
 
-def read(entry: Path, *, small: bool = False) -> Source:
+def read(request: Request, entry: Path) -> Source | None:
     """The source of an entry, mapped read only.
 
-    Args:
-        small: only if all images were small (see `kaizen.data.rows.is_small`), else a FileNotFoundError.
+    None if the request leaves the store open and not all images were small (see `kaizen.data.rows.is_small`).
     """
     meta = json.loads((entry / "meta.json").read_bytes())
     check_stamps(meta["files"])
-    if small and not meta["is_small"]:
-        raise FileNotFoundError(entry)
+    if request.store == AUTO and not meta["is_small"]:
+        return None
     mean, std = ((float(red), float(green), float(blue)) for red, green, blue in (meta["mean"], meta["std"]))
     return Source(
         train=_read_split(entry, "train", meta),

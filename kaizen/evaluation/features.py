@@ -55,9 +55,8 @@ def extract_features(
     with closing(_ahead(mine)) as read:
         for number in range(max(map(len, parts))):
             check()
-            for pixels in read if number < len(mine) else ():
-                local.append(encode(encoder, parallel.put(torch.from_numpy(pixels)), moments, layout))
-                break
+            if number < len(mine):
+                local.append(encode(encoder, parallel.put(torch.from_numpy(next(read))), moments, layout))
     encoder.train(was_training)
     return parallel.group.gather(torch.cat(local), [sum(len(ids) for _, ids in part) for part in parts])
 

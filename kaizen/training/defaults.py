@@ -105,9 +105,8 @@ def suit(config: Config, facts: Facts) -> tuple[Config, list[str]]:
         few = f"{part:.0%} of the smallest class's {facts.smallest} images is {few_images}"
         lines.append(f"{'auto':19} replay at least {AUTO_LEAST} images per class: {few}; published: {part:.0%}")
     optim, encoder = optim.model_copy(update=chosen), encoder.model_copy(update={"stem": stem})
-    data = config.data.model_copy(update={"store": "pixels" if facts.resize is None else "files"})
-    evaluation = config.eval.model_copy(update={"resize": facts.resize})
-    suited = config.model_copy(update={"optim": optim, "encoder": encoder, "data": data, "eval": evaluation})
+    suited = config.model_copy(update={"optim": optim, "encoder": encoder})
+    suited = suited.with_store("pixels" if facts.resize is None else "files", facts.resize)
     check_pairs(suited)
     return suited, lines
 

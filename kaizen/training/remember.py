@@ -37,10 +37,16 @@ def kept_bytes(config: Config, stream: Stream, task: int, features: int) -> int:
     return statistics_bytes(len(stream.taught(task)), features) if config.statistics.keep else 0
 
 
-def image_bytes(config: Config, stream: Stream) -> int:
-    """Bytes of an image in the replay memory, of the largest if they are encoded, and of its stored logits."""
+def image_bytes(config: Config, stream: Stream, ids: np.ndarray | None = None) -> int:
+    """Bytes of an image in the replay memory with its stored logits; of the largest of these if they are encoded.
+
+    Args:
+        ids: (n,) rows of the train split; None: all.
+    """
     images = stream.source.train.images
-    largest = int(images.lengths.max()) if isinstance(images, Encoded) else int(np.prod(images.shape[1:]))
+    largest = int(np.prod(images.shape[1:]))
+    if isinstance(images, Encoded):
+        largest = int((images.lengths if ids is None else images.lengths[ids]).max())
     return largest + logit_bytes(config, stream)
 
 
@@ -67,15 +73,18 @@ def check_budget(config: Config, stream: Stream) -> None:
         return
     with torch.device("meta"):
         features = build_encoder(config.encoder, config.data.image_size).feature_dim
-    groups, needed, each = stream.groups, 0, image_bytes(config, stream)
+    groups, needed, images = stream.groups, 0, stream.groups * image_bytes(config, stream)
     for number in range(stream.first, len(stream.tasks)):
-        if config.replay.policy != "none":
-            groups += 1 if config.replay.policy == "reservoir" else len(stream.labels_of(number))
-        needed = max(needed, groups * each + kept_bytes(config, stream, number, features))
+        ids = stream.tasks[number].train
+        alike = [] if config.replay.policy == "none" else [ids]
+        if config.replay.policy not in ("none", "reservoir"):
+            alike = [ids[stream.labels[ids] == label] for label in stream.labels_of(number)]
+        groups, images = groups + len(alike), images + sum(image_bytes(config, stream, some) for some in alike)
+        needed = max(needed, images + kept_bytes(config, stream, number, features))
     if budget < needed:
         kept = f" and {kept_bytes(config, stream, len(stream.tasks) - 1, features)} of statistics" if keep else ""
         less = ", or statistics.keep false" if keep else ""
-        problem = f"is {budget}; {groups} images, one of each class of each task, take {groups * each} bytes{kept}"
+        problem = f"is {budget}; {groups} images, one of each class of each task, take {images} bytes{kept}"
         raise ConfigError("replay.bytes", f"{problem}; allowed: at least {needed}{less}")
 
 

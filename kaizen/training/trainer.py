@@ -9,7 +9,7 @@ from torch import Tensor
 
 import kaizen
 from kaizen.config.schema import Config
-from kaizen.data.chapters import held_extensions, open_chapters
+from kaizen.data.chapters import held_extensions, held_store, open_chapters
 from kaizen.data.load import Stream, load_stream
 from kaizen.errors import ConfigError, KaizenError, Stopped, explained
 from kaizen.evaluation.evaluator import Evaluator
@@ -65,8 +65,8 @@ class Trainer:
         tracker = "wandb" if config.log.wandb != "disabled" else None
         self.parallel = Parallel(log_with=tracker, deterministic=config.run.deterministic)
         self.callbacks = Callbacks(callbacks, active=self.parallel.is_main)
-        held = self.parallel.on_main(lambda: held_extensions(config, path))
-        self.config = config = config.model_copy(update={"extensions": held})
+        held, store = self.parallel.on_main(lambda: (held_extensions(config, path), held_store(config, path)))
+        self.config = config = config.with_store(*store).model_copy(update={"extensions": held})
         self.directory = RunDirectory(path, config, self.parallel)
         self.directory.lock()
         self.parallel.watch(self.directory.write_failure, lambda: stop.signalled)

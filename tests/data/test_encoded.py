@@ -98,6 +98,28 @@ def test_an_unaugmented_image_is_torchvisions_resize_and_centre_crop(size: tuple
     assert np.abs(found - np.asarray(usual)).max() <= 2
 
 
+@pytest.mark.parametrize("size", [(641, 483), (483, 641), (700, 355), (1123, 512)])
+def test_an_unaugmented_image_lies_the_same_where_it_is_decoded_at_reduced_size(size: tuple[int, int]) -> None:
+    smooth = noise(size[0] // 16, size[1] // 16).resize(size, Image.Resampling.BICUBIC)
+    content = bytes_array(jpeg(smooth))
+    shape, decoding = shape_of(content), Decoding(64, 73)
+    reduced, whole = (centre(content, one, decoding).astype(int) for one in (shape, replace(shape, plain=False)))
+    gaps = np.abs(reduced - whole)
+    assert 0 < gaps.mean() < 0.6
+    assert np.quantile(gaps, 0.99) <= 4
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_a_turned_image_of_any_format_has_the_shape_of_its_pixels(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[Image.ExifTags.Base.Orientation] = orientation
+    content = bytes_array(encoded(noise(40, 30), kind, exif=exif)["bytes"])
+    shape = shape_of(content)
+    assert (shape.width, shape.height) == rgb(content.tobytes()).size
+    assert len(crops(content, shape, [(0, 0, 20, 20)], [8], "white")) == 1
+
+
 def encoded_source(tmp_path: Path, rows: list[dict[str, object]], **options: object) -> Encoded:
     images = load_images(tmp_path, rows, store="files", image_size=16, **options).train.images
     assert isinstance(images, Encoded)
@@ -212,7 +234,8 @@ def test_what_is_made_ahead_is_bounded_in_bytes(tmp_path: Path) -> None:
 
 def test_an_image_in_memory_is_read_as_one_in_a_file(tmp_path: Path) -> None:
     images = encoded_source(tmp_path, [encoded(noise(30, 20)), encoded(clear()), {"bytes": jpeg(noise(21, 35))}])
-    held = images.take(np.array([2, 0])).followed_by(images.take(np.array([1])))
+    two = images.take(np.array([2, 0]))
+    held = Encoded.collected([(two, 0), (two, 1), (images, 1)], images.decoding)
     assert np.array_equal(held[np.arange(3)], images[np.array([2, 0, 1])])
     again = Encoded.of_tensors(held.tensors(), held.decoding)
     assert np.array_equal(again[np.array([1])], images[np.array([0])])

@@ -171,3 +171,52 @@ def test_mean_and_std_are_those_of_the_images_levels(tmp_path: Path) -> None:
     rows = [encoded(Image.fromarray(one)) for one in levels]
     found = load_images(tmp_path, rows, **FILES)
     assert (*found.mean, *found.std) == pytest.approx((*[105 / 255] * 3, *[95 / 255] * 3))
+
+
+def test_an_index_of_small_squares_is_not_taken_where_the_store_is_open(tmp_path: Path) -> None:
+    small = [encoded(picture(i, (32, 32))) for i in range(4)]
+    name = load_images(tmp_path, small, store="files", image_size=8)
+    assert name.store == "files"
+    assert load(tmp_path, f"parquet:{tmp_path}/data", store="auto", image_size=8).store == "pixels"
+
+
+@pytest.mark.parametrize("place", ["img", "data/img"])
+def test_files_that_rows_name_are_followed_and_found_changed(
+    tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(place).mkdir(parents=True)
+    names = [f"{place}/{i}.jpg" for i in range(3)]
+    for number, name in enumerate(names):
+        Path(name).write_bytes(jpeg(picture(number, (30, 20))))
+    Path(names[2]).write_bytes(b"not yet an image")
+    rows = [{"bytes": None, "path": name} for name in names]
+    features = datasets.Features(
+        {"image": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}, "label": LABELS}
+    )
+    table = datasets.Dataset.from_dict({"image": rows, "label": [0, 1, 2]}, features=features)
+    source = write_parquet(tmp_path / "data", table, table)
+    first = load(tmp_path, source, broken="skip", **FILES)
+    monkeypatch.chdir("/")
+    assert first.train.images[np.arange(2)].shape == (2, 3, 16, 16)
+    monkeypatch.chdir(tmp_path)
+    Path(names[2]).write_bytes(jpeg(picture(7, (30, 20))))  # mended
+    again = load(tmp_path, source, broken="skip", **FILES)
+    assert len(again.train.images) == 3
+    Path(names[0]).write_bytes(jpeg(picture(8, (31, 20))))
+    assert load(tmp_path, source, broken="skip", **FILES).digest() != again.digest()
+
+
+def test_a_run_reads_on_where_its_cache_is_cleared(tmp_path: Path) -> None:
+    found = load(tmp_path, written("parquet", tmp_path / "data"), **FILES)
+    shutil.rmtree(tmp_path / "cache")
+    assert found.test.images[np.arange(3)].shape == (3, 3, 16, 16)
+
+
+def test_a_shared_file_that_is_cut_short_is_an_error_and_no_crash(tmp_path: Path) -> None:
+    found = load(tmp_path, written("disk", tmp_path / "data"), **FILES)
+    (file,) = (tmp_path / "data/train").glob("*.arrow")
+    with file.open("r+b") as opened:
+        opened.truncate(100)
+    with pytest.raises(ConfigError, match=r"arrow, row \d+: image can no longer be read \(it has 0 bytes"):
+        _ = found.train.images[np.arange(9)]

@@ -45,7 +45,9 @@ def main(count: int) -> None:
         source = photographs.write(Path(place) / "images", count, least=375, most=500, classes=2)
         images = load_source(source, image_size=224, store="files", cache_dir=f"{place}/cache").train.images
         assert isinstance(images, Encoded)
-        cropper = Cropper(images, Encoded.none(images.decoding), [ViewConfig()] * 2, pinned=torch.cuda.is_available())
+        cropper = Cropper(
+            images, Encoded.collected([], images.decoding), [ViewConfig()] * 2, pinned=torch.cuda.is_available()
+        )
         keys, none = hash_rows(1, torch.arange(len(images))), np.empty(0, dtype=np.int64)
         threads = rate(lambda rows: cropper.crop(rows, none, keys[rows]), len(images))
         workers = images.decoding.pool._max_workers
