@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import kaizen
 from kaizen.commands import extend, report
+from kaizen.config.yaml import dump_yaml, parse_yaml
 
 SMALL = [*TINY, "--stream.tasks", "2", "--data.image_size", "24", "--optim.batch", "16", "--replay.batch", "8"]
 READERS = ["--eval.readers", "[classifier,knn]"]
@@ -54,6 +55,7 @@ def test_a_run_killed_in_every_task_ends_byte_for_byte_as_one_by_another_number_
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(
     whole: Path, arguments: list[str], launcher: Launcher, tmp_path: Path
 ) -> None:
@@ -91,6 +93,7 @@ def test_a_model_sees_files_as_the_evaluation_did(whole: Path, source: str) -> N
     assert [float(np.mean(found)) for found in right.values()] == pytest.approx(accuracies)
 
 
+@pytest.mark.slow
 def test_a_run_is_extended_by_images_that_stay_encoded_too(
     whole: Path, arguments: list[str], launcher: Launcher, tmp_path: Path
 ) -> None:
@@ -105,3 +108,19 @@ def test_a_run_is_extended_by_images_that_stay_encoded_too(
     held = load_file(run / "tasks/task-02/replay.safetensors")
     assert len(held["labels"]) == len(held["offsets"]) - 1 == 24
     assert report.main([str(run)]) == 0
+
+
+@pytest.mark.slow
+def test_a_run_of_an_earlier_version_keeps_its_pixels(
+    source: str, arguments: list[str], launcher: Launcher, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    begun = [*arguments, "--run.dir", str(run)]
+    assert launcher.run([*begun, "--data.store", "pixels"]) == 0
+    tree = parse_yaml((run / "config.yaml").read_text())
+    assert (tree["data"].pop("store"), tree["eval"].pop("resize")) == ("pixels", None)
+    (run / "config.yaml").write_text("# recipe: digits-mocov2plus\n" + dump_yaml(tree))
+    assert launcher.run(begun) == 0
+    assert extend.main([str(run), "--data.source", source]) == 0
+    assert launcher.run([str(run / "config.yaml"), "--run.dir", str(run)]) == 0
+    assert load_file(run / "tasks/task-02/replay.safetensors")["images"].ndim == 4
