@@ -1,4 +1,4 @@
-"""`python -m kaizen cache`: lists the data sets whose decoded images are kept, and deletes them."""
+"""`python -m kaizen cache`: lists the data sets whose pixels or index are kept, and deletes them."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from kaizen.data.cache import cache_folder, clear, entries
 from kaizen.errors import ConfigError
 
 USAGE = "python -m kaizen cache [--clear [NAME]] [--data.cache_dir DIR]"
-ABOUT = "List the cache of decoded images: name, size, age and source of each data set. A cleared set is decoded again."
+ABOUT = "List the cache of images: name, size, age and source of each data set. A cleared set is built again when needed."
 NAMED = 12
 """Number of digits of a name that are shown."""
 

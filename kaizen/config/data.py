@@ -37,7 +37,7 @@ class DataConfig(Section):
         "view is cropped from the original; auto: pixels for squares up to 64 pixels",
     )
     workers: Count | None = Field(
-        None, description="threads that decode, with store files; null: this process' share of the cores"
+        None, description="threads that decode, with store files; null: as many as the process computes with"
     )
     image_size: int | None = Field(
         None, ge=4, le=1024, description="side of the images in pixels; null: as in the data"
@@ -64,7 +64,7 @@ class DataConfig(Section):
     )
     background: Literal["white", "black"] = Field("white", description="colour behind transparent images")
     broken: Literal["error", "skip"] = Field("error", description="images that cannot be read: an error, or left out")
-    cache_dir: Text | None = Field(None, description="where decoded images are kept; null: ~/.cache/kaizen")
+    cache_dir: Text | None = Field(None, description="where pixels, or an index of files, are kept; null: ~/.cache/kaizen")
     normalize: Literal["dataset"] | tuple[tuple[float, float, float], tuple[Positive, Positive, Positive]] = Field(
         "dataset", description="dataset: mean and std of the training images; or [[mean x 3], [std x 3]] of levels 0..1"
     )

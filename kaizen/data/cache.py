@@ -1,4 +1,4 @@
-"""The cache of decoded images as a directory: its location, its entries, and how they are deleted."""
+"""The cache of pixels and of indices as a directory: its location, its entries, and how they are deleted."""
 
 import json
 import os
@@ -36,7 +36,7 @@ class Entry:
 
 
 def cache_folder(given: str | None) -> Path:
-    """Where decoded images are kept: the directory given, else one in the user's home."""
+    """Where pixels and indices are kept: the directory given, else one in the user's home."""
     if given is not None:
         return user_path("data.cache_dir", given).absolute()
     try:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 KEPT = 2
-"""Pixels per side that a pixel of the result has at least where an image is decoded at reduced size: grey levels then
-differ by 0.6 on average and by 4 at 99 % of pixels from those of the whole image."""
+"""Where an image is decoded at reduced size, a pixel of the result is made of this many pixels per side or more. Grey
+levels then differ by 0.6 on average, and by 4 at 99 % of pixels, from those of the whole image (two photographs)."""
 REDUCTIONS = (8, 4, 2)
 """Reductions of libjpeg that skip work, largest first."""
 
