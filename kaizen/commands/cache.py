@@ -7,7 +7,7 @@ from kaizen.data.cache import cache_folder, clear, entries
 from kaizen.errors import ConfigError
 
 USAGE = "python -m kaizen cache [--clear [NAME]] [--data.cache_dir DIR]"
-ABOUT = "List the cache of images: name, size, age and source of each data set. A cleared set is built again when needed."
+ABOUT = "List the cache of images: name, size, age and source of each data set. A cleared set is built again."
 NAMED = 12
 """Number of digits of a name that are shown."""
 

@@ -64,7 +64,9 @@ class DataConfig(Section):
     )
     background: Literal["white", "black"] = Field("white", description="colour behind transparent images")
     broken: Literal["error", "skip"] = Field("error", description="images that cannot be read: an error, or left out")
-    cache_dir: Text | None = Field(None, description="where pixels, or an index of files, are kept; null: ~/.cache/kaizen")
+    cache_dir: Text | None = Field(
+        None, description="where pixels or an index of files are kept; null: ~/.cache/kaizen"
+    )
     normalize: Literal["dataset"] | tuple[tuple[float, float, float], tuple[Positive, Positive, Positive]] = Field(
         "dataset", description="dataset: mean and std of the training images; or [[mean x 3], [std x 3]] of levels 0..1"
     )

@@ -112,8 +112,8 @@ class Indexer:
             self.refusals.add(number, look.path, found)
             return
         if look.path is not None:
-            name, offset = self._covered(os.path.abspath(look.path), self.request.kind == "imagefolder"), WHOLE
-        elif known is not None:
+            name, offset = self._covered(look.path, self.request.kind == "imagefolder"), WHOLE
+        elif known is not None and look.content is None:
             name, offset = self._covered(known[0], self.request.kind == "disk"), known[1]
         else:
             name, offset = f"{self.role}.images", copies.tell()
@@ -153,11 +153,11 @@ class Indexer:
 
 def _look(request: Request, is_copied: bool, row: Any) -> Look:
     given, path = held(row)
-    whole = path if given is None else None
+    whole = os.path.abspath(path) if given is None and path is not None else None
     length, content, stamp = 0, None, None
     try:
-        if whole is not None and is_elsewhere(whole):
-            Refusals.check_place(request, whole)
+        if whole is not None and is_elsewhere(path):
+            Refusals.check_place(request, str(path))
             whole, is_copied = None, True
         if whole is not None and request.kind != "imagefolder":
             stamp = file_stamp(whole)
