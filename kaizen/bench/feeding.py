@@ -10,6 +10,7 @@ from kaizen.bench.measure import WARM_UP, workplace
 from kaizen.bench.session import Session, begin_run
 from kaizen.bench.spread import Spread, spread
 from kaizen.bench.synthetic import choose_stream
+from kaizen.bench.table import row, shown
 from kaizen.config.schema import Config
 from kaizen.data.encoded import Encoded
 from kaizen.data.feed import Feed, HostBatch
@@ -33,9 +34,6 @@ class Ready:
     def take(self, step: int) -> list[HostBatch]:
         """The batches of a step."""
         return self._batches[step % len(self._batches)]
-
-    def close(self) -> None:
-        """Nothing to end."""
 
 
 def measure_data(
@@ -120,8 +118,6 @@ def _steps(session: Session, turns: int) -> Spread:
 
 def data_lines(found: dict[str, Any]) -> Iterator[str]:
     """The numbers of `measure_data`."""
-    from kaizen.bench.table import row, shown
-
     yield row("recipe", f"{found['recipe']}, {found['data']}")
     yield row("data.store", found["store"])
     for workers, rate in found["feeds"].items():

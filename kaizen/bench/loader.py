@@ -63,6 +63,8 @@ def pil_loader(
 ) -> DataLoader[tuple[Tensor, ...]]:
     """Endless full batches, each a list of views (batch, 3, s, s), from `workers` processes, or from this one if 0.
 
+    `moments` are mean and standard deviation (3,) of the channels, of pixels from 0 to 1.
+
     Raises:
         ValueError: there are no images.
     """
@@ -79,36 +81,24 @@ def pil_loader(
     )
 
 
-def pil_rate(
-    contents: Sequence[Content],
-    views: Sequence[ViewConfig],
-    size: int,
-    moments: tuple[Tensor, Tensor],
-    batch: int,
-    workers: int,
-    batches: int,
-) -> float:
-    """Images per second of the usual pipeline, each with all of its views; torch has one thread, in this process too.
+def pil_rate(loader: DataLoader[tuple[Tensor, ...]], batches: int) -> float:
+    """Images per second of a `pil_loader`, each with all of its views; torch has one thread, in this process too.
 
     The first batch of every worker warms up. `batches` are then timed, rounded up to as many for each worker: all
     workers finish at about the same time, so that another number would measure a part of a round.
-    `moments` are mean and standard deviation (3,) of the channels, of pixels from 0 to 1.
-
-    Raises:
-        ValueError: there are no images.
     """
-    each, threads = max(workers, 1), torch.get_num_threads()
+    each, threads = max(loader.num_workers, 1), torch.get_num_threads()
     batches = math.ceil(batches / each) * each
     torch.set_num_threads(1)
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            feed = iter(pil_loader(contents, views, size, moments, batch, workers))
+            feed = iter(loader)
             for _ in range(each):
                 next(feed)
             began = time.perf_counter()
             for _ in range(batches):
                 next(feed)
-            return batch * batches / (time.perf_counter() - began)
+            return (loader.batch_size or 1) * batches / (time.perf_counter() - began)
     finally:
         torch.set_num_threads(threads)
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from kaizen.bench.against import MOST_IMAGES
-from kaizen.bench.loader import pil_rate
+from kaizen.bench.loader import pil_loader, pil_rate
 from kaizen.bench.spread import Spread, ratio, spread
 from kaizen.config.schema import Config
 from kaizen.data.crops import Cropper
@@ -45,7 +45,7 @@ def compare_originals(config: Config, stream: Stream, repetitions: int) -> dict[
         return batches * BATCH / (time.perf_counter() - began)
 
     def theirs() -> float:
-        return pil_rate(contents, views, size, stream.moments, BATCH, workers, batches)
+        return pil_rate(pil_loader(contents, views, size, stream.moments, BATCH, workers), batches)
 
     held = torch.get_num_threads()
     torch.set_num_threads(workers)

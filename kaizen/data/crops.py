@@ -58,7 +58,7 @@ class Cropper:
         def work(place: int) -> None:
             images, row = sources[place]
             crops = images.crop(row, [view[place] for view in boxes], self.sizes)
-            # NumPy's copy, as torch's would start threads here; a mirrored one takes no longer.
+            # A mirrored copy takes no longer than a plain one.
             for array, crop, mirror in zip(arrays, crops, mirrored, strict=True):
                 np.copyto(array[place], (crop[:, ::-1] if mirror[place] else crop).transpose(2, 0, 1))
 

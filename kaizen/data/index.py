@@ -32,7 +32,7 @@ from kaizen.data.images import bytes_of, file_stamp, held, is_elsewhere
 from kaizen.data.known import SMALL
 from kaizen.data.measured import Measured, measured
 from kaizen.data.pool import pool
-from kaizen.data.rows import MOST_ROWS, Refusals, Undecoded, chunks, common_side
+from kaizen.data.rows import MOST_ROWS, Refusals, Undecoded, check_place, chunks, common_side
 from kaizen.data.splits import Source, Split
 from kaizen.data.tables import Part, Places
 from kaizen.errors import ConfigError
@@ -157,7 +157,7 @@ def _look(request: Request, is_copied: bool, row: Any) -> Look:
     length, content, stamp = 0, None, None
     try:
         if whole is not None and is_elsewhere(path):
-            Refusals.check_place(request, str(path))
+            check_place(request, str(path))
             whole, is_copied = None, True
         if whole is not None and request.kind != "imagefolder":
             stamp = file_stamp(whole)

@@ -109,6 +109,12 @@ def _sizes(split: Undecoded, check: Callable[[], None]) -> Iterator["Counter[tup
         yield sizes
 
 
+def check_place(request: Request, path: str) -> None:
+    """Refuse a row whose image is elsewhere, where the files that rows name must be on this machine."""
+    if request.stamps_files and is_elsewhere(path):
+        raise ValueError("it is elsewhere; allowed: images in the table itself, or paths on this machine")
+
+
 class Refusals:
     """Images that cannot be read: each ends the work, or is left out and recorded (data.broken).
 
@@ -139,12 +145,6 @@ class Refusals:
             raise ConfigError("data.source", problem + remedy) from error
         self.skipped[index] = problem
 
-    @staticmethod
-    def check_place(request: Request, path: str) -> None:
-        """Refuse a row whose image is elsewhere, where the files that rows name must be on this machine."""
-        if request.stamps_files and is_elsewhere(path):
-            raise ValueError("it is elsewhere; allowed: images in the table itself, or paths on this machine")
-
 
 class Decoder:
     """Decodes the images of a split, and records what it finds.
@@ -160,11 +160,6 @@ class Decoder:
         self.split, self.size, self.request = split, size, request
         self.refusals, self.blended, self.is_small = Refusals(split, request), 0, True
         self.files: list[list[Any]] = []
-
-    @property
-    def skipped(self) -> dict[int, str]:
-        """Reasons by row of images that are left out."""
-        return self.refusals.skipped
 
     def chunks(self, check: Callable[[], None] = lambda: None) -> Iterator[np.ndarray]:
         """Chunks uint8 (k, 3, size, size) of a few megabytes, in row order; `check` is called before each."""
@@ -183,7 +178,7 @@ class Decoder:
         content, path = held(row)
         try:
             if content is None and path is not None:
-                self.refusals.check_place(self.request, path)
+                check_place(self.request, path)
                 if self.request.stamps_files:
                     self.files.append(file_stamp(path))
             image, is_blended = decode_image(row, self.request.background)

@@ -40,7 +40,7 @@ def _write_images(path: Path, decoder: Decoder, check: Callable[[], None]) -> tu
             content = chunk.tobytes()
             digest.update(content)
             file.write(content)
-        if decoder.skipped:
+        if decoder.refusals.skipped:
             file.seek(0)
             _write_header(file, decoder)
         file.flush()
@@ -50,7 +50,7 @@ def _write_images(path: Path, decoder: Decoder, check: Callable[[], None]) -> tu
 
 def _write_header(file: BinaryIO, decoder: Decoder) -> None:
     """The header of an .npy file of the images that are kept; numpy gives it the same length for any number."""
-    shape = (len(decoder.split.labels) - len(decoder.skipped), 3, decoder.size, decoder.size)
+    shape = (len(decoder.split.labels) - len(decoder.refusals.skipped), 3, decoder.size, decoder.size)
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
 
@@ -74,10 +74,10 @@ def write_entry(
     for name, split in splits.items():
         decoder = Decoder(split, size, request)
         histogram, digest = _write_images(entry / f"{name}.images.npy", decoder, check)
-        count, skipped = len(split.labels) - len(decoder.skipped), list(decoder.skipped.values())
+        count, skipped = len(split.labels) - len(decoder.refusals.skipped), list(decoder.refusals.skipped.values())
         if count == 0:
             raise ConfigError("data.source", f"no image of split {split.name!r} can be read; the first: {skipped[0]}")
-        write_numbers(entry, name, split.labels, split.domains, list(decoder.skipped))
+        write_numbers(entry, name, split.labels, split.domains, list(decoder.refusals.skipped))
         meta["splits"][name] = {"images": count, "domains": split.domains is not None, "sha256": digest}
         meta["splits"][name] |= {"skipped": skipped, "blended": decoder.blended}
         meta["files"] += decoder.files

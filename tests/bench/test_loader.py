@@ -35,7 +35,8 @@ def test_workers_make_batches_larger_than_the_data_after_torch_has_used_threads(
     try:
         torch.mm(torch.ones(600, 600), torch.ones(600, 600))
         torch.nn.functional.interpolate(torch.ones(64, 3, 64, 64), 32, mode="bicubic", antialias=True)
-        assert pil_rate([turned_jpeg(6), thin(), progressive_jpeg()], VIEWS, 16, MOMENTS, 8, workers, 3) > 0
+        loader = pil_loader([turned_jpeg(6), thin(), progressive_jpeg()], VIEWS, 16, MOMENTS, 8, workers)
+        assert pil_rate(loader, 3) > 0
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
@@ -45,7 +46,7 @@ def test_workers_make_batches_larger_than_the_data_after_torch_has_used_threads(
 
 def test_no_images_are_refused() -> None:
     with pytest.raises(ValueError, match="contents: is empty; allowed: at least one"):
-        pil_rate([], VIEWS, 16, MOMENTS, 8, 0, 1)
+        pil_rate(pil_loader([], VIEWS, 16, MOMENTS, 8, 0), 1)
 
 
 @pytest.mark.parametrize(
