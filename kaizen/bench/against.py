@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,9 +36,6 @@ def against_pil(images: np.ndarray, views: Sequence[ViewConfig], size: int, mome
 def pil_pipeline(view: ViewConfig, size: int, moments: tuple[Tensor, Tensor]) -> Callable[[Any], Tensor]:
     """One view (3, size, size) of an RGB picture of PIL, with torchvision's transforms in the usual order."""
 
-    def blurred(picture: Image.Image) -> Image.Image:
-        return picture.filter(ImageFilter.GaussianBlur(random.uniform(*view.blur_sigma)))
-
     bicubic = tv.InterpolationMode.BICUBIC
     steps: list[Any] = [tv.RandomResizedCrop(size, view.crop_scale, view.crop_ratio, interpolation=bicubic)]
     if view.jitter_p:
@@ -45,12 +43,16 @@ def pil_pipeline(view: ViewConfig, size: int, moments: tuple[Tensor, Tensor]) ->
     if view.gray_p:
         steps.append(tv.RandomGrayscale(view.gray_p))
     if view.blur_p:
-        steps.append(tv.RandomApply([tv.Lambda(blurred)], view.blur_p))
+        steps.append(tv.RandomApply([tv.Lambda(partial(_blurred, sigma=view.blur_sigma))], view.blur_p))
     if view.solarize_p:
         steps.append(tv.RandomSolarize(SOLARIZE_FROM, view.solarize_p))
     if view.flip_p:
         steps.append(tv.RandomHorizontalFlip(view.flip_p))
     return tv.Compose([*steps, tv.ToTensor(), tv.Normalize(*(moment.tolist() for moment in moments))])
+
+
+def _blurred(picture: Image.Image, sigma: tuple[float, float]) -> Image.Image:
+    return picture.filter(ImageFilter.GaussianBlur(random.uniform(*sigma)))
 
 
 def against_kornia(images: np.ndarray, views: Sequence[ViewConfig], size: int, moments: tuple[Tensor, Tensor]) -> Views:

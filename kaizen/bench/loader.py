@@ -1,6 +1,7 @@
 """The usual input pipeline: PIL and torchvision in the workers of a DataLoader; and what limits training."""
 
 import math
+import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
 from io import BytesIO
@@ -70,14 +71,15 @@ def pil_loader(
     """
     if not contents:
         raise ValueError("contents: is empty; allowed: at least one encoded image or path")
+    # Not forked from this process, whose memory is allocated as kaizen.data.pool asks.
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload([__name__])
     return DataLoader(
         TwoViews(contents, views, size, moments),
         batch,
         sampler=Endless(len(contents)),
         num_workers=workers,
-        # Images in memory are shared, not copied, and transforms need not be pickled. Each worker sets torch to one
-        # thread before it computes, so that it never enters the pool of threads, which does not survive the fork.
-        multiprocessing_context="fork" if workers else None,
+        multiprocessing_context=server if workers else None,
     )
 
 

@@ -1,10 +1,16 @@
 """Threads for work on single images, in each of which torch computes with one thread."""
 
+import ctypes
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from threading import Barrier
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""What glibc's malloc.h calls these."""
+KEPT_BLOCK, KEPT = 1 << 28, 1 << 30
+"""Bytes of the largest block that is kept when it is freed, and of all that are kept at the end of the heap."""
 
 
 @lru_cache(maxsize=8)
@@ -12,6 +18,7 @@ def pool(purpose: str, threads: int) -> ThreadPoolExecutor:
     """The process' threads for a purpose, which differs where one kind of work must not wait for another."""
     import torch
 
+    _keep_freed_memory()
     ready, held = Barrier(threads + 1), torch.get_num_threads()
 
     def begin() -> None:
@@ -26,6 +33,17 @@ def pool(purpose: str, threads: int) -> ThreadPoolExecutor:
     # Threads that are started later, by anyone, take over what was set last.
     torch.set_num_threads(held)
     return made
+
+
+@lru_cache(maxsize=1)
+def _keep_freed_memory() -> None:
+    """Have glibc keep what is freed, for the next images: it would return it, and the kernel clear it page by page."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return  # another C library, which has rules of its own
+    mallopt(M_MMAP_THRESHOLD, KEPT_BLOCK)
+    mallopt(M_TRIM_THRESHOLD, KEPT)
 
 
 def _nothing() -> None:

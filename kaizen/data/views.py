@@ -19,7 +19,7 @@ from kaizen.data.random import uniform
 
 CACHED_PIXELS = 96 * 32 * 32
 """Pixels that one CPU core augments at a time: each image tensor of such a part stays in the core's cache."""
-LEAST = 4
+LEAST = 8
 """Images that it augments at a time all the same, so that they share the operations on small tensors."""
 
 
@@ -108,8 +108,11 @@ def augment(
         return _distort(images, drawn, parameters, size, *moments).contiguous()
     part = max(LEAST, CACHED_PIXELS // (size * size))
     views = torch.empty(len(images), 3, size, size)
-    order = None if size * size >= LARGE else _order(draws, parameters, part)
-    if order is not None:
+    order, threads = None, torch.get_num_threads()
+    if size * size >= LARGE:
+        part = min(part, max(1, -(-len(images) // threads)))
+    else:
+        order = _order(draws, parameters, part)
         draws, extra = draws[order], None if extra is None else extra[order]
     drawn = _draw(draws, extra, parameters, sides)
 
@@ -122,7 +125,7 @@ def augment(
             x = _distort(images.index_select(0, order[some]), rows, parameters, size, *moments)
             torch.index_select(x, 0, order[some].argsort(), out=views[some])
 
-    parts, threads = -(-len(images) // part), torch.get_num_threads()
+    parts = -(-len(images) // part)
     if order is None and threads > 1:
         # Large images keep a thread busy by themselves: parts side by side take half the time of shared ones.
         each(work, parts, pool("views", threads))

@@ -35,7 +35,7 @@ def snapshots(run: Path) -> dict[str, bytes]:
 
 def wait_for_step(run: Path, step: int, alive: Callable[[], bool]) -> None:
     """Wait until the run has logged that step, or has ended."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline and alive():
         if (run / "log.jsonl").exists() and f'"step": {step},' in (run / "log.jsonl").read_text():
             return

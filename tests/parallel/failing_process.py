@@ -7,22 +7,21 @@ images of draw number STEP (0: it can read all).
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 from kaizen.commands.train import main
-from kaizen.data.feed import Feed
+from kaizen.data.feed import Feed, HostBatch
 
 if __name__ == "__main__":
     out, step, arguments = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
-    rank, gather, calls = os.environ["RANK"], Feed._gather, 0
+    rank, gather, calls = os.environ["RANK"], Feed.gather, 0
 
-    def failing(self: Feed, draw: Any) -> Any:
+    def failing(self: Feed, number: int) -> list[HostBatch]:
         global calls
         calls += 1
         if rank == "1" and calls == step:
             raise OSError("the images are missing")
-        return gather(self, draw)
+        return gather(self, number)
 
-    Feed._gather = failing  # type: ignore[method-assign]
+    Feed.gather = failing  # type: ignore[method-assign]
     (out / f"pid-{rank}").write_text(str(os.getpid()))
     sys.exit(main(arguments))
