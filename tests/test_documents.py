@@ -2,29 +2,25 @@
 
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from documents import DOCUMENTS, Command, commands_of
 from launches import ROOT
 from PIL import Image
+from small_sources import picture
 
 from kaizen.cli.resolve import parse_arguments, resolve
 from kaizen.cli.sweep import read_sweep
 from kaizen.commands import COMMANDS, bench, cache, eval, export, extend, predict, report, run, sweep, train
 from kaizen.parallel.launch import SEVERAL_ON_CPU
 
-FOLDERS = ("accelerate_configs", "kaizen", "launch", "tests")
-DOCUMENTS = [*sorted(ROOT.glob("*.md"), reverse=True), *(f for d in FOLDERS for f in sorted((ROOT / d).rglob("*.md")))]
-"""README.md first: later documents use the runs that its commands leave."""
 SMALL = (
     "--encoder.width 4 --stream.tasks 2 --optim.epochs 1 --optim.batch 128 --optim.warmup_epochs 0 "
     "--eval.readers classifier"
@@ -41,37 +37,10 @@ TOOLS = ("pip", "ruff", "mypy", "sha256sum", "touch", "export")
 """Programs whose arguments are not ours to check."""
 
 
-@dataclass(frozen=True)
-class Command:
-    """One command of a code block: where it stands, its environment and its words."""
-
-    document: Path
-    environment: dict[str, str]
-    words: list[str]
-
-    def __str__(self) -> str:
-        assigned = [f"{key}={value}" for key, value in self.environment.items()]
-        return shlex.join([*assigned, *self.words])
-
-
-def commands_of(document: Path) -> Iterator[Command]:
-    for block in re.findall(r"^ *```bash\n(.*?)^ *```$", document.read_text(), flags=re.DOTALL | re.MULTILINE):
-        for line in block.replace("\\\n", " ").splitlines():
-            lexer = shlex.shlex(line, posix=True, punctuation_chars="&;|<>")
-            lexer.whitespace_split = True
-            words: list[str] = []
-            for word in [*lexer, "&&"]:
-                if word != "&&":
-                    words.append(word)
-                elif words:
-                    count = next((i for i, w in enumerate(words) if not re.match(r"[A-Z_]+=", w)), len(words))
-                    environment = dict(assigned.split("=", 1) for assigned in words[:count])
-                    program = words[count].removeprefix(".venv/bin/").replace("python3", "python")
-                    yield Command(document, environment, [program, *words[count + 1 :]])
-                    words = []
-
-
 ALL = [command for document in DOCUMENTS for command in commands_of(document)]
+CLIP_ART = "/usr/share/openclipart/png"
+CLASSES = "computer shapes signs_and_symbols recreation people transportation food animals"
+"""Of them the README makes tasks; here a few small images stand for each."""
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +65,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Image.new("RGB", (16, 16), (40 * (number % 6), number, 255 - 30 * (number % 6))).save(file)
         for name in ("breed0", "new"):
             shutil.copytree(folder / f"data/pets/{split}/breed0", folder / f"data/more/{split}/{name}")
+    for seed, name in enumerate(CLASSES.split()):
+        for number in range(5):
+            file = folder / f"data/clipart/{name}/kind{number % 2}/{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            picture(10 * seed + number, (90 + number, 70), "RGBA").save(file)
     shutil.copytree(folder / "data/pets", folder / "moved/pets")
     shutil.copytree(folder / "data/pets", folder / "data/corrupted")
     Image.new("RGB", (16, 16)).save(folder / "data/corrupted/test/breed0/0.png")
@@ -266,7 +240,7 @@ def execute(command: Command, small: list[str]) -> int:
     """Run a command with these keys, the last of which is data.cache_dir; returns the exit code."""
     match command.words:
         case ["python", "train.py", *tokens]:
-            return train.main([*tokens, *small])
+            return train.main([*(token.replace(CLIP_ART, "data/clipart") for token in tokens), *small])
         case ["accelerate", "launch", "-q", "--config_file", "accelerate_configs/cpu.yaml", "train.py", *tokens]:
             return train.main([*tokens, *small])  # as a process of its own: tests/launch/test_accelerate_configs.py
         case ["python", "-m", "kaizen", "bench", *tokens]:

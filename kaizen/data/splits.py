@@ -108,7 +108,10 @@ def _described(images: list[Images], resize: int, size: int) -> list[str]:
         sides = np.concatenate(shapes)[:, :2]
         (low, left), (high, right) = sides.min(axis=0).tolist(), sides.max(axis=0).tolist()
         total = sum(int(held.lengths.sum()) for held in images if isinstance(held, Encoded))
-        lines.append(f"{'originals':19} {left} to {right} x {low} to {high} pixels, {total / 2**20:,.0f} MiB encoded")
+        wide, tall = (
+            str(least) if least == most else f"{least} to {most}" for least, most in ((left, right), (low, high))
+        )
+        lines.append(f"{'originals':19} {wide} x {tall} pixels, {total / 2**20:,.0f} MiB encoded")
     return lines
 
 

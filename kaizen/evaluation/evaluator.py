@@ -184,7 +184,7 @@ class Evaluator:
         name, optim = self.chapters.class_names[measured.constant], self.chapters.of(task).config.optim
         return [
             f"note: after task {task} the classifier gives the class {name!r} for every test image of the tasks seen, "
-            f"so it no longer learns; lower optim.classifier_lr ({optim.classifier_lr}) or raise optim.warmup_epochs "
+            f"so it no longer learns; lower optim.classifier_lr ({optim.classifier_lr:g}) or raise optim.warmup_epochs "
             f"({optim.warmup_epochs})"
         ]
 
