@@ -60,7 +60,7 @@ def measure_data(
         try:
             images = stream.source.train.images
             encoded = images if isinstance(images, Encoded) else None
-            say(f"data alone, {turns} times each")
+            say(f"data alone, {turns} times each (--repetitions)")
             feeds = {}
             for workers in _numbers(encoded):
                 if encoded is not None:
@@ -122,6 +122,6 @@ def data_lines(found: dict[str, Any]) -> Iterator[str]:
     yield row("data.store", found["store"])
     for workers, rate in found["feeds"].items():
         crew = "one thread" if found["store"] == "pixels" else f"{workers} worker{'s' * (workers != '1')}"
-        yield row(f"data, {crew}", f"{shown(rate)} images/s, replay images and all views made beside them")
+        yield row(f"data, {crew}", f"{shown(rate)} images/s, with the replay images, all views of each")
     yield row("steps", f"{shown(found['steps'])} images/s, with their data ready, views on the device included")
     yield row("limit", found["limit"])

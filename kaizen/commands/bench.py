@@ -62,6 +62,10 @@ def main(tokens: Sequence[str]) -> int:
         arguments.overrides.update(even)
     recipe, config = resolve(*arguments)
     _check_options(given)
+    # Like Ctrl-C, also when a terminal closes: the bench then deletes its files, and ends what it has launched.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     if given.start is not None:
         found = _start(recipe, config, rest, given)
         from kaizen.bench.table import start_lines
@@ -228,10 +232,6 @@ def _start(recipe: str, config: Config, rest: Sequence[str], given: argparse.Nam
     """Launch training and wait for its first step."""
     from kaizen.bench.start import measure_start
 
-    # Like Ctrl-C, also when a terminal closes: the end of the bench ends everything that it has launched.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, signal.default_int_handler)
     say = partial(print, file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(prefix="kaizen-bench-", ignore_cleanup_errors=True) as place:
         train = ["-m", TRAIN, *rest]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kaizen.data.decoding import Decoding, Shape, centre, crops
+from kaizen.data.images import reason_of
 from kaizen.data.pool import each
 from kaizen.errors import ConfigError
 
@@ -170,6 +171,5 @@ class Encoded:
         except MemoryError:
             raise
         except Exception as error:  # Pillow's readers raise many kinds of exceptions for broken files
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            problem = f"{self.contents.name(row)}: image can no longer be read ({reason})"
+            problem = f"{self.contents.name(row)}: image can no longer be read ({reason_of(error)})"
             raise ConfigError("data.source", f"{problem}; allowed: the data as they were when the run began") from error

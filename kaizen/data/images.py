@@ -64,13 +64,24 @@ def _given(row: Any) -> bytes:
     return bytes(content)
 
 
+def reason_of(error: Exception) -> str:
+    """Why an image cannot be read, on one line, without the file's name."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split())[:200] or type(error).__name__
+
+
 def open_bounded(file: BytesIO | str) -> "Image.Image":
-    """An encoded image with only its header read; a ValueError if it has too many pixels."""
-    from PIL import Image
+    """An encoded image with only its header read; a ValueError if it has too many pixels, or is none."""
+    from PIL import Image, UnidentifiedImageError
 
     _accept_large()
     try:
         return Image.open(file)
+    except UnidentifiedImageError:
+        size = os.path.getsize(file) if isinstance(file, str) else file.getbuffer().nbytes
+        raise ValueError(
+            f"none of the image formats that Pillow reads, {size:,} bytes" if size else "no bytes"
+        ) from None
     except Image.DecompressionBombError:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise ValueError(f"more than {most // 10**6} million pixels; allowed: fewer, so make it smaller") from None

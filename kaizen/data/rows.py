@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from kaizen.config.data import DataConfig
 from kaizen.data.files import Request
-from kaizen.data.images import decode_image, file_stamp, held, is_elsewhere, opened, square
+from kaizen.data.images import decode_image, file_stamp, held, is_elsewhere, opened, reason_of, square
 from kaizen.data.known import SMALL
 from kaizen.data.tables import Part
 from kaizen.errors import ConfigError
@@ -134,14 +134,13 @@ class Refusals:
         """
         if isinstance(error, MemoryError):
             raise error
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         where = f", {path}" if path else ""
         row = index if self.split.rows is None else self.split.rows[index]
-        problem = f"split {self.split.name!r}, row {row}{where}: image cannot be read ({reason})"
+        problem = f"split {self.split.name!r}, row {row}{where}: image cannot be read ({reason_of(error)})"
         # A file that exists and is refused may be readable the next time.
         is_refused = isinstance(error, OSError) and error.errno not in (None, errno.ENOENT)
         if self.request.broken == "error" or is_refused:
-            remedy = "" if is_refused else "; data.broken=skip leaves such images out"
+            remedy = "" if is_refused else "; data.broken=skip leaves such images out of a new run"
             raise ConfigError("data.source", problem + remedy) from error
         self.skipped[index] = problem
 

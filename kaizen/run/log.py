@@ -16,6 +16,7 @@ from kaizen.run.checkpoint import write_text, writing
 from kaizen.run.progress import Progress
 
 FIRST_STEP = "first step          {:.1f} s after the program began"
+RESUMED = "resumed             after step {} of {}"
 
 
 def cut_log(file: Path, step: int) -> None:
@@ -57,6 +58,8 @@ class RunLog:
         self, directory: Path, config: Config, parallel: Parallel, *, steps: int, done: int, lines: bool = True
     ) -> None:
         self.parallel = parallel
+        if 0 < done < steps:
+            parallel.announce(RESUMED.format(done, steps))
         file = directory / "log.jsonl"
         self._file = open(file, "a", encoding="utf-8") if parallel.is_main else None  # noqa: SIM115
         self.progress = Progress(steps, done, bar=parallel.is_main, lines=parallel.is_main and lines)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kaizen.data.decoding import Decoding, centre, centre_square
-from kaizen.data.images import bytes_of, decode_image, square, upright_rgb
+from kaizen.data.images import bytes_of, decode_image, reason_of, square, upright_rgb
 from kaizen.data.measured import shape_of
 from kaizen.errors import ConfigError
 
@@ -75,8 +75,7 @@ def pixels_of(picture: Picture, size: int, background: str, number: int = 0, res
         raise
     except Exception as error:  # PIL's readers raise many kinds of exceptions for broken files
         where = f"{os.fspath(picture)}: " if named else f"number {number}: "  # type: ignore[arg-type]
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
-        raise ConfigError("images", f"{where}cannot be read ({reason})") from error
+        raise ConfigError("images", f"{where}cannot be read ({reason_of(error)})") from error
 
 
 def _levels(picture: object) -> np.ndarray:

@@ -108,6 +108,17 @@ def test_who_ends_the_bench_ends_what_it_has_launched(number: signal.Signals, tm
     assert not list(work.iterdir())
 
 
+@pytest.mark.slow
+def test_a_measurement_that_is_ended_leaves_nothing_behind(tmp_path: Path, cache: str) -> None:
+    process = start([], "-m", "kaizen", "bench", "digits", *SMALL, "--data.cache_dir", cache, TMPDIR=str(tmp_path))
+    while not list(tmp_path.glob("kaizen-bench-*")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 130
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_command_that_ends_with_another_code_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(TrainingFailed, match="code 3, not 2"):
         command_seconds([sys.executable, "-c", "import sys; print('no key', file=sys.stderr); sys.exit(3)"], 2)

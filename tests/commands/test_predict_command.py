@@ -65,7 +65,7 @@ def test_files_that_cannot_be_read_are_named_and_the_others_predicted(
     assert [line["file"] for line in lines(out)] == [str(images / "z.png"), str(images / "b/y.jpg")]
     assert err.splitlines() == [
         "error: /no/such.png: cannot be read (No such file or directory)",
-        f"error: {images}/notes.txt: cannot be read (cannot identify image file '{images}/notes.txt')",
+        f"error: {images}/notes.txt: cannot be read (none of the image formats that Pillow reads, 8 bytes)",
         "error: /no/other.png: cannot be read (No such file or directory)",
         "error: FILE: 3 of 5 images cannot be read",
     ]

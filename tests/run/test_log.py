@@ -1,4 +1,4 @@
-"""The log's tracker: all starts belong to one run at Weights & Biases, and its errors do not end the training."""
+"""What a start prints of earlier ones, and the log's tracker: one run at Weights & Biases, whose errors end nothing."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,3 +46,11 @@ def test_a_tracker_that_fails_is_left_out(
     assert calls == 1
     assert (tmp_path / "log.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
     assert "note: wandb failed and is left out from here on (wandb-core exited)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("done", "told"), [(0, ""), (3, "resumed             after step 3 of 8\n"), (8, "")])
+def test_a_start_says_from_where_it_goes_on(
+    done: int, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    RunLog(tmp_path, resolve("digits", {})[1], Parallel(), steps=8, done=done).close()
+    assert capsys.readouterr().out == told
