@@ -32,6 +32,7 @@ def compare_originals(config: Config, stream: Stream, repetitions: int) -> dict[
     rows = np.arange(len(images))[:MOST_IMAGES]
     contents = [images.contents.read(int(row)).tobytes() for row in rows]
     cropper = Cropper(images, Encoded.collected([], images.decoding), views, pinned=False)
+    loader = pil_loader(contents, views, size, stream.moments, BATCH, workers)
     none, batches = np.empty(0, dtype=np.int64), max(2, -(-len(rows) // BATCH))
 
     def ours() -> float:
@@ -45,7 +46,7 @@ def compare_originals(config: Config, stream: Stream, repetitions: int) -> dict[
         return batches * BATCH / (time.perf_counter() - began)
 
     def theirs() -> float:
-        return pil_rate(pil_loader(contents, views, size, stream.moments, BATCH, workers), batches)
+        return pil_rate(loader, batches)
 
     held = torch.get_num_threads()
     torch.set_num_threads(workers)

@@ -66,8 +66,7 @@ def _given(row: Any) -> bytes:
 
 def reason_of(error: Exception) -> str:
     """Why an image cannot be read, on one line, without the file's name."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split())[:200] or type(error).__name__
+    return " ".join(str(getattr(error, "strerror", None) or error).split())[:200] or type(error).__name__
 
 
 def open_bounded(file: BytesIO | str) -> "Image.Image":

@@ -110,6 +110,7 @@ def augment(
     views = torch.empty(len(images), 3, size, size)
     order, threads = None, torch.get_num_threads()
     if size * size >= LARGE:
+        # Every thread gets some of a small batch.
         part = min(part, max(1, -(-len(images) // threads)))
     else:
         order = _order(draws, parameters, part)

@@ -16,7 +16,6 @@ from kaizen.run.checkpoint import write_text, writing
 from kaizen.run.progress import Progress
 
 FIRST_STEP = "first step          {:.1f} s after the program began"
-RESUMED = "resumed             after step {} of {}"
 
 
 def cut_log(file: Path, step: int) -> None:
@@ -59,7 +58,7 @@ class RunLog:
     ) -> None:
         self.parallel = parallel
         if 0 < done < steps:
-            parallel.announce(RESUMED.format(done, steps))
+            parallel.announce(f"resumed             after step {done} of {steps}")
         file = directory / "log.jsonl"
         self._file = open(file, "a", encoding="utf-8") if parallel.is_main else None  # noqa: SIM115
         self.progress = Progress(steps, done, bar=parallel.is_main, lines=parallel.is_main and lines)

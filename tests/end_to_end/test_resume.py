@@ -93,9 +93,11 @@ def test_a_run_asked_twice_to_stop_fifteen_times_at_any_moment_saves_within_seco
     stops, slowest, found = 0, 0.0, set()
     while stops < 15:
         process = launcher.start(tiny)
-        if stops % 3:  # at work; else anywhere from the start-up on
+        if stops % 3 == 0:  # anywhere from the start-up on
+            process.join(moments.uniform(0.3, 2))
+        else:  # at work
             wait_for_step(run, len(log_of_killed(run)) + 1, process.is_alive)
-        process.join(moments.uniform(0.3, 2) if stops % 3 == 0 else moments.uniform(0, 0.5))
+            process.join(moments.uniform(0, 0.5))
         if process.exitcode is not None:
             assert process.exitcode == 0
             shutil.rmtree(run)
